@@ -1,0 +1,285 @@
+//! The one error type of the crate.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+
+/// What went wrong, with the path and the key it happened to.
+///
+/// The text says what was found, what was expected and what to do; [`kind`](Self::kind) is for programs. The cause in
+/// the operating system, where there is one, is the [`source`](std::error::Error::source).
+///
+/// ```
+/// use gensync::{ErrorKind, Table};
+///
+/// let error = Table::options().create(false).open("/dev/shm/no-such.gensync").unwrap_err();
+/// assert!(matches!(error.kind(), ErrorKind::NotFound));
+/// assert!(error.to_string().contains("/dev/shm/no-such.gensync"));
+/// ```
+pub struct Error(Box<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    kind: ErrorKind,
+    path: Option<PathBuf>,
+    key: Option<String>,
+    source: Option<io::Error>,
+}
+
+/// The kinds of [`Error`].
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// The file is something else.
+    #[error(
+        "not a gensync table: it starts with {}, expected the bytes \"gensync\\0\"; choose another path, or remove the file",
+        Shown(.found)
+    )]
+    #[non_exhaustive]
+    NotATable {
+        /// The first bytes of the file, at most eight.
+        found: Vec<u8>,
+    },
+    /// The table was made by a version of gensync with another file format.
+    #[error(
+        "layout version {found}, expected {expected}: made by another version of gensync; let one version use this path, \
+         or stop its users and remove the file"
+    )]
+    #[non_exhaustive]
+    LayoutVersion {
+        /// The version in the file.
+        found: u32,
+        /// The version that this crate reads and writes.
+        expected: u32,
+    },
+    /// The table was made on a machine of the other byte order.
+    #[error(
+        "byte-order mark {found}, expected {expected} (1 little-endian, 2 big-endian): made on another kind of machine; \
+         remove the file"
+    )]
+    #[non_exhaustive]
+    ByteOrder {
+        /// The mark in the file.
+        found: u32,
+        /// The mark of this machine.
+        expected: u32,
+    },
+    /// The file is shorter than its header says.
+    #[error("truncated table: {found} bytes, expected at least {expected}; stop its users and remove the file")]
+    #[non_exhaustive]
+    Truncated {
+        /// The size of the file in bytes.
+        found: u64,
+        /// The least size that its header calls for, in bytes.
+        expected: u64,
+    },
+    /// A field of the header holds what no gensync wrote.
+    #[error("damaged header: {field} is {found}, expected {expected}; stop its users and remove the file")]
+    #[non_exhaustive]
+    Damaged {
+        /// The field's name.
+        field: &'static str,
+        /// What it holds.
+        found: u64,
+        /// What it may hold.
+        expected: &'static str,
+    },
+    /// The file belongs to a user whom the owner check does not accept.
+    #[error(
+        "belongs to user {found}, expected {expected}: another user could forge generations; use a path of your own, or \
+         accept that owner in TableOptions"
+    )]
+    #[non_exhaustive]
+    WrongOwner {
+        /// The owner's user id.
+        found: u32,
+        /// Whom the check accepts.
+        expected: String,
+    },
+    /// The folder of a default table belongs to someone else, is writable by others or is not a folder.
+    #[error("unsafe folder: {found}, expected a folder of user {user} with mode 0700; correct or remove it")]
+    #[non_exhaustive]
+    UnsafeFolder {
+        /// What is wrong with it.
+        found: String,
+        /// The user id that it should belong to.
+        user: u32,
+    },
+    /// The operating system refuses access.
+    #[error("permission denied; check the owner and mode of the file and of its folders")]
+    Permission,
+    /// The file system is mounted read-only.
+    #[error("the file system is read-only; choose another path, or open the table with read_only(true)")]
+    ReadOnlyFileSystem,
+    /// The path is a symbolic link.
+    #[error("is a symbolic link, expected a regular file; name the link's target")]
+    Symlink,
+    /// The path is a folder, a device, a pipe or a socket.
+    #[error("is {found}, expected a regular file; choose another path")]
+    #[non_exhaustive]
+    NotARegularFile {
+        /// What the path is.
+        found: &'static str,
+    },
+    /// The file system is shared between machines, where a mapping is not.
+    #[error(
+        "is on a {found} file system, whose mappings are not coherent between machines; use a local one, such as /dev/shm{}",
+        if *.found == "FUSE" { ", or allow_fuse(true) if no other machine has it mounted" } else { "" }
+    )]
+    #[non_exhaustive]
+    NetworkFileSystem {
+        /// The file system's name.
+        found: &'static str,
+    },
+    /// No room for another key: the disk, a quota, the file size limit or the greatest size of a table is reached.
+    #[error("table full: {reason}; existing keys go on working; {advice}")]
+    #[non_exhaustive]
+    TableFull {
+        /// What is exhausted.
+        reason: String,
+        /// What to do.
+        advice: &'static str,
+    },
+    /// The table was opened read-only.
+    #[error("the table is open read-only and this would write to it; open it without read_only(true)")]
+    ReadOnly,
+    /// The key is not in the table, and a read-only table cannot create it.
+    #[error("no such key, and the table is open read-only: let a process that may write attach to the key first")]
+    KeyNotFound,
+    /// The key is empty.
+    #[error("the cache key is empty; give at least one character")]
+    EmptyKey,
+    /// There is no file at the path, and none may be created.
+    #[error("no such table, and it may not be created; check the path, or let a process with create(true) open it first")]
+    NotFound,
+    /// An option or an argument is out of its range.
+    #[error("{what} is {found}, expected {expected}")]
+    #[non_exhaustive]
+    InvalidInput {
+        /// Which one.
+        what: &'static str,
+        /// What was given.
+        found: String,
+        /// What may be given.
+        expected: &'static str,
+    },
+    /// The table was retired, and its successor cannot be attached to now.
+    #[error("the table was reset or its file replaced, and no successor can be attached to; see whether its file can be opened")]
+    Retired,
+    /// Any other failure of the operating system.
+    #[error("{action} failed")]
+    #[non_exhaustive]
+    System {
+        /// What was attempted.
+        action: &'static str,
+    },
+}
+
+/// The first bytes of a file, as text where they are text.
+struct Shown<'a>(&'a [u8]);
+
+impl fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            [] => f.write_str("nothing (the file is empty)"),
+            bytes => write!(f, "\"{}\"", bytes.escape_ascii()),
+        }
+    }
+}
+
+impl Error {
+    pub(crate) fn new(kind: ErrorKind) -> Self {
+        Self(Box::new(Inner { kind, path: None, key: None, source: None }))
+    }
+
+    /// An error of the operating system, told by its number where that says more than "failed".
+    pub(crate) fn system(action: &'static str, errno: Errno) -> Self {
+        let kind = match errno {
+            Errno::EACCES | Errno::EPERM => ErrorKind::Permission,
+            Errno::EROFS => ErrorKind::ReadOnlyFileSystem,
+            Errno::ENOSPC | Errno::EDQUOT => ErrorKind::TableFull {
+                reason: if errno == Errno::ENOSPC { "no space is left on the file system" } else { "the disk quota is used up" }
+                    .to_owned(),
+                advice: "free some space there",
+            },
+            Errno::EFBIG => ErrorKind::TableFull {
+                reason: "the file would be larger than the file system or the process allows".to_owned(),
+                advice: "raise the file size limit (ulimit -f)",
+            },
+            _ => ErrorKind::System { action },
+        };
+        let mut error = Self::new(kind);
+        error.0.source = Some(errno.into());
+        error
+    }
+
+    pub(crate) fn io(action: &'static str, source: &io::Error) -> Self {
+        Self::system(action, source.raw_os_error().map_or(Errno::UnknownErrno, Errno::from_raw))
+    }
+
+    pub(crate) fn at(mut self, path: &Path) -> Self {
+        self.0.path.get_or_insert_with(|| path.to_owned());
+        self
+    }
+
+    pub(crate) fn with_key(mut self, key: &str) -> Self {
+        self.0.key.get_or_insert_with(|| key.to_owned());
+        self
+    }
+
+    /// What went wrong.
+    #[must_use]
+    pub fn kind(&self) -> &ErrorKind {
+        &self.0.kind
+    }
+
+    /// The file or folder concerned, where there is one.
+    #[must_use]
+    pub fn path(&self) -> Option<&Path> {
+        self.0.path.as_deref()
+    }
+
+    /// The cache key concerned, where there is one.
+    #[must_use]
+    pub fn key(&self) -> Option<&str> {
+        self.0.key.as_deref()
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(path) = &self.0.path {
+            write!(f, "{}: ", path.display())?;
+        }
+        if let Some(key) = &self.0.key {
+            write!(f, "key \"{}\": ", key.escape_debug())?;
+        }
+        self.0.kind.fmt(f)
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Inner { kind, path, key, source } = &*self.0;
+        f.debug_struct("Error")
+            .field("kind", kind)
+            .field("path", path)
+            .field("key", key)
+            .field("source", source)
+            .finish()
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.0.source.as_ref().map(|source| source as _)
+    }
+}
+
+impl From<ErrorKind> for Error {
+    fn from(kind: ErrorKind) -> Self {
+        Self::new(kind)
+    }
+}

@@ -1,0 +1,284 @@
+//! The file format, version 1.
+//!
+//! ```text
+//! offset 0       header: one page of 4096 bytes
+//! offset 4096    segment 0: C slots            (C = capacity, a power of two)
+//!                segment 1: 2 C slots
+//!                segment k: C * 2^k slots, appended when a key finds no room in segments 0..k-1
+//! ```
+//!
+//! The file ends where its last segment ends (a named table is sparse to its greatest size instead). Numbers of the
+//! fixed part of the header are little-endian; the words that change are in the byte order of the machine that made
+//! the file, which the byte-order mark names.
+//!
+//! | header offset | bytes | fixed at creation |
+//! |---|---|---|
+//! | 0 | 8 | magic, `gensync` and a zero byte |
+//! | 8 | 4 | layout version: 1 |
+//! | 12 | 4 | byte-order mark: 1 little-endian, 2 big-endian |
+//! | 16 | 4 | slot size: 128 |
+//! | 20 | 4 | header size: 4096 |
+//! | 24 | 8 | capacity of segment 0, in slots |
+//! | 32 | 16 | salt of the digests, random |
+//! | 48 | 16 | incarnation, random |
+//! | 64 | 8 | creation time, microseconds since the epoch |
+//! | 72 | 8 | floor: no key of this table starts at a lower generation |
+//! | 80 | 8 | checksum: first 8 bytes of the SHA-256 of bytes 0..80 |
+//!
+//! | header offset | bytes | changes |
+//! |---|---|---|
+//! | 128 | 16 | boot id: two words, the boot in which the table was last opened for the first time |
+//! | 144 | 4 | state: 1 live, 2 retiring, 3 retired |
+//! | 148 | 4 | number of segments |
+//! | 256 | 4 | table-wide wake word, alone in its cache lines |
+//!
+//! | slot offset | bytes | |
+//! |---|---|---|
+//! | 0 | 8 | generation word, see below |
+//! | 8 | 16 | digest: words A and B, the first 16 bytes of SHA-256(salt, key), little-endian; a zero word is replaced by 1 |
+//! | 24 | 4 | wake word |
+//! | 28 | 4 | length of the key in bytes; 0 while the label is not written |
+//! | 32 | 8 | first generation of the slot |
+//! | 40 | 88 | label: the key's first 88 bytes, zero-filled |
+//!
+//! The generation word: bits 63..56 updates that are pending, bit 55 somebody waits, bit 54 the table has a
+//! successor, bits 53..0 the generation.
+//!
+//! The slots where a key with the words A and B may stand in segment k of n slots are, in this order,
+//! `(A + k * B + i * (i + 1) / 2) mod n` (wrapping arithmetic) for i = 0, 1, ... below [`probe_limit`].
+//! Triangular steps visit distinct slots in a table of a power of two, and their first few share a page.
+
+use sha2::{Digest as _, Sha256};
+
+use crate::error::ErrorKind;
+use crate::sync::{AtomicU32, AtomicU64};
+
+pub(crate) const MAGIC: [u8; 8] = *b"gensync\0";
+pub(crate) const VERSION: u32 = 1;
+pub(crate) const HEADER_SIZE: usize = 4096;
+pub(crate) const SLOT_SIZE: usize = 128;
+pub(crate) const LABEL_SIZE: usize = 88;
+
+/// Address space that a mapping sets aside, and so the greatest size of a table: 8 GiB, some 50 million keys.
+pub(crate) const MAX_SIZE: u64 = 8 << 30;
+/// The greatest capacity of segment 0: half of what fits, so that one more segment never overflows the arithmetic.
+pub(crate) const MAX_CAPACITY: u64 = MAX_SIZE / (2 * SLOT_SIZE as u64);
+
+pub(crate) const LIVE: u32 = 1;
+pub(crate) const RETIRING: u32 = 2;
+pub(crate) const RETIRED: u32 = 3;
+
+const BYTE_ORDER: u32 = if cfg!(target_endian = "little") { 1 } else { 2 };
+const CHECKED: usize = 80;
+const BOOT_OFFSET: usize = 128;
+const STATE_OFFSET: usize = 144;
+const SEGMENTS_OFFSET: usize = 148;
+
+/// How many slots of segment `k` a key may stand in.
+///
+/// Measured: with 64, none of 20,000 tables of 1024 slots ran out of room below 800 keys (the earliest at 843); with
+/// 16 in the later segments, a table that grows stays below 370 bytes a key.
+pub(crate) const fn probe_limit(segment: u32) -> u64 {
+    if segment == 0 { 64 } else { 16 }
+}
+
+/// The words of the header that change while the table is in use.
+#[derive(Debug)]
+#[repr(C, align(128))]
+pub(crate) struct Header {
+    pub(crate) boot: [AtomicU64; 2],
+    pub(crate) state: AtomicU32,
+    pub(crate) segments: AtomicU32,
+    pub(crate) wake: WakeLine,
+}
+
+/// The table-wide wake word in cache lines of its own: nobody writes here unless somebody watches the whole table.
+#[derive(Debug)]
+#[repr(C, align(128))]
+pub(crate) struct WakeLine {
+    pub(crate) word: AtomicU32,
+}
+
+/// One slot: two cache lines, the first of which holds all that a check or an update touches.
+#[derive(Debug)]
+#[repr(C, align(128))]
+pub(crate) struct Slot {
+    pub(crate) generation: AtomicU64,
+    pub(crate) digest_a: AtomicU64,
+    pub(crate) digest_b: AtomicU64,
+    pub(crate) wake: AtomicU32,
+    pub(crate) key_length: AtomicU32,
+    pub(crate) first: AtomicU64,
+    pub(crate) label: [AtomicU64; LABEL_SIZE / 8],
+}
+
+#[cfg(not(loom))]
+const _: () = {
+    use std::mem::{align_of, offset_of, size_of};
+    assert!(size_of::<Slot>() == SLOT_SIZE && align_of::<Slot>() == SLOT_SIZE);
+    assert!(offset_of!(Slot, generation) == 0);
+    assert!(offset_of!(Slot, digest_a) == 8);
+    assert!(offset_of!(Slot, digest_b) == 16);
+    assert!(offset_of!(Slot, wake) == 24);
+    assert!(offset_of!(Slot, key_length) == 28);
+    assert!(offset_of!(Slot, first) == 32);
+    assert!(offset_of!(Slot, label) == 40);
+    assert!(offset_of!(Header, boot) == 0);
+    assert!(BOOT_OFFSET + offset_of!(Header, state) == STATE_OFFSET);
+    assert!(BOOT_OFFSET + offset_of!(Header, segments) == SEGMENTS_OFFSET);
+    assert!(BOOT_OFFSET + offset_of!(Header, wake) == 256);
+    assert!(BOOT_OFFSET + size_of::<Header>() <= HEADER_SIZE);
+    assert!(BOOT_OFFSET.is_multiple_of(align_of::<Header>()));
+    assert!(HEADER_SIZE.is_multiple_of(align_of::<Slot>()));
+};
+
+/// Where the changing words of the header begin.
+pub(crate) const HEADER_WORDS_OFFSET: usize = BOOT_OFFSET;
+
+/// The number of slots in `segment`.
+pub(crate) const fn segment_slots(capacity: u64, segment: u32) -> u64 {
+    capacity << segment
+}
+
+/// The first byte of `segment`; the end of a table that has `segment` segments.
+pub(crate) const fn segment_offset(capacity: u64, segment: u32) -> u64 {
+    HEADER_SIZE as u64 + capacity * ((1 << segment) - 1) * SLOT_SIZE as u64
+}
+
+/// How many segments fit into `size` bytes, counted from a segment 0 of `capacity` slots.
+pub(crate) const fn segments_within(capacity: u64, size: u64) -> u32 {
+    let mut segments = 0;
+    while segment_offset(capacity, segments + 1) <= size {
+        segments += 1;
+    }
+    segments
+}
+
+/// What is fixed when a table is created. Read once, checked, and kept outside the mapping: nothing that is written
+/// into the file later can change it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Facts {
+    pub(crate) capacity: u64,
+    pub(crate) salt: [u8; 16],
+    pub(crate) incarnation: [u8; 16],
+    pub(crate) created: u64,
+    pub(crate) floor: u64,
+}
+
+impl Facts {
+    /// The header page of a new, live table with one segment.
+    pub(crate) fn encode(&self, boot: [u64; 2]) -> [u8; HEADER_SIZE] {
+        let mut page = [0; HEADER_SIZE];
+        let mut put = |offset: usize, bytes: &[u8]| page[offset..offset + bytes.len()].copy_from_slice(bytes);
+        put(0, &MAGIC);
+        put(8, &VERSION.to_le_bytes());
+        put(12, &BYTE_ORDER.to_le_bytes());
+        put(16, &(SLOT_SIZE as u32).to_le_bytes());
+        put(20, &(HEADER_SIZE as u32).to_le_bytes());
+        put(24, &self.capacity.to_le_bytes());
+        put(32, &self.salt);
+        put(48, &self.incarnation);
+        put(64, &self.created.to_le_bytes());
+        put(72, &self.floor.to_le_bytes());
+        put(BOOT_OFFSET, &native64(boot[0]));
+        put(BOOT_OFFSET + 8, &native64(boot[1]));
+        put(STATE_OFFSET, &native32(LIVE));
+        put(SEGMENTS_OFFSET, &native32(1));
+        let sum = checksum(&page);
+        page[CHECKED..CHECKED + 8].copy_from_slice(&sum);
+        page
+    }
+
+    /// Reads and checks the header page of a file of `size` bytes; whatever is wrong is named.
+    pub(crate) fn decode(page: &[u8], size: u64) -> Result<Self, ErrorKind> {
+        let start = &page[..page.len().min(MAGIC.len())];
+        if start != MAGIC {
+            return Err(ErrorKind::NotATable { found: start.to_vec() });
+        }
+        if page.len() < HEADER_SIZE {
+            return Err(ErrorKind::Truncated { found: size, expected: HEADER_SIZE as u64 });
+        }
+        let version = u32_at(page, 8);
+        if version != VERSION {
+            return Err(ErrorKind::LayoutVersion { found: version, expected: VERSION });
+        }
+        let order = u32_at(page, 12);
+        if order != BYTE_ORDER {
+            return Err(match order {
+                1 | 2 => ErrorKind::ByteOrder { found: order, expected: BYTE_ORDER },
+                _ => damaged("byte-order mark", u64::from(order), "1 or 2"),
+            });
+        }
+        if page[CHECKED..CHECKED + 8] != checksum(page) {
+            return Err(damaged("checksum of the header", u64_at(page, CHECKED), "the one that its fields give"));
+        }
+        let slot_size = u32_at(page, 16);
+        if slot_size as usize != SLOT_SIZE {
+            return Err(damaged("slot size", u64::from(slot_size), "128"));
+        }
+        let header_size = u32_at(page, 20);
+        if header_size as usize != HEADER_SIZE {
+            return Err(damaged("header size", u64::from(header_size), "4096"));
+        }
+        let capacity = u64_at(page, 24);
+        if !capacity.is_power_of_two() || capacity > MAX_CAPACITY {
+            return Err(damaged("capacity", capacity, "a power of two, at most 33554432"));
+        }
+        let state = changing_u32(page, STATE_OFFSET);
+        if !(LIVE..=RETIRED).contains(&state) {
+            return Err(damaged("state", u64::from(state), "1, 2 or 3"));
+        }
+        let segments = changing_u32(page, SEGMENTS_OFFSET);
+        if segments == 0 || segments > segments_within(capacity, MAX_SIZE) {
+            return Err(damaged("number of segments", u64::from(segments), "at least 1, of at most 8 GiB together"));
+        }
+        let expected = segment_offset(capacity, segments);
+        if size < expected {
+            return Err(ErrorKind::Truncated { found: size, expected });
+        }
+        Ok(Self {
+            capacity,
+            salt: array_at(page, 32),
+            incarnation: array_at(page, 48),
+            created: u64_at(page, 64),
+            floor: u64_at(page, 72),
+        })
+    }
+}
+
+fn damaged(field: &'static str, found: u64, expected: &'static str) -> ErrorKind {
+    ErrorKind::Damaged { field, found, expected }
+}
+
+fn checksum(page: &[u8]) -> [u8; 8] {
+    array_at(&Sha256::digest(&page[..CHECKED]), 0)
+}
+
+fn array_at<const N: usize>(bytes: &[u8], offset: usize) -> [u8; N] {
+    std::array::from_fn(|i| bytes[offset + i])
+}
+
+fn u32_at(page: &[u8], offset: usize) -> u32 {
+    u32::from_le_bytes(array_at(page, offset))
+}
+
+fn u64_at(page: &[u8], offset: usize) -> u64 {
+    u64::from_le_bytes(array_at(page, offset))
+}
+
+// The changing words are accessed as atomics, so they stand in the machine's own byte order, which the mark names.
+
+#[expect(clippy::host_endian_bytes, reason = "the changing words are in the machine's byte order")]
+fn changing_u32(page: &[u8], offset: usize) -> u32 {
+    u32::from_ne_bytes(array_at(page, offset))
+}
+
+#[expect(clippy::host_endian_bytes, reason = "the changing words are in the machine's byte order")]
+fn native32(value: u32) -> [u8; 4] {
+    value.to_ne_bytes()
+}
+
+#[expect(clippy::host_endian_bytes, reason = "the changing words are in the machine's byte order")]
+fn native64(value: u64) -> [u8; 8] {
+    value.to_ne_bytes()
+}
