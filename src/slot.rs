@@ -1,0 +1,390 @@
+//! One slot, the changing words of the header, and every memory ordering of the crate; nobody else names one.
+//!
+//! The promise that all of it serves: what a process wrote before its update is visible to whoever sees that update.
+//! An update is a release, a check an acquire, of the same generation word.
+
+use crate::generation::Generation;
+use crate::layout::{Header, LABEL_SIZE, LIVE, RETIRED, RETIRING, Slot};
+use crate::sync::{AtomicU32, AtomicU64, Ordering, fence};
+
+const GENERATION: u64 = (1 << 54) - 1;
+const RETIRED_BIT: u64 = 1 << 54;
+const WAITING_BIT: u64 = 1 << 55;
+
+/// A value of a generation word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Word(u64);
+
+impl Word {
+    pub(crate) fn generation(self) -> Option<Generation> {
+        Generation::new(self.0 & GENERATION)
+    }
+
+    /// Whether the slot's generation can be relied on: the table has no successor, and the slot has begun. An emptied
+    /// mapping (see `Mapping::empty`) reads zero, which counts as retired.
+    pub(crate) fn is_live(self) -> bool {
+        self.0 & RETIRED_BIT == 0 && self.0 & GENERATION != 0
+    }
+}
+
+/// The 128 bits of a key's salted hash that name it in one table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Digest {
+    a: u64,
+    b: u64,
+}
+
+impl Digest {
+    /// Zero means "not claimed", so a zero word is replaced by 1.
+    pub(crate) fn new(a: u64, b: u64) -> Self {
+        Self { a: a.max(1), b: b.max(1) }
+    }
+
+    pub(crate) fn words(self) -> [u64; 2] {
+        [self.a, self.b]
+    }
+
+    /// Where the search for this digest begins in `segment`, before it is taken modulo the segment's size.
+    pub(crate) fn place(self, segment: u32) -> u64 {
+        self.a.wrapping_add(self.b.wrapping_mul(u64::from(segment)))
+    }
+}
+
+/// What a look at a slot finds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Holder {
+    Nobody,
+    This,
+    /// This digest's first word without a second: a claim under way, or one whose claimer died.
+    Unfinished,
+    Other,
+}
+
+impl Slot {
+    /// The generation word: all that a check reads of shared memory.
+    #[inline]
+    pub(crate) fn word(&self) -> Word {
+        // ORDERING: pairs with the release half of `bump`, `expire` and `retire`. A relaxed load and a fence, not an
+        // acquire load, since only relaxed loads are defined on memory that is mapped read-only.
+        let word = self.generation.load(Ordering::Relaxed);
+        fence(Ordering::Acquire);
+        Word(word)
+    }
+
+    /// One update. Returns the word before it, which tells all that an updater must know.
+    #[inline]
+    pub(crate) fn bump(&self) -> Word {
+        // ORDERING: release, for the check that sees this update (`word`); acquire, so that an updater who finds the
+        // retired bit sees what the retiring process wrote before it set the bit (`retire`).
+        Word(self.generation.fetch_add(1, Ordering::AcqRel))
+    }
+
+    /// Moves on to `candidate` if the slot has no generation yet. All who attach may do it; the first one counts.
+    pub(crate) fn begin(&self, candidate: u64) {
+        // ORDERING: relaxed, as only the value of `first` matters, and every process that gets here uses the winner's.
+        let first = match self.first.compare_exchange(0, candidate, Ordering::Relaxed, Ordering::Relaxed) {
+            Ok(_) => candidate,
+            Err(winner) => winner,
+        };
+        // ORDERING: release, so that who reads the generation finds `first` (`word`, then `updates`). A failure means
+        // that the slot has begun, or that a sweep retired it first, which the caller reads from the word.
+        let _ = self.generation.compare_exchange(0, first & GENERATION, Ordering::Release, Ordering::Relaxed);
+    }
+
+    /// The last update of this table: bumps, sets the retired bit. Does nothing the second time.
+    pub(crate) fn retire(&self) {
+        self.change(|word| (word & RETIRED_BIT == 0).then_some(word.wrapping_add(1) | RETIRED_BIT));
+    }
+
+    /// Moves past `floor` and the present generation, and clears what processes of an earlier boot left.
+    pub(crate) fn renew(&self, floor: u64) {
+        let updates = self.updates();
+        self.change(|word| {
+            let generation = (word & GENERATION).wrapping_add(1).max(floor & GENERATION) & GENERATION;
+            (word & GENERATION != 0).then_some(generation | (word & RETIRED_BIT))
+        });
+        if let Some(generation) = self.word().generation() {
+            // ORDERING: relaxed; the number of updates is for people, and other openers wait for this one's lock.
+            self.first.store(generation.get().wrapping_sub(updates), Ordering::Relaxed);
+        }
+    }
+
+    fn change(&self, step: impl Fn(u64) -> Option<u64>) {
+        // ORDERING: as in `bump`.
+        let mut word = self.generation.load(Ordering::Relaxed);
+        while let Some(next) = step(word) {
+            match self.generation.compare_exchange_weak(word, next, Ordering::AcqRel, Ordering::Relaxed) {
+                Ok(_) => return,
+                Err(present) => word = present,
+            }
+        }
+    }
+
+    /// Who holds the slot, without changing it.
+    pub(crate) fn holder(&self, digest: Digest) -> Holder {
+        // ORDERING: relaxed loads and a fence, as in `word`; pairs with the claims in `claim`. Word A never changes
+        // once set and B is set after A, so A and then B tell one story whatever happens between the loads.
+        let a = self.digest_a.load(Ordering::Relaxed);
+        let b = self.digest_b.load(Ordering::Relaxed);
+        fence(Ordering::Acquire);
+        match (a, b) {
+            (0, _) => Holder::Nobody,
+            (a, b) if a == digest.a && b == digest.b => Holder::This,
+            (a, 0) if a == digest.a => Holder::Unfinished,
+            _ => Holder::Other,
+        }
+    }
+
+    /// Claims the slot for `digest`, or finishes another process's claim of it; `false` if it is another key's.
+    pub(crate) fn claim(&self, digest: Digest) -> bool {
+        Self::take(&self.digest_a, digest.a) && Self::take(&self.digest_b, digest.b)
+    }
+
+    fn take(word: &AtomicU64, mine: u64) -> bool {
+        // A plain look first: most slots on the way are other keys', and a failed compare-exchange writes.
+        // ORDERING: acquire on either outcome pairs with the release of whoever set the word.
+        let present = word.load(Ordering::Acquire);
+        if present != 0 {
+            return present == mine;
+        }
+        match word.compare_exchange(0, mine, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => true,
+            Err(winner) => winner == mine,
+        }
+    }
+
+    /// The digest of the key that holds this slot, once the claim is complete.
+    pub(crate) fn digest(&self) -> Option<Digest> {
+        // ORDERING: as in `holder`.
+        let a = self.digest_a.load(Ordering::Relaxed);
+        let b = self.digest_b.load(Ordering::Relaxed);
+        fence(Ordering::Acquire);
+        (a != 0 && b != 0).then_some(Digest { a, b })
+    }
+
+    /// Whether somebody has begun to claim the slot.
+    pub(crate) fn is_claimed(&self) -> bool {
+        // ORDERING: the sweeper's half of `Header::is_live_after_claim`: its fence stands in `begin_retiring`.
+        self.digest_a.load(Ordering::Relaxed) != 0
+    }
+
+    /// How often the key was updated since it was created here.
+    pub(crate) fn updates(&self) -> u64 {
+        let generation = self.word().generation().map_or(0, Generation::get);
+        // ORDERING: relaxed; `word` acquired what `begin` released.
+        generation.wrapping_sub(self.first.load(Ordering::Relaxed)) & GENERATION
+    }
+
+    pub(crate) fn has_label(&self) -> bool {
+        // ORDERING: relaxed; writing a label twice does no harm.
+        self.key_length.load(Ordering::Relaxed) != 0
+    }
+
+    /// Writes the key's text. Every writer writes the same, so they may overlap.
+    pub(crate) fn write_label(&self, key: &[u8]) {
+        for (word, bytes) in self.label.iter().zip(key.chunks(8)) {
+            let mut padded = [0; 8];
+            padded[..bytes.len()].copy_from_slice(bytes);
+            word.store(label_word(padded), Ordering::Relaxed);
+        }
+        let length = u32::try_from(key.len()).unwrap_or(u32::MAX);
+        // ORDERING: release, so that who sees the length sees the text (`label`).
+        self.key_length.store(length, Ordering::Release);
+    }
+
+    /// The key's first bytes, and how long the whole key is.
+    pub(crate) fn label(&self) -> (Vec<u8>, usize) {
+        // ORDERING: pairs with `write_label`; relaxed load and fence as in `word`.
+        let length = self.key_length.load(Ordering::Relaxed) as usize;
+        fence(Ordering::Acquire);
+        let text = self.label.iter().flat_map(|word| label_bytes(word.load(Ordering::Relaxed)));
+        (text.take(length.min(LABEL_SIZE)).collect(), length)
+    }
+}
+
+/// The label is text in the order of its bytes, on any machine.
+#[expect(clippy::host_endian_bytes, reason = "a label's bytes stand in the file in their own order")]
+fn label_word(bytes: [u8; 8]) -> u64 {
+    u64::from_ne_bytes(bytes)
+}
+
+#[expect(clippy::host_endian_bytes, reason = "a label's bytes stand in the file in their own order")]
+fn label_bytes(word: u64) -> [u8; 8] {
+    word.to_ne_bytes()
+}
+
+impl Header {
+    /// How many segments there are, as the file says; the reader checks it against the mapping.
+    pub(crate) fn segments(&self) -> u32 {
+        // ORDERING: pairs with `add_segment`; relaxed load and fence as in `Slot::word`.
+        let segments = self.segments.load(Ordering::Relaxed);
+        fence(Ordering::Acquire);
+        segments
+    }
+
+    /// Publishes the segment behind the first `present` ones. Lost to another grower: the segment is there as well.
+    pub(crate) fn add_segment(&self, present: u32) {
+        // ORDERING: release pairs with `segments`.
+        let _ = self.segments.compare_exchange(present, present + 1, Ordering::Release, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_live(&self) -> bool {
+        self.state.load(Ordering::Relaxed) == LIVE
+    }
+
+    pub(crate) fn is_retired(&self) -> bool {
+        // ORDERING: pairs with `end_retiring`: the sweep is complete. Relaxed load and fence as in `Slot::word`.
+        let state = self.state.load(Ordering::Relaxed);
+        fence(Ordering::Acquire);
+        state == RETIRED
+    }
+
+    /// Asked after a claim: `false` if the sweep of a retiring table may have missed the slot.
+    pub(crate) fn is_live_after_claim(&self) -> bool {
+        // ORDERING: with the fence in `begin_retiring`, one of two holds: this load sees that state, or the sweep sees
+        // the claim (store, fence, load on both sides).
+        fence(Ordering::SeqCst);
+        self.is_live()
+    }
+
+    /// Says that the table is being retired; the sweep comes next.
+    pub(crate) fn begin_retiring(&self) {
+        let _ = self.state.compare_exchange(LIVE, RETIRING, Ordering::AcqRel, Ordering::Relaxed);
+        // ORDERING: the sweeper's half of `is_live_after_claim`.
+        fence(Ordering::SeqCst);
+    }
+
+    /// Says that every slot is retired, and every update to this table carried to its successor, if there is one.
+    pub(crate) fn end_retiring(&self) {
+        // ORDERING: release pairs with `is_retired`.
+        self.state.store(RETIRED, Ordering::Release);
+    }
+
+    /// The boot in which the table was last opened for the first time.
+    pub(crate) fn boot(&self) -> [u64; 2] {
+        // ORDERING: pairs with `set_boot`; relaxed loads and fence as in `Slot::word`.
+        let boot = [self.boot[0].load(Ordering::Relaxed), self.boot[1].load(Ordering::Relaxed)];
+        fence(Ordering::Acquire);
+        boot
+    }
+
+    pub(crate) fn set_boot(&self, boot: [u64; 2]) {
+        // ORDERING: release: who reads this boot finds every slot renewed. Half of the old id beside half of the new
+        // one equals neither, so a reader in between renews again, which does no harm.
+        self.boot[0].store(boot[0], Ordering::Release);
+        self.boot[1].store(boot[1], Ordering::Release);
+    }
+}
+
+/// The generation that one holder has seen; private to a process, shared by its threads.
+#[derive(Debug)]
+pub(crate) struct Seen(AtomicU64);
+
+impl Seen {
+    pub(crate) fn nothing() -> Self {
+        Self(AtomicU64::new(0))
+    }
+
+    /// Whether `word` is exactly the generation seen: not retired, nothing pending, whoever waits.
+    #[inline]
+    pub(crate) fn is(&self, word: Word) -> bool {
+        // ORDERING: acquire pairs with `adopt`: a thread that finds the state fresh sees the state. The generation is
+        // never zero in a live word, and a zero word is never fresh, as `nothing` is told apart below.
+        let seen = self.0.load(Ordering::Acquire);
+        word.0 & !WAITING_BIT == seen && seen != 0
+    }
+
+    #[inline]
+    pub(crate) fn get(&self) -> Option<Generation> {
+        Generation::new(self.0.load(Ordering::Acquire))
+    }
+
+    pub(crate) fn adopt(&self, generation: Option<Generation>) {
+        // ORDERING: release pairs with `is`.
+        self.0.store(generation.map_or(0, Generation::get), Ordering::Release);
+    }
+
+    /// Follows an update from `before` by the holder itself, if `before` is what it had seen.
+    #[inline]
+    pub(crate) fn follow(&self, before: Word) {
+        // A load and a store, not a compare-exchange, which would double the cost of an update. Two threads that
+        // change the state behind one synchronizer at once need a lock for the state itself, and it orders this too.
+        let seen = self.0.load(Ordering::Relaxed);
+        if before.0 & !WAITING_BIT == seen {
+            // ORDERING: as in `adopt`.
+            self.0.store((before.0 & GENERATION) + 1, Ordering::Release);
+        }
+    }
+}
+
+/// Counts down to the next look at the file; private to a process.
+#[derive(Debug)]
+pub(crate) struct Countdown(AtomicU32);
+
+impl Countdown {
+    const START: u32 = 64;
+
+    pub(crate) fn new() -> Self {
+        Self(AtomicU32::new(Self::START))
+    }
+
+    /// Counts `weight` off; `false` when the time has come.
+    #[inline]
+    pub(crate) fn tick(&self, weight: u32) -> bool {
+        // ORDERING: relaxed, and not one atomic step: threads that overlap may lose a count, which puts the look off
+        // by one check.
+        let left = self.0.load(Ordering::Relaxed).wrapping_sub(weight);
+        self.0.store(left, Ordering::Relaxed);
+        // The count has passed zero when it wraps, so one test serves for any weight.
+        left != 0 && left <= Self::START
+    }
+
+    pub(crate) fn restart(&self) {
+        self.0.store(Self::START, Ordering::Relaxed);
+    }
+}
+
+/// A point in time that threads take turns at; private to a process.
+#[derive(Debug)]
+pub(crate) struct Turn(AtomicU64);
+
+impl Turn {
+    /// Due at `time`.
+    pub(crate) fn at(time: u64) -> Self {
+        Self(AtomicU64::new(time))
+    }
+
+    /// Whether it is due at `now`; if so, the caller has the turn, and the next one is `pause` later.
+    pub(crate) fn take(&self, now: u64, pause: u64) -> bool {
+        let due = self.0.load(Ordering::Relaxed);
+        // ORDERING: relaxed: the turn guards nothing but the cost of two threads doing the same.
+        now >= due && self.0.compare_exchange(due, now + pause, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+    }
+
+    pub(crate) fn postpone(&self, time: u64) {
+        self.0.store(time, Ordering::Relaxed);
+    }
+}
+
+/// A pointer to something that is complete before it is published, and never changes afterwards.
+#[cfg(not(loom))]
+#[derive(Debug)]
+pub(crate) struct Published<T>(crate::sync::AtomicPtr<T>);
+
+#[cfg(not(loom))]
+impl<T> Published<T> {
+    pub(crate) fn new(pointer: *mut T) -> Self {
+        Self(crate::sync::AtomicPtr::new(pointer))
+    }
+
+    #[inline]
+    pub(crate) fn get(&self) -> *mut T {
+        // ORDERING: pairs with `replace`.
+        self.0.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn replace(&self, old: *mut T, new: *mut T) -> bool {
+        // ORDERING: release: what `new` points to is complete for whoever gets it.
+        self.0.compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    }
+}
