@@ -1,0 +1,167 @@
+//! Find, claim, help and grow, over any memory.
+//!
+//! # The protocol
+//!
+//! A key is named by its digest, two words that are never zero. In each segment it may stand in a few slots only, which
+//! are probed in a fixed order; a slot, once claimed, belongs to its key for ever, and nothing is moved or freed. So the
+//! address of a slot, once found, serves as long as the memory is mapped.
+//!
+//! **Finding** asks the segments from the last to the first, as half of all keys stand in the last one. Claims fill a
+//! segment's probe sequence in order, so the first empty slot ends the search of that segment.
+//!
+//! **Claiming** asks from the first segment to the last. That order is the same for everybody, so all who claim one key
+//! meet at the first slot that was free for it. Two compare-exchanges take a slot: word A, then word B.
+//!
+//! - Stopped before A: nothing has happened.
+//! - Stopped between A and B: whoever claims the same key comes to this slot, finds its own A, and finishes with B. A
+//!   key that shares only the word A may finish it with its own B; then the slot is that key's, and the first claimer
+//!   goes on to the next slot, as everybody does who looks for its key.
+//! - Stopped after B: the key stands; whoever attaches next gives it its generation and its label.
+//!
+//! **Beginning.** The first generation is decided by one compare-exchange on the slot's `first` word, then copied into
+//! the generation word by another; all who attach do both, so it does not matter who was stopped where.
+//!
+//! **Growing.** When a probe finds no room in any segment, the memory is extended by the next one and the number of
+//! segments raised. Two growers extend the same range, which does nothing the second time, and one of them raises.
+//! Stopped in between: the file is longer than it needs to be until the next grower comes by.
+//!
+//! **Retiring** ends a table: its state says so, then a sweep bumps every claimed slot and sets its retired bit. A
+//! claimer reads the state after its claim, with full fences on both sides: either it sees that the table is retiring,
+//! and attaches to the successor, or the sweep sees its slot. The sweep changes each slot once, however often it runs,
+//! so whoever finds a retiring table does it again rather than wait for a process that may be dead.
+
+use crate::error::Error;
+use crate::layout::{Header, Slot, probe_limit, segment_slots};
+use crate::slot::{Digest, Holder};
+
+/// Where a table's words are: a mapped file, or boxes in tests and models.
+pub(crate) trait Memory {
+    fn header(&self) -> &Header;
+
+    /// How many segments there are and can be reached here.
+    ///
+    /// # Errors
+    ///
+    /// The file does not hold what its header says, or this process has no room to map it.
+    fn segments(&self) -> Result<u32, Error>;
+
+    /// The slots of a segment below [`segments`](Self::segments).
+    fn segment(&self, segment: u32) -> &[Slot];
+
+    /// Makes room for `segment`, the next one. Doing it twice does no harm.
+    ///
+    /// # Errors
+    ///
+    /// No room.
+    fn extend(&self, segment: u32) -> Result<(), Error>;
+}
+
+/// The slots of one incarnation of a table.
+#[derive(Debug)]
+pub(crate) struct Slots<M> {
+    memory: M,
+    capacity: u64,
+}
+
+impl<M: Memory> Slots<M> {
+    pub(crate) fn new(memory: M, capacity: u64) -> Self {
+        Self { memory, capacity }
+    }
+
+    pub(crate) fn memory(&self) -> &M {
+        &self.memory
+    }
+
+    pub(crate) fn header(&self) -> &Header {
+        self.memory.header()
+    }
+
+    /// The slots that may hold `digest` in `segment`, in the order of probing.
+    fn probe(&self, segment: u32, digest: Digest) -> impl Iterator<Item = &Slot> {
+        let slots = self.memory.segment(segment);
+        let place = digest.place(segment);
+        let mask = segment_slots(self.capacity, segment) - 1;
+        // Masked by the segment's size, which `segment` answers for.
+        (0..probe_limit(segment).min(mask + 1)).map(move |i| &slots[(place.wrapping_add(i * (i + 1) / 2) & mask) as usize])
+    }
+
+    /// The key's slot, without creating it.
+    pub(crate) fn find(&self, digest: Digest) -> Result<Option<&Slot>, Error> {
+        let segments = self.memory.segments()?;
+        for segment in (0..segments).rev() {
+            for slot in self.probe(segment, digest) {
+                match slot.holder(digest) {
+                    Holder::This => return Ok(Some(slot)),
+                    Holder::Nobody => break,
+                    Holder::Unfinished | Holder::Other => {}
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// The key's slot, claimed if there is none. The caller lets it begin.
+    pub(crate) fn claim(&self, digest: Digest) -> Result<&Slot, Error> {
+        let mut segment = 0;
+        loop {
+            if segment == self.memory.segments()? {
+                self.memory.extend(segment)?;
+                self.header().add_segment(segment);
+            }
+            if let Some(slot) = self.probe(segment, digest).find(|slot| slot.claim(digest)) {
+                return Ok(slot);
+            }
+            segment += 1;
+        }
+    }
+
+    /// Finds or claims the key's slot, lets it begin at `start` or later, and labels it.
+    ///
+    /// `None`: the table is being retired, and the slot may have been missed by the sweep.
+    pub(crate) fn attach(&self, digest: Digest, start: impl FnOnce() -> u64, label: &[u8]) -> Result<Option<&Slot>, Error> {
+        let slot = match self.find(digest)? {
+            Some(slot) => slot,
+            None => self.claim(digest)?,
+        };
+        if slot.word().generation().is_none() {
+            slot.begin(start());
+        }
+        if !slot.has_label() {
+            slot.write_label(label);
+        }
+        Ok(self.header().is_live_after_claim().then_some(slot))
+    }
+
+    /// All slots that somebody has begun to claim.
+    pub(crate) fn claimed(&self) -> Result<impl Iterator<Item = (u32, u64, &Slot)>, Error> {
+        let segments = self.memory.segments()?;
+        Ok((0..segments).flat_map(move |segment| {
+            let slots = self.memory.segment(segment).iter().enumerate();
+            slots.filter(|(_, slot)| slot.is_claimed()).map(move |(index, slot)| (segment, index as u64, slot))
+        }))
+    }
+
+    /// How many slots a search looks at before it comes to the claimed slot at `index` of `segment`, that one included.
+    pub(crate) fn probe_length(&self, segment: u32, index: u64, digest: Digest) -> Option<u64> {
+        let mask = segment_slots(self.capacity, segment) - 1;
+        (0..probe_limit(segment)).find(|i| digest.place(segment).wrapping_add(i * (i + 1) / 2) & mask == index).map(|i| i + 1)
+    }
+
+    /// Retires every slot. The state says "retiring" from here on, until the caller ends it.
+    pub(crate) fn retire(&self) -> Result<(), Error> {
+        self.header().begin_retiring();
+        self.claimed()?.for_each(|(_, _, slot)| slot.retire());
+        Ok(())
+    }
+
+    /// One update of every key.
+    pub(crate) fn bump_all(&self) -> Result<(), Error> {
+        self.claimed()?.for_each(|(_, _, slot)| _ = slot.bump());
+        Ok(())
+    }
+
+    /// The highest generation of all keys; 0 in an empty table.
+    pub(crate) fn highest(&self) -> Result<u64, Error> {
+        Ok(self.claimed()?.filter_map(|(_, _, slot)| slot.word().generation()).map(|g| g.get()).max().unwrap_or(0))
+    }
+}
