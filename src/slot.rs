@@ -388,3 +388,22 @@ impl<T> Published<T> {
         self.0.compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }
 }
+
+/// A count that only grows; private to a process.
+#[derive(Debug)]
+pub(crate) struct HighWater(AtomicU32);
+
+impl HighWater {
+    pub(crate) fn new(count: u32) -> Self {
+        Self(AtomicU32::new(count))
+    }
+
+    pub(crate) fn get(&self) -> u32 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn raise(&self, count: u32) {
+        // ORDERING: relaxed: it caches what the kernel said of the file, which orders nothing.
+        self.0.fetch_max(count, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,411 @@
+//! The edge to the operating system's memory: map a table's file, extend it, let go of it. `unsafe` lives here.
+//!
+//! A mapping sets aside address space for the greatest table and never moves, so a segment that another process
+//! appends needs no call here but one that asks for the file's size. It keeps a descriptor of its file for extending
+//! it, but does not trust the number: a program that closes "all" descriptors to become a daemon may have given it
+//! to another file. Before each use, closing included, the number must still lead to the file's device and inode.
+
+#![expect(unsafe_code, reason = "maps files; each block states the fact relied on")]
+
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd, IntoRawFd, RawFd};
+use std::path::{Path, PathBuf};
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use memmap2::{MmapOptions, MmapRaw};
+use nix::fcntl::{FallocateFlags, OFlag, fallocate};
+use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
+use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
+use nix::sys::stat::{Mode, fstat};
+
+use crate::error::{Error, ErrorKind};
+use crate::layout::{HEADER_WORDS_OFFSET, Header, MAX_SIZE, Slot, segment_offset, segment_slots, segments_within};
+use crate::slot::{HighWater, Published};
+use crate::table::Memory;
+
+/// Which file it is, whatever it is called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Identity {
+    pub(crate) device: u64,
+    pub(crate) inode: u64,
+}
+
+impl Identity {
+    pub(crate) fn of(stat: &nix::sys::stat::FileStat) -> Self {
+        Self { device: stat.st_dev, inode: stat.st_ino }
+    }
+}
+
+/// A table's file in memory.
+#[derive(Debug)]
+pub(crate) struct Mapping {
+    base: NonNull<u8>,
+    capacity: u64,
+    /// How many segments the address range holds.
+    limit: u32,
+    /// How many segments the file is known to hold.
+    known: HighWater,
+    read_only: bool,
+    file: FileRef,
+    owner: Owner,
+}
+
+/// What unmaps the range when it is dropped.
+enum Owner {
+    MemMap(#[expect(dead_code, reason = "held for its drop")] MmapRaw),
+    #[cfg(feature = "shm")]
+    Named(Option<shared_memory::Shmem>),
+}
+
+impl std::fmt::Debug for Owner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::MemMap(_) => "MemMap",
+            #[cfg(feature = "shm")]
+            Self::Named(_) => "Named",
+        })
+    }
+}
+
+// SAFETY: the range stays mapped until the value is dropped, whichever thread does it, and all access to it goes
+// through atomics.
+unsafe impl Send for Mapping {}
+// SAFETY: as for Send; shared references give out shared references to atomics only.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// Maps `file`, whose header was checked and says `capacity` and `segments`.
+    pub(crate) fn of_file(file: File, path: Option<&Path>, capacity: u64, segments: u32, read_only: bool) -> Result<Self, Error> {
+        let file = FileRef::new(file, path)?;
+        // A limit on address space leaves less room for growth, not none: halve until it fits.
+        let least = segment_offset(capacity, segments);
+        let mut size = MAX_SIZE.max(least);
+        let map = loop {
+            let mut options = MmapOptions::new();
+            options.len(size as usize);
+            let raw = file.number;
+            match if read_only { options.map_raw_read_only(raw) } else { options.map_raw(raw) } {
+                Ok(map) => break map,
+                Err(_) if size / 2 >= least => size /= 2,
+                Err(error) => return Err(Error::io("mapping the table", &error)),
+            }
+        };
+        let base = NonNull::new(map.as_mut_ptr()).ok_or(ErrorKind::System { action: "mapping the table" })?;
+        let (limit, known) = (segments_within(capacity, size), HighWater::new(segments));
+        Ok(Self { base, capacity, limit, known, read_only, file, owner: Owner::MemMap(map) })
+    }
+
+    /// Maps a named POSIX segment, whose header was read and checked through `file`.
+    #[cfg(feature = "shm")]
+    pub(crate) fn of_named(file: File, path: &Path, name: &str, capacity: u64, segments: u32) -> Result<Self, Error> {
+        let file = FileRef::new(file, Some(path))?;
+        let shmem = shared_memory::ShmemConf::new().os_id(name).open().map_err(|error| match error {
+            shared_memory::ShmemError::MapOpenFailed(errno) => {
+                Error::system("mapping the named segment", nix::errno::Errno::from_raw(errno as i32))
+            }
+            _ => ErrorKind::System { action: "mapping the named segment" }.into(),
+        })?;
+        let least = segment_offset(capacity, segments);
+        if (shmem.len() as u64) < least {
+            return Err(ErrorKind::Truncated { found: shmem.len() as u64, expected: least }.into());
+        }
+        let base = NonNull::new(shmem.as_ptr()).ok_or(ErrorKind::System { action: "mapping the named segment" })?;
+        let (limit, known) = (segments_within(capacity, shmem.len() as u64), HighWater::new(segments));
+        Ok(Self { base, capacity, limit, known, read_only: false, file, owner: Owner::Named(Some(shmem)) })
+    }
+
+    pub(crate) fn identity(&self) -> Identity {
+        self.file.identity
+    }
+
+    /// How many names the file has; `None` if its descriptor was closed by somebody else.
+    pub(crate) fn link_count(&self) -> Option<u64> {
+        self.file.trusted().and_then(|file| fstat(file).ok()).map(|stat| stat.st_nlink as u64)
+    }
+
+    /// Gives the memory of a table that was replaced back to the system, while threads may still look at its slots.
+    ///
+    /// The range stays mapped, to zeros, which a reader takes for a retired table.
+    pub(crate) fn empty(&self) {
+        let used = segment_offset(self.capacity, self.known.get());
+        let whole = segment_offset(self.capacity, self.limit);
+        let replace = |from: u64, to: u64, protection| {
+            let length = std::num::NonZeroUsize::new((to - from) as usize)?;
+            let address = std::num::NonZeroUsize::new(self.base.as_ptr() as usize + from as usize);
+            let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_FIXED | MapFlags::MAP_NORESERVE;
+            // SAFETY: the range lies within this value's own mapping, and stays mapped, readable and writable where
+            // slots were given out. Its words are atomics, for which any value may appear at any time.
+            unsafe { mmap_anonymous(address, length, protection, flags) }.ok()
+        };
+        // If the kernel refuses, the memory is kept until the mapping is dropped, which harms nobody.
+        if replace(0, used, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE).is_some() {
+            replace(used, whole, ProtFlags::PROT_NONE);
+        }
+    }
+}
+
+impl Memory for Mapping {
+    fn header(&self) -> &Header {
+        // SAFETY: the offset is within the header page, which is mapped as long as self lives (checked in `decode`,
+        // file size included), and aligned, as the base is aligned to a page. All fields are atomics.
+        unsafe { self.base.add(HEADER_WORDS_OFFSET).cast::<Header>().as_ref() }
+    }
+
+    fn segments(&self) -> Result<u32, Error> {
+        let claimed = self.header().segments();
+        let known = self.known.get();
+        if claimed <= known {
+            return Ok(known);
+        }
+        if claimed > self.limit {
+            let size = segment_offset(self.capacity, self.limit);
+            return Err(self.file.error(ErrorKind::Damaged {
+                field: "number of segments",
+                found: u64::from(claimed),
+                expected: if size * 2 < MAX_SIZE {
+                    "fewer, as this process may map no more (ulimit -v)"
+                } else {
+                    "at most what fits into 8 GiB"
+                },
+            }));
+        }
+        let expected = segment_offset(self.capacity, claimed);
+        let found = self.file.with(OFlag::O_RDONLY, |file| {
+            Ok(fstat(file).map_err(|errno| Error::system("asking for the size of the table", errno))?.st_size as u64)
+        })?;
+        if found < expected {
+            return Err(self.file.error(ErrorKind::Truncated { found, expected }));
+        }
+        self.known.raise(claimed);
+        Ok(claimed)
+    }
+
+    fn segment(&self, segment: u32) -> &[Slot] {
+        assert!(segment < self.known.get(), "a segment beyond the mapping was asked for");
+        let offset = segment_offset(self.capacity, segment) as usize;
+        let slots = segment_slots(self.capacity, segment) as usize;
+        // SAFETY: the segment is below `known`, so it lies within the mapping (`limit`) and within the file, whose size
+        // was asked for; offset and base are aligned to a slot. All fields are atomics, so shared references to memory
+        // that other processes change are sound. A file that somebody truncates gives a SIGBUS: documented.
+        unsafe { std::slice::from_raw_parts(self.base.add(offset).cast::<Slot>().as_ptr(), slots) }
+    }
+
+    fn extend(&self, segment: u32) -> Result<(), Error> {
+        if self.read_only {
+            return Err(self.file.error(ErrorKind::ReadOnly));
+        }
+        if segment >= self.limit {
+            let size = segment_offset(self.capacity, self.limit);
+            return Err(self.file.error(ErrorKind::TableFull {
+                reason: format!("it would outgrow the {size} bytes that this process has set aside for it"),
+                advice: "reset it to be rid of old keys, or raise the limit on address space (ulimit -v)",
+            }));
+        }
+        let (start, end) = (segment_offset(self.capacity, segment), segment_offset(self.capacity, segment + 1));
+        self.file.with(OFlag::O_RDWR, |file| allocate(file, start, end))
+    }
+}
+
+/// Reserves the bytes from `start` to `end` on the disk, so that writing there cannot fail later.
+///
+/// Raw fallocate: it never shrinks the file, leaves what is there, and writes nothing.
+pub(crate) fn allocate(file: BorrowedFd<'_>, start: u64, end: u64) -> Result<(), Error> {
+    // Over the limit, the kernel sends SIGXFSZ, which kills; so ask first.
+    if let Ok((limit, _)) = getrlimit(Resource::RLIMIT_FSIZE)
+        && limit != RLIM_INFINITY
+        && end > limit
+    {
+        return Err(ErrorKind::TableFull {
+            reason: format!("the file would grow to {end} bytes, over the process's file size limit of {limit}"),
+            advice: "raise the limit (ulimit -f)",
+        }
+        .into());
+    }
+    // In pieces, so that a process which gets a signal again and again still comes to an end.
+    const PIECE: u64 = 16 << 20;
+    let mut from = start;
+    while from < end {
+        let length = PIECE.min(end - from);
+        match fallocate(file, FallocateFlags::empty(), from as i64, length as i64) {
+            Ok(()) => from += length,
+            Err(nix::errno::Errno::EINTR) => {}
+            Err(errno) => return Err(Error::system("reserving room for the table", errno)),
+        }
+    }
+    Ok(())
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        #[cfg(feature = "shm")]
+        if let Owner::Named(shmem) = &mut self.owner {
+            // shared_memory closes a descriptor of its own, whose number it does not tell. If no number other than ours
+            // leads to the file any more, somebody closed it, and closing it again could hit a stranger: keep the
+            // few bytes instead.
+            if !self.file.open_elsewhere() {
+                std::mem::forget(shmem.take());
+            }
+        }
+    }
+}
+
+/// A file, by a descriptor that may be closed or reused behind our back, and by a path that may be out of reach.
+#[derive(Debug)]
+struct FileRef {
+    number: RawFd,
+    identity: Identity,
+    path: Option<PathBuf>,
+}
+
+impl FileRef {
+    fn new(file: File, path: Option<&Path>) -> Result<Self, Error> {
+        let stat = fstat(&file).map_err(|errno| Error::system("looking at the table's file", errno))?;
+        Ok(Self { number: file.into_raw_fd(), identity: Identity::of(&stat), path: path.map(Path::to_owned) })
+    }
+
+    /// The descriptor, if it still leads to the file.
+    fn trusted(&self) -> Option<BorrowedFd<'_>> {
+        // SAFETY: the number is not -1, and is not used for anything but fstat until it was found to lead to the file.
+        let file = unsafe { BorrowedFd::borrow_raw(self.number) };
+        (Identity::of(&fstat(file).ok()?) == self.identity).then_some(file)
+    }
+
+    /// Runs `action` with the file, opened anew if the descriptor is gone.
+    fn with<R>(&self, access: OFlag, action: impl FnOnce(BorrowedFd<'_>) -> Result<R, Error>) -> Result<R, Error> {
+        if let Some(file) = self.trusted() {
+            return action(file).map_err(|error| self.place(error));
+        }
+        let lost = || self.error(ErrorKind::System { action: "finding the table's file, whose descriptor was closed by this program," });
+        let path = self.path.as_deref().ok_or_else(lost)?;
+        let flags = access | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
+        let file = nix::fcntl::open(path, flags, Mode::empty())
+            .map_err(|errno| Error::system("opening the table's file again", errno).at(path))?;
+        match fstat(&file) {
+            Ok(stat) if Identity::of(&stat) == self.identity => action(file.as_fd()).map_err(|error| self.place(error)),
+            _ => Err(lost()),
+        }
+    }
+
+    fn error(&self, kind: ErrorKind) -> Error {
+        self.place(kind.into())
+    }
+
+    fn place(&self, error: Error) -> Error {
+        match &self.path {
+            Some(path) => error.at(path),
+            None => error,
+        }
+    }
+
+    #[cfg(feature = "shm")]
+    fn open_elsewhere(&self) -> bool {
+        std::fs::read_dir("/proc/self/fd").is_ok_and(|entries| {
+            entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<RawFd>().ok()).any(|number| {
+                // SAFETY: only asked by fstat, which any number may be.
+                let file = unsafe { BorrowedFd::borrow_raw(number) };
+                number != self.number && fstat(file).is_ok_and(|stat| Identity::of(&stat) == self.identity)
+            })
+        })
+    }
+}
+
+impl Drop for FileRef {
+    fn drop(&mut self) {
+        if self.trusted().is_some() {
+            let _ = nix::unistd::close(self.number);
+        }
+    }
+}
+
+/// A slot, together with what keeps it mapped.
+#[derive(Debug)]
+pub(crate) struct SlotRef<O> {
+    slot: NonNull<Slot>,
+    owner: Arc<O>,
+}
+
+// SAFETY: a shared reference to atomics and an Arc, each of which may go to another thread if the owner may.
+unsafe impl<O: Send + Sync> Send for SlotRef<O> {}
+// SAFETY: as for Send.
+unsafe impl<O: Send + Sync> Sync for SlotRef<O> {}
+
+impl<O> SlotRef<O> {
+    /// The slot that `pick` finds in `owner`, if any.
+    pub(crate) fn pick<E>(
+        owner: &Arc<O>,
+        pick: impl for<'a> FnOnce(&'a O) -> Result<Option<&'a Slot>, E>,
+    ) -> Result<Option<Self>, E> {
+        Ok(pick(owner)?.map(|slot| Self { slot: NonNull::from(slot), owner: Arc::clone(owner) }))
+    }
+
+    pub(crate) fn owner(&self) -> &Arc<O> {
+        &self.owner
+    }
+}
+
+impl<O> std::ops::Deref for SlotRef<O> {
+    type Target = Slot;
+
+    #[inline]
+    fn deref(&self) -> &Slot {
+        // SAFETY: `pick` borrowed the slot from the owner, which this value keeps alive, in place and unchanged but for
+        // its atomics.
+        unsafe { self.slot.as_ref() }
+    }
+}
+
+/// The latest of a growing row of values, read with one load. Every value lives as long as the chain, so a reader may
+/// go on with the one it has while another thread appends; no lock is taken, so a fork at any time is harmless.
+#[derive(Debug)]
+pub(crate) struct Chain<T> {
+    head: Published<Link<T>>,
+    _owns: std::marker::PhantomData<Box<Link<T>>>,
+}
+
+#[derive(Debug)]
+struct Link<T> {
+    value: T,
+    previous: *mut Link<T>,
+}
+
+// SAFETY: the chain owns its values and gives out shared references to them.
+unsafe impl<T: Send + Sync> Send for Chain<T> {}
+// SAFETY: as for Send; appending from several threads moves values between them, which Send allows.
+unsafe impl<T: Send + Sync> Sync for Chain<T> {}
+
+impl<T> Chain<T> {
+    pub(crate) fn new(value: T) -> Self {
+        let link = Box::into_raw(Box::new(Link { value, previous: std::ptr::null_mut() }));
+        Self { head: Published::new(link), _owns: std::marker::PhantomData }
+    }
+
+    #[inline]
+    pub(crate) fn latest(&self) -> &T {
+        // SAFETY: the head is never null, its target complete before it was published, and freed by `drop` alone.
+        unsafe { &(*self.head.get()).value }
+    }
+
+    pub(crate) fn append(&self, value: T) {
+        let link = Box::into_raw(Box::new(Link { value, previous: std::ptr::null_mut() }));
+        loop {
+            let head = self.head.get();
+            // SAFETY: the link is this thread's own until it is published.
+            unsafe { (*link).previous = head };
+            if self.head.replace(head, link) {
+                return;
+            }
+        }
+    }
+}
+
+impl<T> Drop for Chain<T> {
+    fn drop(&mut self) {
+        let mut link = self.head.get();
+        while !link.is_null() {
+            // SAFETY: every link came from a Box, is in the chain once, and nobody borrows from a chain being dropped.
+            let owned = unsafe { Box::from_raw(link) };
+            link = owned.previous;
+        }
+    }
+}
