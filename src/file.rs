@@ -1,0 +1,370 @@
+//! A table's file: refuse what is not one, create it whole, replace it when it was retired, see whether it is gone.
+
+use std::fs::{File, Metadata, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag};
+use nix::sys::statfs::{self, FsType, fstatfs};
+use nix::unistd::{Uid, linkat};
+
+use crate::error::{Error, ErrorKind};
+use crate::layout::{Facts, HEADER_SIZE, segment_offset};
+use crate::mapping::{Identity, allocate};
+use crate::options::{OwnerCheck, TableOptions};
+
+/// How long to wait for another process that replaces the file. It is a matter of microseconds unless that process is
+/// stopped; without the lock two replacements may follow each other, and whoever has the first one finds it gone.
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
+
+/// An open table file whose header was checked.
+#[derive(Debug)]
+pub(crate) struct TableFile {
+    pub(crate) file: File,
+    pub(crate) facts: Facts,
+    pub(crate) segments: u32,
+}
+
+impl TableFile {
+    /// Opens the table at `path`; `None` if nothing is there. Changes nothing, whatever is there.
+    pub(crate) fn open(path: &Path, options: &TableOptions) -> Result<Option<Self>, Error> {
+        let refuse = |kind: ErrorKind| Err(Error::from(kind).at(path));
+        // Asked before opening, as opening alone does things to devices and pipes, and again of what was opened.
+        match std::fs::symlink_metadata(path) {
+            Ok(metadata) => check_type(&metadata).map_err(|kind| Error::from(kind).at(path))?,
+            Err(error) if is_missing(&error) => return Ok(None),
+            Err(error) => return Err(Error::io("looking at the table's file", &error).at(path)),
+        }
+        let mut open = OpenOptions::new();
+        open.read(true).write(!options.read_only).custom_flags((OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits());
+        let file = match open.open(path) {
+            Ok(file) => file,
+            Err(error) if is_missing(&error) => return Ok(None),
+            Err(error) if error.raw_os_error() == Some(Errno::ELOOP as i32) => return refuse(ErrorKind::Symlink),
+            Err(error) => return Err(Error::io("opening the table's file", &error).at(path)),
+        };
+        Self::of_file(file, options).map(Some).map_err(|error| error.at(path))
+    }
+
+    fn of_file(file: File, options: &TableOptions) -> Result<Self, Error> {
+        let metadata = file.metadata().map_err(|error| Error::io("looking at the table's file", &error))?;
+        check_type(&metadata)?;
+        check_file_system(&file, options.allow_fuse)?;
+        options.owner.check(metadata.uid())?;
+        let mut page = Vec::with_capacity(HEADER_SIZE);
+        read_start(&file, &mut page).map_err(|error| Error::io("reading the table's header", &error))?;
+        let (facts, segments) = Facts::decode(&page, metadata.len())?;
+        Ok(Self { file, facts, segments })
+    }
+
+    pub(crate) fn identity(&self) -> Result<Identity, Error> {
+        Ok(identity(&self.file.metadata().map_err(|error| Error::io("looking at the table's file", &error))?))
+    }
+
+    /// Takes the lock under which a file is replaced or renewed. Let go of by dropping what is returned.
+    pub(crate) fn lock(&self) -> Result<Lock<'_>, Error> {
+        let start = Instant::now();
+        loop {
+            match self.file.try_lock() {
+                Ok(()) => return Ok(Lock(&self.file)),
+                Err(std::fs::TryLockError::WouldBlock) if start.elapsed() < LOCK_PATIENCE => {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                // Held by a stopped process, or inherited by a child of one that was killed: see LOCK_PATIENCE.
+                Err(std::fs::TryLockError::WouldBlock) => return Ok(Lock(&self.file)),
+                Err(std::fs::TryLockError::Error(error)) => return Err(Error::io("locking the table's file", &error)),
+            }
+        }
+    }
+}
+
+/// Unlocked when dropped, explicitly: a child that was forked meanwhile has a copy of the descriptor.
+#[derive(Debug)]
+pub(crate) struct Lock<'a>(&'a File);
+
+impl Drop for Lock<'_> {
+    fn drop(&mut self) {
+        let _ = self.0.unlock();
+    }
+}
+
+fn read_start(file: &File, page: &mut Vec<u8>) -> io::Result<()> {
+    page.resize(HEADER_SIZE, 0);
+    let mut filled = 0;
+    while filled < HEADER_SIZE {
+        match file.read_at(&mut page[filled..], filled as u64) {
+            Ok(0) => break,
+            Ok(count) => filled += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    page.truncate(filled);
+    Ok(())
+}
+
+fn is_missing(error: &io::Error) -> bool {
+    matches!(error.raw_os_error().map(Errno::from_raw), Some(Errno::ENOENT | Errno::ENOTDIR))
+}
+
+pub(crate) fn identity(metadata: &Metadata) -> Identity {
+    Identity { device: metadata.dev(), inode: metadata.ino() }
+}
+
+fn check_type(metadata: &Metadata) -> Result<(), ErrorKind> {
+    let file_type = metadata.file_type();
+    let found = if file_type.is_file() {
+        return Ok(());
+    } else if file_type.is_symlink() {
+        return Err(ErrorKind::Symlink);
+    } else if file_type.is_dir() {
+        "a folder"
+    } else if file_type.is_fifo() {
+        "a named pipe"
+    } else if file_type.is_socket() {
+        "a socket"
+    } else {
+        "a device"
+    };
+    Err(ErrorKind::NotARegularFile { found })
+}
+
+fn check_file_system(file: &File, allow_fuse: bool) -> Result<(), Error> {
+    let kind = fstatfs(file).map_err(|errno| Error::system("asking for the file system's type", errno))?.filesystem_type();
+    match network_file_system(kind) {
+        Some("FUSE") if allow_fuse => Ok(()),
+        Some(found) => Err(ErrorKind::NetworkFileSystem { found }.into()),
+        None => Ok(()),
+    }
+}
+
+/// The name of a file system whose files may be open on several machines.
+fn network_file_system(kind: FsType) -> Option<&'static str> {
+    // The kernel's numbers (linux/magic.h) that nix has no names for.
+    const CIFS: FsType = FsType(0xff53_4d42);
+    const SMB2: FsType = FsType(0xfe53_4d42);
+    const CEPH: FsType = FsType(0x00c3_6400);
+    const GFS2: FsType = FsType(0x0116_1970);
+    const OCFS2: FsType = FsType(0x7461_636f);
+    [
+        (statfs::NFS_SUPER_MAGIC, "NFS"),
+        (statfs::SMB_SUPER_MAGIC, "SMB"),
+        (CIFS, "SMB"),
+        (SMB2, "SMB"),
+        (statfs::FUSE_SUPER_MAGIC, "FUSE"),
+        (statfs::AFS_SUPER_MAGIC, "AFS"),
+        (statfs::CODA_SUPER_MAGIC, "Coda"),
+        (statfs::V9FS_MAGIC, "9P"),
+        (CEPH, "Ceph"),
+        (GFS2, "GFS2"),
+        (OCFS2, "OCFS2"),
+    ]
+    .into_iter()
+    .find_map(|(number, name)| (number == kind).then_some(name))
+}
+
+/// What a new table is made of.
+#[derive(Debug)]
+pub(crate) struct Blueprint {
+    facts: Facts,
+    boot: [u64; 2],
+    mode: u32,
+    /// Sparse up to this size; 0: as long as its segments.
+    size: u64,
+    allow_fuse: bool,
+}
+
+impl Blueprint {
+    pub(crate) fn new(options: &TableOptions, floor: u64, size: u64) -> Result<Self, Error> {
+        let capacity = options.checked_capacity()?;
+        let mut random = [[0; 16]; 2];
+        getrandom::fill(random.as_flattened_mut())
+            .map_err(|_| Error::from(ErrorKind::System { action: "asking the system for random numbers" }))?;
+        let [salt, incarnation] = random;
+        let facts = Facts { capacity, salt, incarnation, created: now(), floor };
+        Ok(Self { facts, boot: boot_id(), mode: options.mode, size, allow_fuse: options.allow_fuse })
+    }
+
+    pub(crate) fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    /// Makes an empty file a table.
+    pub(crate) fn fill(&self, file: &File) -> Result<(), Error> {
+        allocate(file.as_fd(), 0, segment_offset(self.facts.capacity, 1))?;
+        if self.size > 0 {
+            file.set_len(self.size).map_err(|error| Error::io("setting the table's size", &error))?;
+        }
+        let page = self.facts.encode(self.boot);
+        file.write_all_at(&page, 0).map_err(|error| Error::io("writing the table's header", &error))
+    }
+
+    /// Creates the table at `path`, whole or not at all; `false` if something is there already.
+    pub(crate) fn create(&self, path: &Path) -> Result<bool, Error> {
+        self.link_new(path).map_err(|error| error.at(path))
+    }
+
+    /// Replaces the retired table at `path`. To be called under the old file's lock.
+    pub(crate) fn replace(&self, path: &Path) -> Result<(), Error> {
+        // One name for all, so that a process killed here leaves one file at most, which the next one removes.
+        let step = sibling(path, "successor");
+        let replace = || {
+            match std::fs::remove_file(&step) {
+                Err(error) if !is_missing(&error) => return Err(Error::io("removing an unfinished successor", &error).at(&step)),
+                _ => {}
+            }
+            self.link_new(&step)?;
+            std::fs::rename(&step, path).map_err(|error| Error::io("replacing the retired table", &error))
+        };
+        replace().map_err(|error| error.at(path))
+    }
+
+    /// Fills an unnamed file and gives it its name.
+    fn link_new(&self, path: &Path) -> Result<bool, Error> {
+        let folder = folder(path);
+        let mut open = OpenOptions::new();
+        open.read(true).write(true).mode(0o600);
+        let unnamed = open.clone().custom_flags(OFlag::O_TMPFILE.bits()).open(folder);
+        let file = match unnamed {
+            Ok(file) => file,
+            // Not every file system has unnamed files.
+            Err(error) if matches!(error.raw_os_error().map(Errno::from_raw), Some(Errno::EOPNOTSUPP | Errno::EISDIR)) => {
+                return self.link_named(path);
+            }
+            Err(error) if is_missing(&error) => return Err(ErrorKind::NotFound.into()),
+            Err(error) => return Err(Error::io("creating the table", &error)),
+        };
+        self.finish(&file)?;
+        let source = format!("/proc/self/fd/{}", file.as_raw_fd());
+        match linkat(AT_FDCWD, source.as_str(), AT_FDCWD, path, AtFlags::AT_SYMLINK_FOLLOW) {
+            Ok(()) => Ok(true),
+            Err(Errno::EEXIST) => Ok(false),
+            // Without /proc.
+            Err(Errno::ENOENT) => self.link_named(path),
+            Err(errno) => Err(Error::system("naming the new table", errno)),
+        }
+    }
+
+    /// The same with a name of its own in between, which a process killed here leaves behind.
+    fn link_named(&self, path: &Path) -> Result<bool, Error> {
+        let name = sibling(path, &hex::encode(self.facts.incarnation));
+        let mut open = OpenOptions::new();
+        open.read(true).write(true).create_new(true).mode(0o600);
+        let file = open.open(&name).map_err(|error| Error::io("creating the table", &error))?;
+        let linked = self.finish(&file).and_then(|()| match std::fs::hard_link(&name, path) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+            Err(error) => Err(Error::io("naming the new table", &error)),
+        });
+        let _ = std::fs::remove_file(&name);
+        linked
+    }
+
+    fn finish(&self, file: &File) -> Result<(), Error> {
+        check_file_system(file, self.allow_fuse)?;
+        // Set afterwards, as the mode given to open is subject to the umask.
+        file.set_permissions(std::fs::Permissions::from_mode(self.mode))
+            .map_err(|error| Error::io("setting the table's mode", &error))?;
+        self.fill(file)
+    }
+}
+
+fn folder(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// A hidden name beside `path`.
+fn sibling(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = std::ffi::OsString::from(".");
+    name.push(path.file_name().unwrap_or_default());
+    name.push(".");
+    name.push(suffix);
+    folder(path).join(name)
+}
+
+/// Microseconds since the epoch, by the clock on the wall.
+pub(crate) fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |time| time.as_micros() as u64)
+}
+
+/// The kernel's id of this boot; zero where it does not tell.
+pub(crate) fn boot_id() -> [u64; 2] {
+    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let number = u128::from_str_radix(&id.trim().replace('-', ""), 16).unwrap_or(0);
+    [(number >> 64) as u64, number as u64]
+}
+
+/// How the process saw the file system when it opened a table, so that it can tell a file that is gone from one that
+/// it can no longer see.
+#[derive(Debug)]
+pub(crate) struct View {
+    path: PathBuf,
+    root: Option<Identity>,
+}
+
+/// What a look at a table's path finds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Presence {
+    Here,
+    Gone,
+    Unknown,
+}
+
+impl View {
+    pub(crate) fn new(path: &Path) -> Self {
+        Self { path: path.to_owned(), root: root() }
+    }
+
+    /// Whether `own` is still what the path names. A missing name, or another file, counts only if it is seen from the
+    /// same root and on the same device; a link count of zero always counts.
+    pub(crate) fn presence(&self, own: Identity, links: Option<u64>) -> Presence {
+        if links == Some(0) {
+            return Presence::Gone;
+        }
+        if root() != self.root || self.root.is_none() {
+            return Presence::Unknown;
+        }
+        let same_device = |path: &Path| std::fs::metadata(path).is_ok_and(|metadata| metadata.dev() == own.device);
+        match std::fs::symlink_metadata(&self.path) {
+            Ok(metadata) if identity(&metadata) == own => Presence::Here,
+            Ok(_) if same_device(folder(&self.path)) => Presence::Gone,
+            Err(error) if is_missing(&error) && same_device(folder(&self.path)) => Presence::Gone,
+            Ok(_) | Err(_) => Presence::Unknown,
+        }
+    }
+}
+
+fn root() -> Option<Identity> {
+    std::fs::metadata("/").ok().map(|metadata| identity(&metadata))
+}
+
+impl OwnerCheck {
+    fn check(self, found: u32) -> Result<(), ErrorKind> {
+        let user = Uid::effective().as_raw();
+        let (accepted, expected) = match self {
+            Self::CurrentUserOrRoot => (found == user || found == 0, format!("{user} (this process's user) or 0")),
+            Self::User(user) => (found == user, user.to_string()),
+            Self::Anyone => return Ok(()),
+        };
+        if accepted { Ok(()) } else { Err(ErrorKind::WrongOwner { found, expected }) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn file_systems_that_are_shared_between_machines_are_known_by_their_numbers() {
+        for (number, name) in [(0x6969, "NFS"), (0x517b, "SMB"), (0xff53_4d42, "SMB"), (0x6573_5546, "FUSE"), (0x0102_1997, "9P")] {
+            assert_eq!(network_file_system(FsType(number)), Some(name));
+        }
+        for number in [0x0102_1994, 0xef53, 0x5846_5342, 0x9123_683e, 0x794c_7630] {
+            assert_eq!(network_file_system(FsType(number)), None, "tmpfs, ext4, XFS, Btrfs and overlayfs are local");
+        }
+    }
+}
