@@ -189,8 +189,9 @@ impl Facts {
         page
     }
 
-    /// Reads and checks the header page of a file of `size` bytes; whatever is wrong is named.
-    pub(crate) fn decode(page: &[u8], size: u64) -> Result<Self, ErrorKind> {
+    /// Reads and checks the header page of a file of `size` bytes; whatever is wrong is named. Also gives the number
+    /// of segments.
+    pub(crate) fn decode(page: &[u8], size: u64) -> Result<(Self, u32), ErrorKind> {
         let start = &page[..page.len().min(MAGIC.len())];
         if start != MAGIC {
             return Err(ErrorKind::NotATable { found: start.to_vec() });
@@ -236,13 +237,14 @@ impl Facts {
         if size < expected {
             return Err(ErrorKind::Truncated { found: size, expected });
         }
-        Ok(Self {
+        let facts = Self {
             capacity,
             salt: array_at(page, 32),
             incarnation: array_at(page, 48),
             created: u64_at(page, 64),
             floor: u64_at(page, 72),
-        })
+        };
+        Ok((facts, segments))
     }
 }
 

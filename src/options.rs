@@ -1,0 +1,190 @@
+//! How a table is opened.
+
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
+
+use nix::unistd::Uid;
+
+use crate::error::{Error, ErrorKind};
+use crate::handle::Table;
+use crate::key::KeyNormalizer;
+use crate::layout::MAX_CAPACITY;
+
+/// Whose files a table may be opened from. Whoever owns the file can forge generations.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum OwnerCheck {
+    /// The effective user of this process, or root.
+    #[default]
+    CurrentUserOrRoot,
+    /// The user with this id.
+    User(u32),
+    /// No check.
+    Anyone,
+}
+
+/// Options for opening a [`Table`]; made by [`Table::options`].
+///
+/// ```no_run
+/// use gensync::{KeyNormalizer, Table};
+///
+/// # fn main() -> Result<(), gensync::Error> {
+/// let table = Table::options()
+///     .capacity(4096)
+///     .mode(0o660)
+///     .normalizer(KeyNormalizer::new().domain("example.com"))
+///     .open("/dev/shm/shop.gensync")?;
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Debug)]
+#[must_use = "options do nothing until `open`, `anonymous` or `named` is called"]
+pub struct TableOptions {
+    capacity: u64,
+    pub(crate) mode: u32,
+    pub(crate) create: bool,
+    pub(crate) read_only: bool,
+    pub(crate) owner: OwnerCheck,
+    pub(crate) allow_fuse: bool,
+    pub(crate) normalizer: KeyNormalizer,
+}
+
+impl Default for TableOptions {
+    fn default() -> Self {
+        Self {
+            capacity: 1024,
+            mode: 0o600,
+            create: true,
+            read_only: false,
+            owner: OwnerCheck::default(),
+            allow_fuse: false,
+            normalizer: KeyNormalizer::default(),
+        }
+    }
+}
+
+impl TableOptions {
+    /// How many slots the first segment of a new table has: 1 to 33,554,432, rounded up to a power of two; 1024 unless
+    /// set. A table grows by itself, so this only saves growing.
+    pub fn capacity(mut self, slots: u64) -> Self {
+        self.capacity = slots;
+        self
+    }
+
+    /// The permission bits of a new file, exactly (the umask does not apply); 0600 unless set.
+    pub fn mode(mut self, mode: u32) -> Self {
+        self.mode = mode;
+        self
+    }
+
+    /// Whether a missing table is created; `true` unless set. A read-only one never is.
+    pub fn create(mut self, create: bool) -> Self {
+        self.create = create;
+        self
+    }
+
+    /// Opens the table without write permission: for checks and refreshes of existing keys.
+    pub fn read_only(mut self, read_only: bool) -> Self {
+        self.read_only = read_only;
+        self
+    }
+
+    /// How keys that are not [raw](crate::CacheKey::raw) are normalized.
+    pub fn normalizer(mut self, normalizer: KeyNormalizer) -> Self {
+        self.normalizer = normalizer;
+        self
+    }
+
+    /// Whose file is accepted; [`OwnerCheck::CurrentUserOrRoot`] unless set.
+    pub fn owner(mut self, owner: OwnerCheck) -> Self {
+        self.owner = owner;
+        self
+    }
+
+    /// Accepts a FUSE file system. Only right if no other machine has it mounted, and if its driver keeps shared
+    /// mappings coherent.
+    pub fn allow_fuse(mut self, allow: bool) -> Self {
+        self.allow_fuse = allow;
+        self
+    }
+
+    /// Opens the table at `path`, or creates it.
+    ///
+    /// # Errors
+    ///
+    /// Every kind of [`ErrorKind`] but those about keys. A file that is not a table of this version is left untouched.
+    pub fn open(self, path: impl AsRef<Path>) -> Result<Table, Error> {
+        Table::open_path(path.as_ref(), self)
+    }
+
+    /// Creates a table without a name, in memory that forked children share (a sealed memfd).
+    ///
+    /// # Errors
+    ///
+    /// No descriptor or no memory is left, or the capacity is out of range.
+    pub fn anonymous(self) -> Result<Table, Error> {
+        Table::create_anonymous(self)
+    }
+
+    /// Opens or creates the named POSIX shared memory segment `name` (one component, with or without a leading `/`).
+    ///
+    /// # Errors
+    ///
+    /// As [`open`](Self::open). A read-only one is refused: open `/dev/shm/NAME` by path for that.
+    #[cfg(feature = "shm")]
+    pub fn named(self, name: &str) -> Result<Table, Error> {
+        Table::open_named(name, self)
+    }
+
+    pub(crate) fn checked_capacity(&self) -> Result<u64, Error> {
+        match self.capacity {
+            slots @ 1..=MAX_CAPACITY => Ok(slots.next_power_of_two()),
+            slots => Err(ErrorKind::InvalidInput {
+                what: "the capacity",
+                found: slots.to_string(),
+                expected: "1 to 33554432 slots",
+            }
+            .into()),
+        }
+    }
+}
+
+/// A file name that stays in its folder.
+pub(crate) fn checked_name(what: &'static str, name: &str) -> Result<(), Error> {
+    if name.is_empty() || name == "." || name == ".." || name.contains(['/', '\0']) {
+        let expected = "a file name: not empty, not \".\" or \"..\", without \"/\" and NUL";
+        return Err(ErrorKind::InvalidInput { what, found: format!("\"{}\"", name.escape_debug()), expected }.into());
+    }
+    Ok(())
+}
+
+/// The path of an application's table, in a folder that is its user's alone.
+pub(crate) fn default_path(app: &str) -> Result<PathBuf, Error> {
+    checked_name("the application's name", app)?;
+    let folder = match std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from) {
+        Some(runtime) if runtime.is_absolute() => runtime.join("gensync"),
+        _ => PathBuf::from(format!("/dev/shm/gensync-{}", Uid::effective())),
+    };
+    own_folder(&folder).map_err(|error| error.at(&folder))?;
+    Ok(folder.join(app))
+}
+
+fn own_folder(folder: &Path) -> Result<(), Error> {
+    match std::fs::DirBuilder::new().mode(0o700).create(folder) {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+            return Err(Error::io("creating the folder", &error));
+        }
+        _ => {}
+    }
+    let metadata = std::fs::symlink_metadata(folder).map_err(|error| Error::io("looking at the folder", &error))?;
+    let user = Uid::effective().as_raw();
+    let found = if !metadata.is_dir() {
+        "it is no folder".to_owned()
+    } else if metadata.uid() != user {
+        format!("it belongs to user {}", metadata.uid())
+    } else if metadata.mode() & 0o022 != 0 {
+        format!("others may write to it (mode {:04o})", metadata.mode() & 0o7777)
+    } else {
+        return Ok(());
+    };
+    Err(ErrorKind::UnsafeFolder { found, user }.into())
+}
