@@ -152,7 +152,9 @@ pub enum ErrorKind {
     #[error("the cache key is empty; give at least one character")]
     EmptyKey,
     /// There is no file at the path, and none may be created.
-    #[error("no such table, and it may not be created; check the path, or let a process with create(true) open it first")]
+    #[error(
+        "no such table, and it may not be created; check the path, or let a process with create(true) open it first"
+    )]
     NotFound,
     /// An option or an argument is out of its range.
     #[error("{what} is {found}, expected {expected}")]
@@ -166,7 +168,9 @@ pub enum ErrorKind {
         expected: &'static str,
     },
     /// The table was retired, and its successor cannot be attached to now.
-    #[error("the table was reset or its file replaced, and no successor can be attached to; see whether its file can be opened")]
+    #[error(
+        "the table was reset or its file replaced, and no successor can be attached to; see whether its file can be opened"
+    )]
     Retired,
     /// Any other failure of the operating system.
     #[error("{action} failed")]
@@ -200,8 +204,12 @@ impl Error {
             Errno::EACCES | Errno::EPERM => ErrorKind::Permission,
             Errno::EROFS => ErrorKind::ReadOnlyFileSystem,
             Errno::ENOSPC | Errno::EDQUOT => ErrorKind::TableFull {
-                reason: if errno == Errno::ENOSPC { "no space is left on the file system" } else { "the disk quota is used up" }
-                    .to_owned(),
+                reason: if errno == Errno::ENOSPC {
+                    "no space is left on the file system"
+                } else {
+                    "the disk quota is used up"
+                }
+                .to_owned(),
                 advice: "free some space there",
             },
             Errno::EFBIG => ErrorKind::TableFull {

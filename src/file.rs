@@ -2,19 +2,21 @@
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, AtFlags, OFlag};
+use nix::fcntl::{AT_FDCWD, AtFlags, FcntlArg, OFlag, SealFlag, fcntl};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::stat::{FileStat, fstat};
 use nix::sys::statfs::{self, FsType, fstatfs};
 use nix::unistd::{Uid, linkat};
 
 use crate::error::{Error, ErrorKind};
 use crate::layout::{Facts, HEADER_SIZE, segment_offset};
-use crate::mapping::{Identity, allocate};
+use crate::mapping::{Identity, allocate, check_size_limit};
 use crate::options::{OwnerCheck, TableOptions};
 
 /// How long to wait for another process that replaces the file. It is a matter of microseconds unless that process is
@@ -50,7 +52,7 @@ impl TableFile {
         Self::of_file(file, options).map(Some).map_err(|error| error.at(path))
     }
 
-    fn of_file(file: File, options: &TableOptions) -> Result<Self, Error> {
+    pub(crate) fn of_file(file: File, options: &TableOptions) -> Result<Self, Error> {
         let metadata = file.metadata().map_err(|error| Error::io("looking at the table's file", &error))?;
         check_type(&metadata)?;
         check_file_system(&file, options.allow_fuse)?;
@@ -61,8 +63,8 @@ impl TableFile {
         Ok(Self { file, facts, segments })
     }
 
-    pub(crate) fn identity(&self) -> Result<Identity, Error> {
-        Ok(identity(&self.file.metadata().map_err(|error| Error::io("looking at the table's file", &error))?))
+    pub(crate) fn stat(&self) -> Result<FileStat, Error> {
+        fstat(&self.file).map_err(|errno| Error::system("looking at the table's file", errno))
     }
 
     /// Takes the lock under which a file is replaced or renewed. Let go of by dropping what is returned.
@@ -134,7 +136,8 @@ fn check_type(metadata: &Metadata) -> Result<(), ErrorKind> {
 }
 
 fn check_file_system(file: &File, allow_fuse: bool) -> Result<(), Error> {
-    let kind = fstatfs(file).map_err(|errno| Error::system("asking for the file system's type", errno))?.filesystem_type();
+    let kind =
+        fstatfs(file).map_err(|errno| Error::system("asking for the file system's type", errno))?.filesystem_type();
     match network_file_system(kind) {
         Some("FUSE") if allow_fuse => Ok(()),
         Some(found) => Err(ErrorKind::NetworkFileSystem { found }.into()),
@@ -147,6 +150,7 @@ fn network_file_system(kind: FsType) -> Option<&'static str> {
     // The kernel's numbers (linux/magic.h) that nix has no names for.
     const CIFS: FsType = FsType(0xff53_4d42);
     const SMB2: FsType = FsType(0xfe53_4d42);
+    const V9FS: FsType = FsType(0x0102_1997);
     const CEPH: FsType = FsType(0x00c3_6400);
     const GFS2: FsType = FsType(0x0116_1970);
     const OCFS2: FsType = FsType(0x7461_636f);
@@ -158,7 +162,7 @@ fn network_file_system(kind: FsType) -> Option<&'static str> {
         (statfs::FUSE_SUPER_MAGIC, "FUSE"),
         (statfs::AFS_SUPER_MAGIC, "AFS"),
         (statfs::CODA_SUPER_MAGIC, "Coda"),
-        (statfs::V9FS_MAGIC, "9P"),
+        (V9FS, "9P"),
         (CEPH, "Ceph"),
         (GFS2, "GFS2"),
         (OCFS2, "OCFS2"),
@@ -170,107 +174,164 @@ fn network_file_system(kind: FsType) -> Option<&'static str> {
 /// What a new table is made of.
 #[derive(Debug)]
 pub(crate) struct Blueprint {
-    facts: Facts,
-    boot: [u64; 2],
+    capacity: u64,
     mode: u32,
+    /// The user and group to give it to; `None`: the creator's.
+    owner: Option<(u32, u32)>,
     /// Sparse up to this size; 0: as long as its segments.
     size: u64,
     allow_fuse: bool,
 }
 
 impl Blueprint {
-    pub(crate) fn new(options: &TableOptions, floor: u64, size: u64) -> Result<Self, Error> {
+    pub(crate) fn new(options: &TableOptions, size: u64) -> Result<Self, Error> {
         let capacity = options.checked_capacity()?;
-        let mut random = [[0; 16]; 2];
-        getrandom::fill(random.as_flattened_mut())
-            .map_err(|_| Error::from(ErrorKind::System { action: "asking the system for random numbers" }))?;
-        let [salt, incarnation] = random;
-        let facts = Facts { capacity, salt, incarnation, created: now(), floor };
-        Ok(Self { facts, boot: boot_id(), mode: options.mode, size, allow_fuse: options.allow_fuse })
+        Ok(Self { capacity, mode: options.mode, owner: None, size, allow_fuse: options.allow_fuse })
     }
 
-    pub(crate) fn facts(&self) -> &Facts {
-        &self.facts
-    }
-
-    /// Makes an empty file a table.
-    pub(crate) fn fill(&self, file: &File) -> Result<(), Error> {
-        allocate(file.as_fd(), 0, segment_offset(self.facts.capacity, 1))?;
-        if self.size > 0 {
-            file.set_len(self.size).map_err(|error| Error::io("setting the table's size", &error))?;
+    /// A successor, as like its predecessor as can be: others must be able to open it just the same.
+    pub(crate) fn succeeding(facts: &Facts, stat: &FileStat, options: &TableOptions) -> Self {
+        let sparse = stat.st_blocks * 512 < stat.st_size;
+        Self {
+            capacity: facts.capacity,
+            mode: stat.st_mode & 0o777,
+            owner: Some((stat.st_uid, stat.st_gid)),
+            size: if sparse { stat.st_size as u64 } else { 0 },
+            allow_fuse: options.allow_fuse,
         }
-        let page = self.facts.encode(self.boot);
-        file.write_all_at(&page, 0).map_err(|error| Error::io("writing the table's header", &error))
     }
 
-    /// Creates the table at `path`, whole or not at all; `false` if something is there already.
-    pub(crate) fn create(&self, path: &Path) -> Result<bool, Error> {
-        self.link_new(path).map_err(|error| error.at(path))
+    /// Makes a table that has no name yet, in the folder of `path`. What can fail for want of room or permission
+    /// fails here.
+    pub(crate) fn prepare(self, path: &Path) -> Result<Prepared, Error> {
+        self.unnamed(path).map_err(|error| error.at(path))
     }
 
-    /// Replaces the retired table at `path`. To be called under the old file's lock.
-    pub(crate) fn replace(&self, path: &Path) -> Result<(), Error> {
+    fn unnamed(self, path: &Path) -> Result<Prepared, Error> {
+        let mut open = OpenOptions::new();
+        open.read(true).write(true).mode(0o600);
+        let named = || -> Result<Prepared, Error> {
+            // A process killed here leaves it behind.
+            let name = sibling(path, &hex::encode(random::<8>()?));
+            let file =
+                open.clone().create_new(true).open(&name).map_err(|error| Error::io("creating the table", &error))?;
+            Ok(Prepared { file, name: Some(name), capacity: self.capacity })
+        };
+        let prepared = match open.clone().custom_flags(OFlag::O_TMPFILE.bits()).open(folder(path)) {
+            Ok(file) if has_proc() => Prepared { file, name: None, capacity: self.capacity },
+            // Without /proc, an unnamed file cannot be named.
+            Ok(_) => named()?,
+            // Not every file system has unnamed files.
+            Err(error)
+                if matches!(error.raw_os_error().map(Errno::from_raw), Some(Errno::EOPNOTSUPP | Errno::EISDIR)) =>
+            {
+                named()?
+            }
+            Err(error) if is_missing(&error) => return Err(ErrorKind::NotFound.into()),
+            Err(error) => return Err(Error::io("creating the table", &error)),
+        };
+        self.furnish(&prepared.file)?;
+        Ok(prepared)
+    }
+
+    /// A table in memory that only this process and its children have.
+    pub(crate) fn anonymous(self) -> Result<File, Error> {
+        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+        let file = memfd_create("gensync", flags).map_err(|errno| Error::system("creating anonymous memory", errno))?;
+        let file = File::from(file);
+        self.furnish(&file)?;
+        write_header(&file, self.capacity, 0)?;
+        let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
+        fcntl(&file, FcntlArg::F_ADD_SEALS(seals)).map_err(|errno| Error::system("sealing anonymous memory", errno))?;
+        Ok(file)
+    }
+
+    fn furnish(&self, file: &File) -> Result<(), Error> {
+        check_file_system(file, self.allow_fuse)?;
+        let doing = |action| move |error| Error::io(action, &error);
+        let metadata = file.metadata().map_err(doing("looking at the new table"))?;
+        if let Some((user, group)) = self.owner.filter(|owner| *owner != (metadata.uid(), metadata.gid())) {
+            std::os::unix::fs::fchown(file, Some(user), Some(group)).map_err(doing("giving the table to its owner"))?;
+        }
+        // Set afterwards, as the mode given to open is subject to the umask.
+        file.set_permissions(std::fs::Permissions::from_mode(self.mode)).map_err(doing("setting the table's mode"))?;
+        let end = segment_offset(self.capacity, 1);
+        allocate(file.as_fd(), 0, end)?;
+        if self.size > end {
+            check_size_limit(self.size)?;
+            file.set_len(self.size).map_err(doing("setting the table's size"))?;
+        }
+        Ok(())
+    }
+}
+
+/// A table but for its header and its name.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    file: File,
+    name: Option<PathBuf>,
+    capacity: u64,
+}
+
+impl Prepared {
+    /// Names the table, whose keys start at `floor` or later; `false` if something has the name already.
+    pub(crate) fn link(self, path: &Path, floor: u64) -> Result<bool, Error> {
+        let written = write_header(&self.file, self.capacity, floor);
+        written.and_then(|()| self.link_to(path)).map_err(|error| error.at(path))
+    }
+
+    /// Gives it the name of the retired table at `path`. To be called under that one's lock.
+    pub(crate) fn replace(self, path: &Path, floor: u64) -> Result<(), Error> {
         // One name for all, so that a process killed here leaves one file at most, which the next one removes.
         let step = sibling(path, "successor");
         let replace = || {
+            write_header(&self.file, self.capacity, floor)?;
             match std::fs::remove_file(&step) {
-                Err(error) if !is_missing(&error) => return Err(Error::io("removing an unfinished successor", &error).at(&step)),
+                Err(error) if !is_missing(&error) => {
+                    return Err(Error::io("removing an unfinished successor", &error).at(&step));
+                }
                 _ => {}
             }
-            self.link_new(&step)?;
+            self.link_to(&step)?;
             std::fs::rename(&step, path).map_err(|error| Error::io("replacing the retired table", &error))
         };
         replace().map_err(|error| error.at(path))
     }
 
-    /// Fills an unnamed file and gives it its name.
-    fn link_new(&self, path: &Path) -> Result<bool, Error> {
-        let folder = folder(path);
-        let mut open = OpenOptions::new();
-        open.read(true).write(true).mode(0o600);
-        let unnamed = open.clone().custom_flags(OFlag::O_TMPFILE.bits()).open(folder);
-        let file = match unnamed {
-            Ok(file) => file,
-            // Not every file system has unnamed files.
-            Err(error) if matches!(error.raw_os_error().map(Errno::from_raw), Some(Errno::EOPNOTSUPP | Errno::EISDIR)) => {
-                return self.link_named(path);
-            }
-            Err(error) if is_missing(&error) => return Err(ErrorKind::NotFound.into()),
-            Err(error) => return Err(Error::io("creating the table", &error)),
-        };
-        self.finish(&file)?;
-        let source = format!("/proc/self/fd/{}", file.as_raw_fd());
-        match linkat(AT_FDCWD, source.as_str(), AT_FDCWD, path, AtFlags::AT_SYMLINK_FOLLOW) {
+    fn link_to(&self, path: &Path) -> Result<bool, Error> {
+        let unnamed = || Path::new(DESCRIPTORS).join(self.file.as_raw_fd().to_string());
+        let source = self.name.clone().unwrap_or_else(unnamed);
+        match linkat(AT_FDCWD, &source, AT_FDCWD, path, AtFlags::AT_SYMLINK_FOLLOW) {
             Ok(()) => Ok(true),
             Err(Errno::EEXIST) => Ok(false),
-            // Without /proc.
-            Err(Errno::ENOENT) => self.link_named(path),
             Err(errno) => Err(Error::system("naming the new table", errno)),
         }
     }
+}
 
-    /// The same with a name of its own in between, which a process killed here leaves behind.
-    fn link_named(&self, path: &Path) -> Result<bool, Error> {
-        let name = sibling(path, &hex::encode(self.facts.incarnation));
-        let mut open = OpenOptions::new();
-        open.read(true).write(true).create_new(true).mode(0o600);
-        let file = open.open(&name).map_err(|error| Error::io("creating the table", &error))?;
-        let linked = self.finish(&file).and_then(|()| match std::fs::hard_link(&name, path) {
-            Ok(()) => Ok(true),
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
-            Err(error) => Err(Error::io("naming the new table", &error)),
-        });
-        let _ = std::fs::remove_file(&name);
-        linked
+impl Drop for Prepared {
+    fn drop(&mut self) {
+        if let Some(name) = &self.name {
+            let _ = std::fs::remove_file(name);
+        }
     }
+}
 
-    fn finish(&self, file: &File) -> Result<(), Error> {
-        check_file_system(file, self.allow_fuse)?;
-        // Set afterwards, as the mode given to open is subject to the umask.
-        file.set_permissions(std::fs::Permissions::from_mode(self.mode))
-            .map_err(|error| Error::io("setting the table's mode", &error))?;
-        self.fill(file)
-    }
+fn write_header(file: &File, capacity: u64, floor: u64) -> Result<(), Error> {
+    let facts = Facts { capacity, salt: random()?, incarnation: random()?, created: now(), floor };
+    file.write_all_at(&facts.encode(boot_id()), 0).map_err(|error| Error::io("writing the table's header", &error))
+}
+
+fn random<const N: usize>() -> Result<[u8; N], Error> {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes).map_err(|_| ErrorKind::System { action: "asking the system for random numbers" })?;
+    Ok(bytes)
+}
+
+const DESCRIPTORS: &str = "/proc/self/fd";
+
+fn has_proc() -> bool {
+    Path::new(DESCRIPTORS).exists()
 }
 
 fn folder(path: &Path) -> &Path {
@@ -321,7 +382,7 @@ impl View {
 
     /// Whether `own` is still what the path names. A missing name, or another file, counts only if it is seen from the
     /// same root and on the same device; a link count of zero always counts.
-    pub(crate) fn presence(&self, own: Identity, links: Option<u64>) -> Presence {
+    pub(crate) fn presence(&self, own: Identity, links: Option<nix::libc::nlink_t>) -> Presence {
         if links == Some(0) {
             return Presence::Gone;
         }
@@ -360,7 +421,9 @@ mod tests {
 
     #[test]
     fn file_systems_that_are_shared_between_machines_are_known_by_their_numbers() {
-        for (number, name) in [(0x6969, "NFS"), (0x517b, "SMB"), (0xff53_4d42, "SMB"), (0x6573_5546, "FUSE"), (0x0102_1997, "9P")] {
+        for (number, name) in
+            [(0x6969, "NFS"), (0x517b, "SMB"), (0xff53_4d42, "SMB"), (0x6573_5546, "FUSE"), (0x0102_1997, "9P")]
+        {
             assert_eq!(network_file_system(FsType(number)), Some(name));
         }
         for number in [0x0102_1994, 0xef53, 0x5846_5342, 0x9123_683e, 0x794c_7630] {

@@ -42,7 +42,7 @@
 //! | 40 | 88 | label: the key's first 88 bytes, zero-filled |
 //!
 //! The generation word: bits 63..56 updates that are pending, bit 55 somebody waits, bit 54 the table has a
-//! successor, bits 53..0 the generation.
+//! successor, bits 53..0 the generation, which is never below 2^40.
 //!
 //! The slots where a key with the words A and B may stand in segment k of n slots are, in this order,
 //! `(A + k * B + i * (i + 1) / 2) mod n` (wrapping arithmetic) for i = 0, 1, ... below [`probe_limit`].

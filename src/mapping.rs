@@ -8,6 +8,8 @@
 #![expect(unsafe_code, reason = "maps files; each block states the fact relied on")]
 
 use std::fs::File;
+use std::mem::ManuallyDrop;
+use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, BorrowedFd, IntoRawFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
@@ -15,13 +17,16 @@ use std::sync::Arc;
 
 use memmap2::{MmapOptions, MmapRaw};
 use nix::fcntl::{FallocateFlags, OFlag, fallocate};
-use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
+use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous, munmap};
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
-use nix::sys::stat::{Mode, fstat};
+use nix::sys::stat::{FileStat, Mode, fstat};
+use nix::unistd::{SysconfVar, sysconf};
 
 use crate::error::{Error, ErrorKind};
-use crate::layout::{HEADER_WORDS_OFFSET, Header, MAX_SIZE, Slot, segment_offset, segment_slots, segments_within};
-use crate::slot::{HighWater, Published};
+use crate::layout::{
+    Facts, HEADER_WORDS_OFFSET, Header, MAX_SIZE, Slot, segment_offset, segment_slots, segments_within,
+};
+use crate::slot::{HighWater, Published, Users};
 use crate::table::Memory;
 
 /// Which file it is, whatever it is called.
@@ -32,7 +37,7 @@ pub(crate) struct Identity {
 }
 
 impl Identity {
-    pub(crate) fn of(stat: &nix::sys::stat::FileStat) -> Self {
+    pub(crate) fn of(stat: &FileStat) -> Self {
         Self { device: stat.st_dev, inode: stat.st_ino }
     }
 }
@@ -41,6 +46,9 @@ impl Identity {
 #[derive(Debug)]
 pub(crate) struct Mapping {
     base: NonNull<u8>,
+    /// Bytes of address space set aside.
+    size: u64,
+    owner: Owner,
     capacity: u64,
     /// How many segments the address range holds.
     limit: u32,
@@ -48,14 +56,14 @@ pub(crate) struct Mapping {
     known: HighWater,
     read_only: bool,
     file: FileRef,
-    owner: Owner,
 }
 
-/// What unmaps the range when it is dropped.
+/// What mapped the range.
 enum Owner {
-    MemMap(#[expect(dead_code, reason = "held for its drop")] MmapRaw),
+    /// Never dropped: `drop` unmaps as much as `empty` has left.
+    MemMap(#[expect(dead_code, reason = "says whose range it is")] ManuallyDrop<MmapRaw>),
     #[cfg(feature = "shm")]
-    Named(Option<shared_memory::Shmem>),
+    Named(ManuallyDrop<shared_memory::Shmem>),
 }
 
 impl std::fmt::Debug for Owner {
@@ -76,8 +84,15 @@ unsafe impl Sync for Mapping {}
 
 impl Mapping {
     /// Maps `file`, whose header was checked and says `capacity` and `segments`.
-    pub(crate) fn of_file(file: File, path: Option<&Path>, capacity: u64, segments: u32, read_only: bool) -> Result<Self, Error> {
+    pub(crate) fn of_file(
+        file: File,
+        path: Option<&Path>,
+        facts: &Facts,
+        segments: u32,
+        read_only: bool,
+    ) -> Result<Self, Error> {
         let file = FileRef::new(file, path)?;
+        let capacity = facts.capacity;
         // A limit on address space leaves less room for growth, not none: halve until it fits.
         let least = segment_offset(capacity, segments);
         let mut size = MAX_SIZE.max(least);
@@ -88,31 +103,61 @@ impl Mapping {
             match if read_only { options.map_raw_read_only(raw) } else { options.map_raw(raw) } {
                 Ok(map) => break map,
                 Err(_) if size / 2 >= least => size /= 2,
-                Err(error) => return Err(Error::io("mapping the table", &error)),
+                Err(error) => return Err(file.place(Error::io("mapping the table", &error))),
             }
         };
-        let base = NonNull::new(map.as_mut_ptr()).ok_or(ErrorKind::System { action: "mapping the table" })?;
-        let (limit, known) = (segments_within(capacity, size), HighWater::new(segments));
-        Ok(Self { base, capacity, limit, known, read_only, file, owner: Owner::MemMap(map) })
+        let base = map.as_mut_ptr();
+        Self::new(base, size, Owner::MemMap(ManuallyDrop::new(map)), file, capacity, segments, read_only)
     }
 
-    /// Maps a named POSIX segment, whose header was read and checked through `file`.
+    /// Maps the named POSIX segment that `file` is, whose header was checked and says `capacity` and `segments`.
+    /// `None` if another file has the name by now.
     #[cfg(feature = "shm")]
-    pub(crate) fn of_named(file: File, path: &Path, name: &str, capacity: u64, segments: u32) -> Result<Self, Error> {
+    pub(crate) fn of_named(
+        file: File,
+        path: &Path,
+        name: &str,
+        facts: &Facts,
+        segments: u32,
+    ) -> Result<Option<Self>, Error> {
+        let capacity = facts.capacity;
+        use shared_memory::{ShmemConf, ShmemError};
         let file = FileRef::new(file, Some(path))?;
-        let shmem = shared_memory::ShmemConf::new().os_id(name).open().map_err(|error| match error {
-            shared_memory::ShmemError::MapOpenFailed(errno) => {
-                Error::system("mapping the named segment", nix::errno::Errno::from_raw(errno as i32))
-            }
-            _ => ErrorKind::System { action: "mapping the named segment" }.into(),
+        let shmem = ShmemConf::new().os_id(name).open().map_err(|error| {
+            file.place(match error {
+                ShmemError::MapOpenFailed(errno) => {
+                    Error::system("mapping the named segment", nix::errno::Errno::from_raw(errno as i32))
+                }
+                _ => ErrorKind::System { action: "mapping the named segment" }.into(),
+            })
         })?;
-        let least = segment_offset(capacity, segments);
-        if (shmem.len() as u64) < least {
-            return Err(ErrorKind::Truncated { found: shmem.len() as u64, expected: least }.into());
+        let (base, size) = (shmem.as_ptr(), shmem.len() as u64);
+        // The name led to this file before, `file` keeps its inode from being used again, and if it leads to it now,
+        // then that is what was mapped.
+        if !nix::sys::stat::lstat(path).is_ok_and(|stat| Identity::of(&stat) == file.identity) {
+            return Ok(None);
         }
-        let base = NonNull::new(shmem.as_ptr()).ok_or(ErrorKind::System { action: "mapping the named segment" })?;
-        let (limit, known) = (segments_within(capacity, shmem.len() as u64), HighWater::new(segments));
-        Ok(Self { base, capacity, limit, known, read_only: false, file, owner: Owner::Named(Some(shmem)) })
+        let least = segment_offset(capacity, segments);
+        if size < least {
+            return Err(file.error(ErrorKind::Truncated { found: size, expected: least }));
+        }
+        Self::new(base, size, Owner::Named(ManuallyDrop::new(shmem)), file, capacity, segments, false).map(Some)
+    }
+
+    fn new(
+        base: *mut u8,
+        size: u64,
+        owner: Owner,
+        file: FileRef,
+        capacity: u64,
+        segments: u32,
+        read_only: bool,
+    ) -> Result<Self, Error> {
+        let base = NonNull::new(base).ok_or(ErrorKind::System { action: "mapping the table" })?;
+        // SAFETY: the range was mapped just now. The advice keeps a core dump from being as large as the range.
+        let _ = unsafe { madvise(base.cast(), size as usize, MmapAdvise::MADV_DONTDUMP) };
+        let (limit, known) = (segments_within(capacity, size), HighWater::new(segments));
+        Ok(Self { base, size, owner, capacity, limit, known, read_only, file })
     }
 
     pub(crate) fn identity(&self) -> Identity {
@@ -120,27 +165,79 @@ impl Mapping {
     }
 
     /// How many names the file has; `None` if its descriptor was closed by somebody else.
-    pub(crate) fn link_count(&self) -> Option<u64> {
-        self.file.trusted().and_then(|file| fstat(file).ok()).map(|stat| stat.st_nlink as u64)
+    pub(crate) fn link_count(&self) -> Option<nix::libc::nlink_t> {
+        self.file.with_own(|file| fstat(file).ok().map(|stat| stat.st_nlink)).flatten()
     }
 
-    /// Gives the memory of a table that was replaced back to the system, while threads may still look at its slots.
+    /// How many segments can be reached, whatever the header says.
+    pub(crate) fn reachable(&self) -> u32 {
+        self.segments().unwrap_or_else(|_| self.known.get())
+    }
+
+    /// What the system says of the file.
+    pub(crate) fn stat(&self) -> Result<FileStat, Error> {
+        self.file.with(OFlag::O_RDONLY, |file| {
+            fstat(file).map_err(|errno| Error::system("looking at the table's file", errno))
+        })
+    }
+
+    /// Gives the memory and the descriptor of a table that was replaced back to the system, while threads may still
+    /// look at its slots.
     ///
-    /// The range stays mapped, to zeros, which a reader takes for a retired table.
+    /// What was used stays mapped, to zeros, which a reader takes for a retired table.
     pub(crate) fn empty(&self) {
-        let used = segment_offset(self.capacity, self.known.get());
-        let whole = segment_offset(self.capacity, self.limit);
-        let replace = |from: u64, to: u64, protection| {
-            let length = std::num::NonZeroUsize::new((to - from) as usize)?;
-            let address = std::num::NonZeroUsize::new(self.base.as_ptr() as usize + from as usize);
-            let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_FIXED | MapFlags::MAP_NORESERVE;
+        let Some(segments) = self.known.close() else { return };
+        let used = segment_offset(self.capacity, segments);
+        let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_FIXED | MapFlags::MAP_NORESERVE;
+        let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        let (address, length) = (NonZeroUsize::new(self.base.as_ptr() as usize), NonZeroUsize::new(used as usize));
+        if let (Some(address), Some(length)) = (address, length) {
             // SAFETY: the range lies within this value's own mapping, and stays mapped, readable and writable where
             // slots were given out. Its words are atomics, for which any value may appear at any time.
-            unsafe { mmap_anonymous(address, length, protection, flags) }.ok()
+            let _ = unsafe { mmap_anonymous(Some(address), length, protection, flags) };
+        }
+        match self.owner {
+            // SAFETY: nothing beyond `used` was given out, and nothing is from now on, as `known` is closed.
+            Owner::MemMap(_) => unsafe { unmap(self.base, used, self.size) },
+            // Dropping it unmaps the whole range, so nobody else may get a part of it before.
+            #[cfg(feature = "shm")]
+            Owner::Named(_) => {}
+        }
+        self.file.close();
+    }
+}
+
+/// # Safety
+///
+/// Nobody uses the bytes `from..to` behind `base`, which belong to the caller.
+unsafe fn unmap(base: NonNull<u8>, from: u64, to: u64) {
+    let page = sysconf(SysconfVar::PAGE_SIZE).ok().flatten().map_or(65_536, |page| page as u64);
+    let from = from.next_multiple_of(page);
+    if from < to {
+        // SAFETY: as the caller says. It cannot fail but for want of kernel memory, and then the range stays mapped.
+        let _ = unsafe { munmap(base.add(from as usize).cast(), (to - from) as usize) };
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        let rest = match self.known.close() {
+            Some(_) => self.size,
+            // `empty` was here.
+            None => segment_offset(self.capacity, self.known.get()),
         };
-        // If the kernel refuses, the memory is kept until the mapping is dropped, which harms nobody.
-        if replace(0, used, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE).is_some() {
-            replace(used, whole, ProtFlags::PROT_NONE);
+        match &mut self.owner {
+            // SAFETY: what borrows from the mapping is gone, and the range is this value's own up to where `empty` cut it.
+            Owner::MemMap(_) => unsafe { unmap(self.base, 0, rest) },
+            // shared_memory closes its descriptor by a number that it does not tell. If no number but ours leads to the
+            // file any more, somebody closed it, and closing it again could hit a stranger: keep the range instead.
+            #[cfg(feature = "shm")]
+            Owner::Named(shmem) if self.file.open_elsewhere() => {
+                // SAFETY: dropped here, once.
+                unsafe { ManuallyDrop::drop(shmem) }
+            }
+            #[cfg(feature = "shm")]
+            Owner::Named(_) => {}
         }
     }
 }
@@ -171,14 +268,12 @@ impl Memory for Mapping {
             }));
         }
         let expected = segment_offset(self.capacity, claimed);
-        let found = self.file.with(OFlag::O_RDONLY, |file| {
-            Ok(fstat(file).map_err(|errno| Error::system("asking for the size of the table", errno))?.st_size as u64)
-        })?;
+        let found = self.stat()?.st_size as u64;
         if found < expected {
             return Err(self.file.error(ErrorKind::Truncated { found, expected }));
         }
-        self.known.raise(claimed);
-        Ok(claimed)
+        // Closed meanwhile: by a thread of this process that has attached to the successor.
+        if self.known.raise(claimed) { Ok(claimed) } else { Err(self.file.error(ErrorKind::Retired)) }
     }
 
     fn segment(&self, segment: u32) -> &[Slot] {
@@ -207,21 +302,23 @@ impl Memory for Mapping {
     }
 }
 
+/// Refuses a file size over the process's limit, for which the kernel would send SIGXFSZ, which kills.
+pub(crate) fn check_size_limit(size: u64) -> Result<(), Error> {
+    match getrlimit(Resource::RLIMIT_FSIZE) {
+        Ok((limit, _)) if limit != RLIM_INFINITY && size > limit => Err(ErrorKind::TableFull {
+            reason: format!("the file would grow to {size} bytes, over the process's file size limit of {limit}"),
+            advice: "raise the limit (ulimit -f)",
+        }
+        .into()),
+        _ => Ok(()),
+    }
+}
+
 /// Reserves the bytes from `start` to `end` on the disk, so that writing there cannot fail later.
 ///
 /// Raw fallocate: it never shrinks the file, leaves what is there, and writes nothing.
 pub(crate) fn allocate(file: BorrowedFd<'_>, start: u64, end: u64) -> Result<(), Error> {
-    // Over the limit, the kernel sends SIGXFSZ, which kills; so ask first.
-    if let Ok((limit, _)) = getrlimit(Resource::RLIMIT_FSIZE)
-        && limit != RLIM_INFINITY
-        && end > limit
-    {
-        return Err(ErrorKind::TableFull {
-            reason: format!("the file would grow to {end} bytes, over the process's file size limit of {limit}"),
-            advice: "raise the limit (ulimit -f)",
-        }
-        .into());
-    }
+    check_size_limit(end)?;
     // In pieces, so that a process which gets a signal again and again still comes to an end.
     const PIECE: u64 = 16 << 20;
     let mut from = start;
@@ -236,24 +333,11 @@ pub(crate) fn allocate(file: BorrowedFd<'_>, start: u64, end: u64) -> Result<(),
     Ok(())
 }
 
-impl Drop for Mapping {
-    fn drop(&mut self) {
-        #[cfg(feature = "shm")]
-        if let Owner::Named(shmem) = &mut self.owner {
-            // shared_memory closes a descriptor of its own, whose number it does not tell. If no number other than ours
-            // leads to the file any more, somebody closed it, and closing it again could hit a stranger: keep the
-            // few bytes instead.
-            if !self.file.open_elsewhere() {
-                std::mem::forget(shmem.take());
-            }
-        }
-    }
-}
-
 /// A file, by a descriptor that may be closed or reused behind our back, and by a path that may be out of reach.
 #[derive(Debug)]
 struct FileRef {
     number: RawFd,
+    users: Users,
     identity: Identity,
     path: Option<PathBuf>,
 }
@@ -261,30 +345,60 @@ struct FileRef {
 impl FileRef {
     fn new(file: File, path: Option<&Path>) -> Result<Self, Error> {
         let stat = fstat(&file).map_err(|errno| Error::system("looking at the table's file", errno))?;
-        Ok(Self { number: file.into_raw_fd(), identity: Identity::of(&stat), path: path.map(Path::to_owned) })
+        let identity = Identity::of(&stat);
+        Ok(Self { number: file.into_raw_fd(), users: Users::none(), identity, path: path.map(Path::to_owned) })
     }
 
-    /// The descriptor, if it still leads to the file.
-    fn trusted(&self) -> Option<BorrowedFd<'_>> {
+    /// Runs `action` with the descriptor, if it still leads to the file.
+    fn with_own<R>(&self, action: impl FnOnce(BorrowedFd<'_>) -> R) -> Option<R> {
+        if !self.users.enter() {
+            return None;
+        }
         // SAFETY: the number is not -1, and is not used for anything but fstat until it was found to lead to the file.
         let file = unsafe { BorrowedFd::borrow_raw(self.number) };
-        (Identity::of(&fstat(file).ok()?) == self.identity).then_some(file)
+        let result = self.leads_to_file(file).then(|| action(file));
+        if self.users.leave() {
+            self.release();
+        }
+        result
+    }
+
+    fn leads_to_file(&self, file: BorrowedFd<'_>) -> bool {
+        fstat(file).is_ok_and(|stat| Identity::of(&stat) == self.identity)
+    }
+
+    /// Closes the descriptor as soon as nobody uses it.
+    fn close(&self) {
+        if self.users.close() {
+            self.release();
+        }
+    }
+
+    fn release(&self) {
+        // SAFETY: as in `with_own`.
+        if self.leads_to_file(unsafe { BorrowedFd::borrow_raw(self.number) }) {
+            let _ = nix::unistd::close(self.number);
+        }
     }
 
     /// Runs `action` with the file, opened anew if the descriptor is gone.
-    fn with<R>(&self, access: OFlag, action: impl FnOnce(BorrowedFd<'_>) -> Result<R, Error>) -> Result<R, Error> {
-        if let Some(file) = self.trusted() {
-            return action(file).map_err(|error| self.place(error));
+    fn with<R>(&self, access: OFlag, action: impl Fn(BorrowedFd<'_>) -> Result<R, Error>) -> Result<R, Error> {
+        if let Some(result) = self.with_own(&action) {
+            return result.map_err(|error| self.place(error));
         }
-        let lost = || self.error(ErrorKind::System { action: "finding the table's file, whose descriptor was closed by this program," });
+        let lost = || {
+            self.error(ErrorKind::System {
+                action: "finding the table's file, whose descriptor was closed by this program,",
+            })
+        };
         let path = self.path.as_deref().ok_or_else(lost)?;
         let flags = access | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
         let file = nix::fcntl::open(path, flags, Mode::empty())
             .map_err(|errno| Error::system("opening the table's file again", errno).at(path))?;
-        match fstat(&file) {
-            Ok(stat) if Identity::of(&stat) == self.identity => action(file.as_fd()).map_err(|error| self.place(error)),
-            _ => Err(lost()),
+        if !self.leads_to_file(file.as_fd()) {
+            return Err(lost());
         }
+        action(file.as_fd()).map_err(|error| self.place(error))
     }
 
     fn error(&self, kind: ErrorKind) -> Error {
@@ -298,23 +412,20 @@ impl FileRef {
         }
     }
 
+    /// Whether a number other than ours leads to the file.
     #[cfg(feature = "shm")]
     fn open_elsewhere(&self) -> bool {
-        std::fs::read_dir("/proc/self/fd").is_ok_and(|entries| {
-            entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<RawFd>().ok()).any(|number| {
-                // SAFETY: only asked by fstat, which any number may be.
-                let file = unsafe { BorrowedFd::borrow_raw(number) };
-                number != self.number && fstat(file).is_ok_and(|stat| Identity::of(&stat) == self.identity)
-            })
+        let numbers = std::fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
+        numbers.filter_map(|entry| entry.file_name().to_str()?.parse::<RawFd>().ok()).any(|number| {
+            // SAFETY: only asked by fstat, which any number may be.
+            number != self.number && self.leads_to_file(unsafe { BorrowedFd::borrow_raw(number) })
         })
     }
 }
 
 impl Drop for FileRef {
     fn drop(&mut self) {
-        if self.trusted().is_some() {
-            let _ = nix::unistd::close(self.number);
-        }
+        self.close();
     }
 }
 

@@ -120,7 +120,7 @@ impl TableOptions {
     ///
     /// # Errors
     ///
-    /// No descriptor or no memory is left, or the capacity is out of range.
+    /// No descriptor or no memory is left; the capacity is out of range; or the table would be read-only.
     pub fn anonymous(self) -> Result<Table, Error> {
         Table::create_anonymous(self)
     }

@@ -8,6 +8,8 @@ use crate::layout::{Header, LABEL_SIZE, LIVE, RETIRED, RETIRING, Slot};
 use crate::sync::{AtomicU32, AtomicU64, Ordering, fence};
 
 const GENERATION: u64 = (1 << 54) - 1;
+/// No generation is lower, whatever the clock says: 2^40 microseconds are the 13th of January 1970.
+const LOWEST: u64 = 1 << 40;
 const RETIRED_BIT: u64 = 1 << 54;
 const WAITING_BIT: u64 = 1 << 55;
 
@@ -21,9 +23,16 @@ impl Word {
     }
 
     /// Whether the slot's generation can be relied on: the table has no successor, and the slot has begun. An emptied
-    /// mapping (see `Mapping::empty`) reads zero, which counts as retired.
+    /// mapping (see `Mapping::empty`) counts up from zero, and so counts as retired.
+    #[inline]
     pub(crate) fn is_live(self) -> bool {
-        self.0 & RETIRED_BIT == 0 && self.0 & GENERATION != 0
+        self.0 & RETIRED_BIT == 0 && self.0 & GENERATION >= LOWEST
+    }
+
+    /// The generation after an update that found this word; `None` if the update must be made in a successor.
+    #[inline]
+    pub(crate) fn updated(self) -> Option<Generation> {
+        if self.is_live() { Generation::new((self.0 & GENERATION) + 1) } else { None }
     }
 }
 
@@ -81,6 +90,7 @@ impl Slot {
 
     /// Moves on to `candidate` if the slot has no generation yet. All who attach may do it; the first one counts.
     pub(crate) fn begin(&self, candidate: u64) {
+        let candidate = candidate.clamp(LOWEST, GENERATION);
         // ORDERING: relaxed, as only the value of `first` matters, and every process that gets here uses the winner's.
         let first = match self.first.compare_exchange(0, candidate, Ordering::Relaxed, Ordering::Relaxed) {
             Ok(_) => candidate,
@@ -88,7 +98,12 @@ impl Slot {
         };
         // ORDERING: release, so that who reads the generation finds `first` (`word`, then `updates`). A failure means
         // that the slot has begun, or that a sweep retired it first, which the caller reads from the word.
-        let _ = self.generation.compare_exchange(0, first & GENERATION, Ordering::Release, Ordering::Relaxed);
+        let _ = self.generation.compare_exchange(0, first, Ordering::Release, Ordering::Relaxed);
+    }
+
+    /// One update that nobody adopts; a slot that has not begun is left alone.
+    pub(crate) fn expire(&self) {
+        self.change(|word| (word & GENERATION != 0).then_some(word.wrapping_add(1)));
     }
 
     /// The last update of this table: bumps, sets the retired bit. Does nothing the second time.
@@ -222,10 +237,10 @@ impl Header {
         segments
     }
 
-    /// Publishes the segment behind the first `present` ones. Lost to another grower: the segment is there as well.
-    pub(crate) fn add_segment(&self, present: u32) {
+    /// Publishes `segment`, for which there is room.
+    pub(crate) fn add_segment(&self, segment: u32) {
         // ORDERING: release pairs with `segments`.
-        let _ = self.segments.compare_exchange(present, present + 1, Ordering::Release, Ordering::Relaxed);
+        self.segments.fetch_max(segment + 1, Ordering::Release);
     }
 
     pub(crate) fn is_live(&self) -> bool {
@@ -281,16 +296,16 @@ impl Header {
 pub(crate) struct Seen(AtomicU64);
 
 impl Seen {
-    pub(crate) fn nothing() -> Self {
-        Self(AtomicU64::new(0))
+    pub(crate) fn new(generation: Option<Generation>) -> Self {
+        Self(AtomicU64::new(generation.map_or(0, Generation::get)))
     }
 
     /// Whether `word` is exactly the generation seen: not retired, nothing pending, whoever waits.
     #[inline]
     pub(crate) fn is(&self, word: Word) -> bool {
-        // ORDERING: acquire pairs with `adopt`: a thread that finds the state fresh sees the state. The generation is
-        // never zero in a live word, and a zero word is never fresh, as `nothing` is told apart below.
+        // ORDERING: acquire pairs with `adopt`: a thread that finds the state fresh sees the state.
         let seen = self.0.load(Ordering::Acquire);
+        // Nothing seen is zero, as is the word of an emptied mapping.
         word.0 & !WAITING_BIT == seen && seen != 0
     }
 
@@ -354,15 +369,19 @@ impl Turn {
         Self(AtomicU64::new(time))
     }
 
+    pub(crate) fn is_due(&self, now: u64) -> bool {
+        now >= self.0.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn postpone(&self, time: u64) {
+        self.0.store(time, Ordering::Relaxed);
+    }
+
     /// Whether it is due at `now`; if so, the caller has the turn, and the next one is `pause` later.
     pub(crate) fn take(&self, now: u64, pause: u64) -> bool {
         let due = self.0.load(Ordering::Relaxed);
         // ORDERING: relaxed: the turn guards nothing but the cost of two threads doing the same.
         now >= due && self.0.compare_exchange(due, now + pause, Ordering::Relaxed, Ordering::Relaxed).is_ok()
-    }
-
-    pub(crate) fn postpone(&self, time: u64) {
-        self.0.store(time, Ordering::Relaxed);
     }
 }
 
@@ -389,21 +408,65 @@ impl<T> Published<T> {
     }
 }
 
-/// A count that only grows; private to a process.
+/// A count that grows until it is closed; private to a process.
+#[cfg(not(loom))]
 #[derive(Debug)]
 pub(crate) struct HighWater(AtomicU32);
 
+#[cfg(not(loom))]
 impl HighWater {
+    const CLOSED: u32 = 1 << 31;
+
     pub(crate) fn new(count: u32) -> Self {
         Self(AtomicU32::new(count))
     }
 
     pub(crate) fn get(&self) -> u32 {
-        self.0.load(Ordering::Relaxed)
+        self.0.load(Ordering::Relaxed) & !Self::CLOSED
     }
 
-    pub(crate) fn raise(&self, count: u32) {
-        // ORDERING: relaxed: it caches what the kernel said of the file, which orders nothing.
-        self.0.fetch_max(count, Ordering::Relaxed);
+    /// Raises the count to `count`; `false` if it was closed first.
+    pub(crate) fn raise(&self, count: u32) -> bool {
+        // ORDERING: relaxed: it caches what the kernel said of the file, which orders nothing; that it is one word
+        // decides between a raise and a closing.
+        let raised = |present: u32| (present & Self::CLOSED == 0).then_some(present.max(count));
+        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, raised).is_ok()
+    }
+
+    /// Ends the growth, and says where; `None` if it had ended before.
+    pub(crate) fn close(&self) -> Option<u32> {
+        let before = self.0.fetch_or(Self::CLOSED, Ordering::Relaxed);
+        (before & Self::CLOSED == 0).then_some(before)
+    }
+}
+
+/// Who uses a descriptor, so that it can be closed while other threads have it; private to a process.
+#[cfg(not(loom))]
+#[derive(Debug)]
+pub(crate) struct Users(AtomicU32);
+
+#[cfg(not(loom))]
+impl Users {
+    const CLOSED: u32 = 1 << 31;
+
+    pub(crate) fn none() -> Self {
+        Self(AtomicU32::new(0))
+    }
+
+    /// Comes in; `false` if it is closed. Each `true` calls for one `leave`.
+    pub(crate) fn enter(&self) -> bool {
+        // ORDERING: acquire and release on all three: what one user does with the descriptor comes before its closing.
+        let entered = |count: u32| (count & Self::CLOSED == 0).then_some(count + 1);
+        self.0.fetch_update(Ordering::AcqRel, Ordering::Relaxed, entered).is_ok()
+    }
+
+    /// Goes; `true` for the last one after closing, who is to close the descriptor.
+    pub(crate) fn leave(&self) -> bool {
+        self.0.fetch_sub(1, Ordering::AcqRel) == Self::CLOSED + 1
+    }
+
+    /// Lets nobody in any more; `true` if nobody is in, and the caller is to close the descriptor.
+    pub(crate) fn close(&self) -> bool {
+        self.0.fetch_or(Self::CLOSED, Ordering::AcqRel) == 0
     }
 }

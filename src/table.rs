@@ -30,7 +30,7 @@
 //! and attaches to the successor, or the sweep sees its slot. The sweep changes each slot once, however often it runs,
 //! so whoever finds a retiring table does it again rather than wait for a process that may be dead.
 
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 use crate::layout::{Header, Slot, probe_limit, segment_slots};
 use crate::slot::{Digest, Holder};
 
@@ -82,7 +82,8 @@ impl<M: Memory> Slots<M> {
         let place = digest.place(segment);
         let mask = segment_slots(self.capacity, segment) - 1;
         // Masked by the segment's size, which `segment` answers for.
-        (0..probe_limit(segment).min(mask + 1)).map(move |i| &slots[(place.wrapping_add(i * (i + 1) / 2) & mask) as usize])
+        (0..probe_limit(segment).min(mask + 1))
+            .map(move |i| &slots[(place.wrapping_add(i * (i + 1) / 2) & mask) as usize])
     }
 
     /// The key's slot, without creating it.
@@ -104,9 +105,8 @@ impl<M: Memory> Slots<M> {
     pub(crate) fn claim(&self, digest: Digest) -> Result<&Slot, Error> {
         let mut segment = 0;
         loop {
-            if segment == self.memory.segments()? {
-                self.memory.extend(segment)?;
-                self.header().add_segment(segment);
+            if segment >= self.memory.segments()? {
+                self.grow(segment)?;
             }
             if let Some(slot) = self.probe(segment, digest).find(|slot| slot.claim(digest)) {
                 return Ok(slot);
@@ -115,10 +115,31 @@ impl<M: Memory> Slots<M> {
         }
     }
 
+    /// Appends `segment`, the next one.
+    fn grow(&self, segment: u32) -> Result<(), Error> {
+        self.memory.extend(segment)?;
+        self.header().add_segment(segment);
+        match self.memory.segments()? {
+            segments if segments > segment => Ok(()),
+            // Somebody writes there who should not.
+            segments => Err(ErrorKind::Damaged {
+                field: "number of segments",
+                found: segments.into(),
+                expected: "one more, as the table was extended",
+            }
+            .into()),
+        }
+    }
+
     /// Finds or claims the key's slot, lets it begin at `start` or later, and labels it.
     ///
     /// `None`: the table is being retired, and the slot may have been missed by the sweep.
-    pub(crate) fn attach(&self, digest: Digest, start: impl FnOnce() -> u64, label: &[u8]) -> Result<Option<&Slot>, Error> {
+    pub(crate) fn attach(
+        &self,
+        digest: Digest,
+        start: impl FnOnce() -> u64,
+        label: &[u8],
+    ) -> Result<Option<&Slot>, Error> {
         let slot = match self.find(digest)? {
             Some(slot) => slot,
             None => self.claim(digest)?,
@@ -132,36 +153,47 @@ impl<M: Memory> Slots<M> {
         Ok(self.header().is_live_after_claim().then_some(slot))
     }
 
-    /// All slots that somebody has begun to claim.
-    pub(crate) fn claimed(&self) -> Result<impl Iterator<Item = (u32, u64, &Slot)>, Error> {
-        let segments = self.memory.segments()?;
-        Ok((0..segments).flat_map(move |segment| {
+    /// The slots of the first `segments` segments that somebody has begun to claim.
+    pub(crate) fn claimed(&self, segments: u32) -> impl Iterator<Item = (u32, u64, &Slot)> {
+        (0..segments).flat_map(move |segment| {
             let slots = self.memory.segment(segment).iter().enumerate();
             slots.filter(|(_, slot)| slot.is_claimed()).map(move |(index, slot)| (segment, index as u64, slot))
-        }))
+        })
+    }
+
+    fn each(&self, action: impl FnMut(&Slot)) -> Result<(), Error> {
+        self.claimed(self.memory.segments()?).map(|(_, _, slot)| slot).for_each(action);
+        Ok(())
     }
 
     /// How many slots a search looks at before it comes to the claimed slot at `index` of `segment`, that one included.
     pub(crate) fn probe_length(&self, segment: u32, index: u64, digest: Digest) -> Option<u64> {
         let mask = segment_slots(self.capacity, segment) - 1;
-        (0..probe_limit(segment)).find(|i| digest.place(segment).wrapping_add(i * (i + 1) / 2) & mask == index).map(|i| i + 1)
+        (0..probe_limit(segment))
+            .find(|i| digest.place(segment).wrapping_add(i * (i + 1) / 2) & mask == index)
+            .map(|i| i + 1)
     }
 
     /// Retires every slot. The state says "retiring" from here on, until the caller ends it.
     pub(crate) fn retire(&self) -> Result<(), Error> {
         self.header().begin_retiring();
-        self.claimed()?.for_each(|(_, _, slot)| slot.retire());
-        Ok(())
+        self.each(Slot::retire)
     }
 
     /// One update of every key.
-    pub(crate) fn bump_all(&self) -> Result<(), Error> {
-        self.claimed()?.for_each(|(_, _, slot)| _ = slot.bump());
-        Ok(())
+    pub(crate) fn expire_all(&self) -> Result<(), Error> {
+        self.each(Slot::expire)
+    }
+
+    /// Moves every generation past `floor`, see [`Slot::renew`].
+    pub(crate) fn renew_all(&self, floor: u64) -> Result<(), Error> {
+        self.each(|slot| slot.renew(floor))
     }
 
     /// The highest generation of all keys; 0 in an empty table.
     pub(crate) fn highest(&self) -> Result<u64, Error> {
-        Ok(self.claimed()?.filter_map(|(_, _, slot)| slot.word().generation()).map(|g| g.get()).max().unwrap_or(0))
+        let mut highest = 0;
+        self.each(|slot| highest = highest.max(slot.word().generation().map_or(0, |generation| generation.get())))?;
+        Ok(highest)
     }
 }

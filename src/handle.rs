@@ -1,0 +1,509 @@
+//! `Table`: a table as a process holds it, through all of its incarnations.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use nix::sys::resource::{Resource, getrlimit};
+use nix::time::{ClockId, clock_gettime};
+
+use crate::error::{Error, ErrorKind};
+use crate::file::{Blueprint, Prepared, TableFile, identity};
+use crate::generation::Generation;
+use crate::incarnation::{Incarnation, Place};
+use crate::key::CacheKey;
+use crate::layout::{MAX_SIZE, segment_offset};
+use crate::mapping::{Chain, Identity, Mapping};
+use crate::options::{TableOptions, default_path};
+use crate::slot::Turn;
+
+/// At least so many milliseconds pass between two looks at a table's file, and between two attempts to attach to one
+/// that cannot be attached to.
+///
+/// A look is due every 64 checks, and no sooner than this. Half a second, so that both together stay below the longer
+/// of 64 checks and a second at any rate of checks.
+pub(crate) const PAUSE: u64 = 490;
+
+/// How often an operation starts again because the table was replaced under it, before it gives up.
+pub(crate) const ATTEMPTS: u32 = 100;
+
+/// A table of generations that processes of this host share.
+///
+/// Cheap to clone; the clones are one table. It may be used by all threads, and by children forked at any time.
+///
+/// ```
+/// use gensync::{GenerationSynchronizer, Table};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let folder = tempfile::tempdir()?;
+/// # let path = folder.path().join("shop.gensync");
+/// let table = Table::open(&path)?;
+/// let sync = GenerationSynchronizer::new(&table, "siteconfig:1")?;
+/// sync.mark_updated()?;
+/// assert_eq!(table.slots().next().unwrap().updates(), 1);
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Debug)]
+pub struct Table(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    options: TableOptions,
+    source: Source,
+    incarnations: Chain<Arc<Incarnation>>,
+    /// When the next look at the file is due.
+    look: Turn,
+}
+
+#[derive(Debug)]
+enum Source {
+    Path(PathBuf),
+    Anonymous,
+    #[cfg(feature = "shm")]
+    Named {
+        name: String,
+        path: PathBuf,
+    },
+}
+
+impl Table {
+    /// Opens the table at `path`, or creates it with mode 0600 and room for 1024 keys in its first segment.
+    ///
+    /// The natural home is `/dev/shm`. A relative path is taken from the working directory of now.
+    ///
+    /// # Errors
+    ///
+    /// As [`TableOptions::open`].
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, Error> {
+        Self::options().open(path)
+    }
+
+    /// Opens or creates the table of the application `app` that belongs to this user:
+    /// `$XDG_RUNTIME_DIR/gensync/APP`, or `/dev/shm/gensync-UID/APP` where that variable is not an absolute path.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::UnsafeFolder`] if the folder, which is made with mode 0700, belongs to someone else or is writable
+    /// by others; [`ErrorKind::InvalidInput`] if `app` is not a plain file name; else as [`TableOptions::open`].
+    pub fn open_default(app: &str) -> Result<Self, Error> {
+        Self::open(default_path(app)?)
+    }
+
+    /// Options for opening a table in other ways.
+    pub fn options() -> TableOptions {
+        TableOptions::default()
+    }
+
+    pub(crate) fn open_path(path: &Path, options: TableOptions) -> Result<Self, Error> {
+        let absolute = std::path::absolute(path).map_err(|error| Error::io("finding the path", &error).at(path))?;
+        Self::open_source(Source::Path(absolute), options)
+    }
+
+    #[cfg(feature = "shm")]
+    pub(crate) fn open_named(name: &str, options: TableOptions) -> Result<Self, Error> {
+        let name = name.strip_prefix('/').unwrap_or(name);
+        crate::options::checked_name("the segment's name", name)?;
+        let path = Path::new("/dev/shm").join(name);
+        writable("the named table", "a writable one; to read only, open /dev/shm/NAME by its path", &options)
+            .map_err(|error| error.at(&path))?;
+        Self::open_source(Source::Named { name: name.to_owned(), path }, options)
+    }
+
+    fn open_source(source: Source, options: TableOptions) -> Result<Self, Error> {
+        let first = open(&source, &options, None)?;
+        Ok(Self(Arc::new(Shared { options, source, incarnations: Chain::new(first), look: Turn::at(0) })))
+    }
+
+    pub(crate) fn create_anonymous(options: TableOptions) -> Result<Self, Error> {
+        writable("the anonymous table", "a writable one, as nobody else could create its keys", &options)?;
+        let size = Source::Anonymous.size(options.checked_capacity()?);
+        let file = TableFile::of_file(Blueprint::new(&options, size)?.anonymous()?, &options)?;
+        let mapping = Mapping::of_file(file.file, None, &file.facts, file.segments, false)?;
+        let first = Arc::new(Incarnation::new(mapping, file.facts, None));
+        let source = Source::Anonymous;
+        Ok(Self(Arc::new(Shared { options, source, incarnations: Chain::new(first), look: Turn::at(0) })))
+    }
+
+    /// The path of the table's file; `None` for an anonymous one.
+    #[must_use]
+    pub fn path(&self) -> Option<&Path> {
+        self.0.source.path()
+    }
+
+    /// The present generation of `key`, without creating it; `None` if nobody has attached to it.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::EmptyKey`]; or the table was replaced, and its successor cannot be opened.
+    pub fn generation(&self, key: impl Into<CacheKey>) -> Result<Option<Generation>, Error> {
+        let key = self.normalize(key)?;
+        let find = || {
+            for _ in 0..ATTEMPTS {
+                let found = self.current()?.find(&key)?;
+                match found.map(|place| place.word()) {
+                    None => return Ok(None),
+                    Some(word) if word.is_live() => return Ok(word.generation()),
+                    Some(_) => {}
+                }
+            }
+            Err(ErrorKind::Retired.into())
+        };
+        find().map_err(|error| self.place(error).with_key(key.as_str()))
+    }
+
+    /// All keys of the table, in no order, as they are found while the iterator runs.
+    ///
+    /// Keys that others create meanwhile may be missing. Segments that this process cannot reach, for want of address
+    /// space or because the file is damaged, are left out.
+    pub fn slots(&self) -> impl Iterator<Item = SlotInfo> {
+        let slots = self.latest().slots();
+        slots.claimed(slots.memory().reachable()).filter_map(|(_, _, slot)| {
+            let (label, key_length) = slot.label();
+            let digest = slot.digest()?.words();
+            Some(SlotInfo { label, key_length, digest, generation: slot.word().generation()?, updates: slot.updates() })
+        })
+    }
+
+    /// Figures of the table, counted now by going through all of it. As with [`slots`](Self::slots), only what this
+    /// process can reach.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        let incarnation = self.latest();
+        let (slots, capacity) = (incarnation.slots(), incarnation.facts().capacity);
+        let segments = slots.memory().reachable();
+        let (mut keys, mut longest_probe) = (0, 0);
+        for (segment, index, slot) in slots.claimed(segments) {
+            keys += 1;
+            let length = slot.digest().and_then(|digest| slots.probe_length(segment, index, digest));
+            longest_probe = longest_probe.max(length.unwrap_or(0));
+        }
+        let bytes = segment_offset(capacity, segments);
+        Stats { keys, capacity: capacity * ((1 << segments) - 1), segments, bytes, longest_probe }
+    }
+
+    /// Ends this incarnation of the table and begins another: every key's state is expired in every process, and keys
+    /// that nobody attaches to any more are gone. No update is lost, whoever makes it meanwhile.
+    ///
+    /// The new file has the capacity, mode and owner of the old one. An anonymous table cannot be replaced: there,
+    /// every key gets a new generation, and all keys stay.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::ReadOnly`]; or a new file cannot be made, and then nothing has changed.
+    pub fn reset(&self) -> Result<(), Error> {
+        if self.is_read_only() {
+            return Err(self.error(ErrorKind::ReadOnly));
+        }
+        self.begin_successor().map_err(|error| self.place(error))
+    }
+
+    fn begin_successor(&self) -> Result<(), Error> {
+        let Some(path) = self.path() else {
+            return self.latest().slots().expire_all();
+        };
+        for _ in 0..ATTEMPTS {
+            let current = self.current()?;
+            match TableFile::open(path, &self.0.options)? {
+                Some(file) if Identity::of(&file.stat()?) == current.mapping().identity() => {
+                    let prepared = succeeding(&file, &self.0.options)?.prepare(path)?;
+                    replace(path, &file, current, prepared)?;
+                    return self.succeed(current);
+                }
+                // It was replaced behind our back: what stands there now is what is to be reset.
+                _ if current.is_gone() => self.succeed(current)?,
+                Some(_) | None => return Err(ErrorKind::NotFound.into()),
+            }
+        }
+        Err(ErrorKind::Retired.into())
+    }
+
+    pub(crate) fn is_read_only(&self) -> bool {
+        self.0.options.read_only
+    }
+
+    /// An error about this table.
+    pub(crate) fn error(&self, kind: ErrorKind) -> Error {
+        self.place(kind.into())
+    }
+
+    fn place(&self, error: Error) -> Error {
+        match self.path() {
+            Some(path) => error.at(path),
+            None => error,
+        }
+    }
+
+    pub(crate) fn normalize(&self, key: impl Into<CacheKey>) -> Result<CacheKey, Error> {
+        let key = key.into();
+        if key.as_str().is_empty() {
+            return Err(self.error(ErrorKind::EmptyKey));
+        }
+        Ok(self.0.options.normalizer.normalize(key))
+    }
+
+    fn latest(&self) -> &Arc<Incarnation> {
+        self.0.incarnations.latest()
+    }
+
+    /// Whether `incarnation` is the one to use, as far as this process knows.
+    pub(crate) fn is_latest(&self, incarnation: &Arc<Incarnation>) -> bool {
+        Arc::ptr_eq(self.latest(), incarnation)
+    }
+
+    /// Attaches to `key`, in the latest incarnation.
+    pub(crate) fn attach(&self, key: &CacheKey) -> Result<Place, Error> {
+        let attach = || {
+            for _ in 0..ATTEMPTS {
+                let current = self.current()?;
+                if self.is_read_only() {
+                    return current.find(key)?.ok_or(ErrorKind::KeyNotFound.into());
+                }
+                if let Some(place) = current.attach(key)? {
+                    return Ok(place);
+                }
+            }
+            Err(ErrorKind::Retired.into())
+        };
+        attach().map_err(|error: Error| self.place(error).with_key(key.as_str()))
+    }
+
+    /// The latest incarnation; another one than before if that was retired or its file is gone.
+    fn current(&self) -> Result<&Arc<Incarnation>, Error> {
+        self.look_if_due();
+        for _ in 0..ATTEMPTS {
+            let latest = self.latest();
+            if latest.slots().header().is_live() {
+                return Ok(latest);
+            }
+            self.succeed(latest)?;
+        }
+        Err(ErrorKind::Retired.into())
+    }
+
+    /// Looks, now and then, whether the path still names the file. If not, this process and all others that have the
+    /// file move on to the one that is there now.
+    pub(crate) fn look_if_due(&self) {
+        if !self.0.look.take(coarse_now(), PAUSE) {
+            return;
+        }
+        let latest = self.latest();
+        if latest.is_gone() && self.succeed(latest).is_err() && latest.slots().header().is_live() {
+            // It could not even be retired, being read-only or damaged: let it be retired for this process.
+            latest.mapping().empty();
+        }
+    }
+
+    /// Moves on from a table that is being retired, or whose file is gone. Whoever gets here does all that remains to
+    /// be done of retiring it, as the process that began may be dead.
+    fn succeed(&self, from: &Arc<Incarnation>) -> Result<(), Error> {
+        if !self.is_latest(from) {
+            return Ok(());
+        }
+        let unfinished = !self.is_read_only() && !from.slots().header().is_retired();
+        if unfinished {
+            from.slots().retire()?;
+        }
+        let next = open(&self.0.source, &self.0.options, Some(from))?;
+        if unfinished {
+            // Updates may have gone to the old file while others used the new one: announce them there as well, before
+            // anybody may think that it was done.
+            next.slots().expire_all()?;
+            from.slots().header().end_retiring();
+        }
+        self.0.incarnations.append(next);
+        from.mapping().empty();
+        Ok(())
+    }
+}
+
+impl Source {
+    fn path(&self) -> Option<&Path> {
+        match self {
+            Self::Path(path) => Some(path),
+            Self::Anonymous => None,
+            #[cfg(feature = "shm")]
+            Self::Named { path, .. } => Some(path),
+        }
+    }
+
+    /// The least size of a new file.
+    fn size(&self, capacity: u64) -> u64 {
+        if matches!(self, Self::Path(_)) { 0 } else { sparse_size(segment_offset(capacity, 1)) }
+    }
+
+    /// Maps `file`; `None` if it has lost its name.
+    fn map(&self, file: &TableFile, options: &TableOptions) -> Result<Option<Incarnation>, Error> {
+        let facts = &file.facts;
+        let own = file.file.try_clone().map_err(|error| Error::io("keeping the table's file open", &error))?;
+        let mapping = match self {
+            #[cfg(feature = "shm")]
+            Self::Named { name, path } => {
+                // Made by path, it may be as short as its segments; what is mapped at once is all it can grow to.
+                let size = self.size(facts.capacity);
+                if (file.stat()?.st_size as u64) < size {
+                    own.set_len(size).map_err(|error| Error::io("setting the table's size", &error))?;
+                }
+                match Mapping::of_named(own, path, name, facts, file.segments)? {
+                    Some(mapping) => mapping,
+                    None => return Ok(None),
+                }
+            }
+            _ => Mapping::of_file(own, self.path(), facts, file.segments, options.read_only)?,
+        };
+        Ok(Some(Incarnation::new(mapping, facts.clone(), self.path())))
+    }
+}
+
+fn writable(what: &'static str, expected: &'static str, options: &TableOptions) -> Result<(), Error> {
+    match options.read_only {
+        true => Err(ErrorKind::InvalidInput { what, found: "read-only".to_owned(), expected }.into()),
+        false => Ok(()),
+    }
+}
+
+/// Opens the live table that the source names: creates a missing one, replaces a retired one.
+fn open(source: &Source, options: &TableOptions, predecessor: Option<&Incarnation>) -> Result<Arc<Incarnation>, Error> {
+    let path = source.path().ok_or(ErrorKind::Retired)?;
+    let open = || {
+        for _ in 0..ATTEMPTS {
+            let Some(file) = TableFile::open(path, options)? else {
+                create(source, path, options, predecessor)?;
+                continue;
+            };
+            let Some(incarnation) = source.map(&file, options)? else { continue };
+            if incarnation.slots().header().is_live() {
+                if !options.read_only {
+                    incarnation.renew_after_boot(&file)?;
+                }
+                return Ok(Arc::new(incarnation));
+            }
+            if options.read_only {
+                return Err(ErrorKind::Retired.into());
+            }
+            replace(path, &file, &incarnation, succeeding(&file, options)?.prepare(path)?)?;
+        }
+        Err(ErrorKind::Retired.into())
+    };
+    open().map_err(|error: Error| error.at(path))
+}
+
+fn create(
+    source: &Source,
+    path: &Path,
+    options: &TableOptions,
+    predecessor: Option<&Incarnation>,
+) -> Result<(), Error> {
+    if !options.create || options.read_only {
+        return Err(ErrorKind::NotFound.into());
+    }
+    let stat = predecessor.and_then(|predecessor| Some((predecessor, predecessor.mapping().stat().ok()?)));
+    let blueprint = match stat {
+        Some((predecessor, stat)) => Blueprint::succeeding(predecessor.facts(), &stat, options),
+        None => Blueprint::new(options, source.size(options.checked_capacity()?))?,
+    };
+    let floor = predecessor.map_or(Ok(0), floor_of_successor)?;
+    // Somebody else's is as good.
+    let _created = blueprint.prepare(path)?.link(path, floor)?;
+    Ok(())
+}
+
+fn succeeding(file: &TableFile, options: &TableOptions) -> Result<Blueprint, Error> {
+    Ok(Blueprint::succeeding(&file.facts, &file.stat()?, options))
+}
+
+/// Retires `old`, which `file` at `path` is, and puts `prepared` into its place, if nobody else has done so.
+fn replace(path: &Path, file: &TableFile, old: &Incarnation, prepared: Prepared) -> Result<(), Error> {
+    old.slots().retire()?;
+    let _lock = file.lock()?;
+    let in_place =
+        std::fs::symlink_metadata(path).is_ok_and(|metadata| identity(&metadata) == old.mapping().identity());
+    if in_place {
+        prepared.replace(path, floor_of_successor(old)?)?;
+        old.slots().header().end_retiring();
+    }
+    Ok(())
+}
+
+fn floor_of_successor(old: &Incarnation) -> Result<u64, Error> {
+    Ok(old.slots().highest()?.max(old.facts().floor) + 1)
+}
+
+/// As much of the greatest size as the process may give a file, for tables whose size is set once.
+fn sparse_size(least: u64) -> u64 {
+    let limit = getrlimit(Resource::RLIMIT_FSIZE).map_or(u64::MAX, |(limit, _)| limit);
+    let mut size = MAX_SIZE;
+    while size > limit && size / 2 >= least {
+        size /= 2;
+    }
+    size
+}
+
+/// Milliseconds of a clock that only goes forward, to within a few; the cheapest one.
+pub(crate) fn coarse_now() -> u64 {
+    clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE)
+        .map_or(0, |time| time.tv_sec() as u64 * 1000 + time.tv_nsec() as u64 / 1_000_000)
+}
+
+/// One key of a table, as [`Table::slots`] finds it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SlotInfo {
+    label: Vec<u8>,
+    key_length: usize,
+    digest: [u64; 2],
+    generation: Generation,
+    updates: u64,
+}
+
+impl SlotInfo {
+    /// The key's first bytes, at most 88. For people: nothing is looked up by it. Empty while the process that creates
+    /// the key has not come to writing it.
+    #[must_use]
+    pub fn label(&self) -> std::borrow::Cow<'_, str> {
+        String::from_utf8_lossy(&self.label)
+    }
+
+    /// The label's bytes, which may end within a character.
+    #[must_use]
+    pub fn label_bytes(&self) -> &[u8] {
+        &self.label
+    }
+
+    /// Whether the key is longer than its label.
+    #[must_use]
+    pub fn is_truncated(&self) -> bool {
+        self.key_length > self.label.len()
+    }
+
+    /// The 128 bits by which the key is found: the head of a SHA-256 of the table's salt and the key.
+    #[must_use]
+    pub fn digest(&self) -> u128 {
+        u128::from(self.digest[0]) << 64 | u128::from(self.digest[1])
+    }
+
+    /// The present generation.
+    #[must_use]
+    pub fn generation(&self) -> Generation {
+        self.generation
+    }
+
+    /// How many updates there were since the key was created in this incarnation of the table.
+    #[must_use]
+    pub fn updates(&self) -> u64 {
+        self.updates
+    }
+}
+
+/// Figures of a table, from [`Table::stats`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Stats {
+    /// How many keys there are.
+    pub keys: u64,
+    /// How many slots there are, in all segments.
+    pub capacity: u64,
+    /// How many segments there are.
+    pub segments: u32,
+    /// The size of the table: header and segments.
+    pub bytes: u64,
+    /// How many slots of its segment a search looks at, at most, to find a key.
+    pub longest_probe: u64,
+}

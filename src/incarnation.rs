@@ -1,0 +1,85 @@
+//! One incarnation of a table: its file in memory, and what was fixed when it was created.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use sha2::{Digest as _, Sha256};
+
+use crate::error::Error;
+use crate::file::{Presence, TableFile, View, boot_id, now};
+use crate::key::CacheKey;
+use crate::layout::Facts;
+use crate::mapping::{Mapping, SlotRef};
+use crate::slot::Digest;
+use crate::table::Slots;
+
+/// A key's slot, and the incarnation that it is in.
+pub(crate) type Place = SlotRef<Incarnation>;
+
+/// A table as it is until it is reset, or its file replaced.
+#[derive(Debug)]
+pub(crate) struct Incarnation {
+    slots: Slots<Mapping>,
+    facts: Facts,
+    /// How its file is seen from here; none for an anonymous table.
+    view: Option<View>,
+}
+
+impl Incarnation {
+    pub(crate) fn new(mapping: Mapping, facts: Facts, path: Option<&Path>) -> Self {
+        Self { slots: Slots::new(mapping, facts.capacity), facts, view: path.map(View::new) }
+    }
+
+    pub(crate) fn slots(&self) -> &Slots<Mapping> {
+        &self.slots
+    }
+
+    pub(crate) fn mapping(&self) -> &Mapping {
+        self.slots.memory()
+    }
+
+    pub(crate) fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    fn digest(&self, key: &CacheKey) -> Digest {
+        let digest = Sha256::new().chain_update(self.facts.salt).chain_update(key.as_str()).finalize();
+        let word = |index: usize| u64::from_le_bytes(std::array::from_fn(|i| digest[8 * index + i]));
+        Digest::new(word(0), word(1))
+    }
+
+    /// The key's slot, created if there is none and this process may. `None`: the table is being retired.
+    pub(crate) fn attach(self: &Arc<Self>, key: &CacheKey) -> Result<Option<Place>, Error> {
+        let digest = self.digest(key);
+        let start = || now().max(self.facts.floor);
+        SlotRef::pick(self, |this| this.slots.attach(digest, start, key.as_str().as_bytes()))
+    }
+
+    /// The key's slot, if it is there.
+    pub(crate) fn find(self: &Arc<Self>, key: &CacheKey) -> Result<Option<Place>, Error> {
+        let digest = self.digest(key);
+        SlotRef::pick(self, |this| Ok(this.slots.find(digest)?.filter(|slot| slot.word().generation().is_some())))
+    }
+
+    /// Whether the file is no longer what its path names.
+    pub(crate) fn is_gone(&self) -> bool {
+        let mapping = self.mapping();
+        self.view.as_ref().is_some_and(|view| view.presence(mapping.identity(), mapping.link_count()) == Presence::Gone)
+    }
+
+    /// After a reboot, moves every generation past the present time: processes of the last boot may have died at any
+    /// point, and their state with them.
+    pub(crate) fn renew_after_boot(&self, file: &TableFile) -> Result<(), Error> {
+        let boot = boot_id();
+        let header = self.slots.header();
+        if header.boot() == boot || boot == [0, 0] {
+            return Ok(());
+        }
+        let _lock = file.lock()?;
+        if header.boot() != boot {
+            self.slots.renew_all(now().max(self.facts.floor))?;
+            header.set_boot(boot);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,34 @@
+//! Keeps processes of one machine fresh.
+
+#![doc(html_no_source)]
+
+mod error;
+#[cfg(not(loom))]
+mod file;
+mod generation;
+#[cfg(not(loom))]
+mod handle;
+#[cfg(not(loom))]
+mod incarnation;
+#[cfg(not(loom))]
+mod key;
+mod layout;
+#[cfg(not(loom))]
+mod mapping;
+#[cfg(not(loom))]
+mod options;
+mod slot;
+mod sync;
+#[cfg(not(loom))]
+mod synchronizer;
+mod table;
+
+pub use error::{Error, ErrorKind};
+pub use generation::Generation;
+#[cfg(not(loom))]
+pub use {
+    handle::{SlotInfo, Stats, Table},
+    key::{CacheKey, KeyNormalizer},
+    options::{OwnerCheck, TableOptions},
+    synchronizer::{GenerationSynchronizer, Ticket},
+};

@@ -1,0 +1,289 @@
+//! What one holder has seen of one key.
+
+use crate::error::{Error, ErrorKind};
+use crate::generation::Generation;
+use crate::handle::{ATTEMPTS, PAUSE, Table, coarse_now};
+use crate::incarnation::Place;
+use crate::key::CacheKey;
+use crate::mapping::Chain;
+use crate::slot::{Countdown, Seen, Turn, Word};
+
+/// Off the countdown to the next look at the file: a check, and an update, which costs more, and comes less often.
+const CHECK: u32 = 1;
+const UPDATE: u32 = 8;
+
+/// Keeps one piece of state fresh: remembers the generation that its holder has seen, and compares it with the shared
+/// one.
+///
+/// Each process has its own, for each key it holds state of; it may be made before a fork and used after it, in parent
+/// and children alike. Threads may share one if they share the state, under a lock of the state's own; threads with
+/// state of their own need a synchronizer of their own (which is faster, too). Dropping one changes nothing shared.
+///
+/// The names are those of Djblets' class, and so is what they mean, less its races.
+///
+/// ```
+/// use gensync::{GenerationSynchronizer, Table};
+///
+/// # fn load_settings() -> Result<String, std::io::Error> { Ok(String::new()) }
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let table = Table::options().anonymous()?;
+/// let sync = GenerationSynchronizer::new(&table, "siteconfig:1")?;
+/// let mut settings = sync.refresh_with(load_settings)?;
+///
+/// // At each use:
+/// if sync.is_expired() {
+///     settings = sync.refresh_with(load_settings)?;
+/// }
+///
+/// // Who changes the source says so, after the change is complete:
+/// sync.mark_updated()?;
+/// # drop(settings);
+/// # Ok(()) }
+/// ```
+#[derive(Debug)]
+pub struct GenerationSynchronizer {
+    places: Chain<Place>,
+    seen: Seen,
+    countdown: Countdown,
+    table: Table,
+    key: CacheKey,
+    /// When the next attempt to attach to a successor may be made.
+    retry: Turn,
+}
+
+/// The generation from before a load, to be [adopted](GenerationSynchronizer::adopt) after it.
+///
+/// An update during the load makes the generation another one, so that state loaded with this ticket stays expired.
+#[derive(Clone, Copy, Debug)]
+#[must_use = "a ticket does nothing until it is adopted"]
+pub struct Ticket(Option<Generation>);
+
+impl GenerationSynchronizer {
+    /// Attaches to `key`, and creates its generation if it is new.
+    ///
+    /// The present generation counts as seen, as in Djblets: whoever loaded the state before this call must check it
+    /// against a [`ticket`](Self::ticket) taken before that load, or load again with
+    /// [`refresh_with`](Self::refresh_with).
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::EmptyKey`]; [`ErrorKind::TableFull`] if a new key needs room that cannot be had;
+    /// [`ErrorKind::KeyNotFound`] if the key is new and the table read-only; or the table was replaced, and its
+    /// successor cannot be opened.
+    ///
+    /// # Progress
+    ///
+    /// Lock-free; it makes system calls if the table must grow.
+    pub fn new(table: &Table, key: impl Into<CacheKey>) -> Result<Self, Error> {
+        let key = table.normalize(key)?;
+        let place = table.attach(&key)?;
+        let seen = Seen::new(place.word().generation());
+        let (places, table) = (Chain::new(place), table.clone());
+        Ok(Self { places, seen, countdown: Countdown::new(), table, key, retry: Turn::at(0) })
+    }
+
+    /// Whether the state must be loaded again: its key was updated since the generation was seen.
+    ///
+    /// Where that cannot be known, because the table was replaced and its successor cannot be attached to, the answer
+    /// is `true`. A table whose file was deleted or replaced is noticed within 64 checks or one second, whichever is
+    /// later.
+    ///
+    /// # Progress
+    ///
+    /// Wait-free: one load of shared memory, no allocation, no system call. After an update, and every 64 checks, it
+    /// also looks at a clock, and up to twice a second at the file's path.
+    #[inline]
+    #[must_use]
+    pub fn is_expired(&self) -> bool {
+        let word = self.places.latest().word();
+        if self.seen.is(word) && self.countdown.tick(CHECK) {
+            return false;
+        }
+        self.is_expired_slow()
+    }
+
+    #[cold]
+    fn is_expired_slow(&self) -> bool {
+        self.look();
+        let place = self.places.latest();
+        let word = place.word();
+        if word.is_live() && self.table.is_latest(place.owner()) {
+            return !self.seen.is(word);
+        }
+        let now = coarse_now();
+        if self.retry.is_due(now) && self.move_on().is_err() {
+            self.retry.postpone(now + PAUSE);
+        }
+        true
+    }
+
+    #[cold]
+    fn look(&self) {
+        self.countdown.restart();
+        self.table.look_if_due();
+    }
+
+    /// Attaches to the key in the latest incarnation of the table. Nothing seen before counts there.
+    fn move_on(&self) -> Result<&Place, Error> {
+        self.seen.adopt(None);
+        self.places.append(self.table.attach(&self.key)?);
+        Ok(self.places.latest())
+    }
+
+    /// The present generation and where it stands.
+    fn present(&self) -> Result<Generation, Error> {
+        for _ in 0..ATTEMPTS {
+            let place = self.places.latest();
+            let word = place.word();
+            if word.is_live()
+                && self.table.is_latest(place.owner())
+                && let Some(generation) = word.generation()
+            {
+                return Ok(generation);
+            }
+            self.move_on()?;
+        }
+        Err(self.table.error(ErrorKind::Retired).with_key(self.key.as_str()))
+    }
+
+    /// Takes a ticket: to be called before the state is loaded.
+    ///
+    /// Without a table to attach to, the ticket is void: adopting it leaves the state expired.
+    ///
+    /// # Progress
+    ///
+    /// Wait-free, as [`is_expired`](Self::is_expired), unless the table was replaced.
+    pub fn ticket(&self) -> Ticket {
+        Ticket(self.present().ok())
+    }
+
+    /// Adopts a ticket of this synchronizer: to be called when the state is loaded and in place.
+    ///
+    /// # Progress
+    ///
+    /// Wait-free; shared memory is not touched.
+    pub fn adopt(&self, ticket: Ticket) {
+        self.seen.adopt(ticket.0);
+    }
+
+    /// Loads the state with a ticket: takes it, runs `load`, adopts it.
+    ///
+    /// An update that is made during the load leaves the state expired.
+    ///
+    /// # Errors
+    ///
+    /// The error of `load`; then nothing is adopted.
+    pub fn refresh_with<T, E>(&self, load: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
+        let ticket = self.ticket();
+        let state = load()?;
+        self.adopt(ticket);
+        Ok(state)
+    }
+
+    /// Adopts the present generation, and returns it.
+    ///
+    /// As in Djblets, with its race: called after a load, it hides an update that was made during the load. Prefer
+    /// [`refresh_with`](Self::refresh_with), or call it before the load.
+    ///
+    /// # Errors
+    ///
+    /// The table was replaced, and its successor cannot be attached to; then the state stays expired.
+    ///
+    /// # Progress
+    ///
+    /// As [`is_expired`](Self::is_expired).
+    pub fn refresh(&self) -> Result<Generation, Error> {
+        let generation = self.present()?;
+        self.seen.adopt(Some(generation));
+        Ok(generation)
+    }
+
+    /// Announces that the source was updated, and returns the new generation: every other holder's state is expired.
+    ///
+    /// The caller's own state counts as up to date afterwards if it was before: it knows what it wrote. If another
+    /// process made an update in between, the caller has not seen that one, and is expired.
+    ///
+    /// To be called when the update of the source is complete. What the caller wrote before is visible to whoever finds
+    /// the state expired because of it.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::ReadOnly`]; or the table was replaced, and its successor cannot be attached to: then the update is
+    /// not announced, and the call should be repeated.
+    ///
+    /// # Progress
+    ///
+    /// Wait-free: one atomic addition, no allocation, no system call. Every 8 updates it also looks at a clock, and up
+    /// to twice a second at the file's path.
+    #[inline]
+    pub fn mark_updated(&self) -> Result<Generation, Error> {
+        self.update(|before| self.seen.follow(before))
+    }
+
+    /// Expires the state of every holder, the caller's too.
+    ///
+    /// In Djblets this removes the generation from the cache, and the next one may be the old one again. Here it is one
+    /// more update, which the caller does not adopt.
+    ///
+    /// # Errors
+    ///
+    /// As [`mark_updated`](Self::mark_updated).
+    ///
+    /// # Progress
+    ///
+    /// As [`mark_updated`](Self::mark_updated).
+    pub fn clear(&self) -> Result<(), Error> {
+        self.update(|_| ()).map(drop)
+    }
+
+    #[inline]
+    fn update(&self, follow: impl FnOnce(Word)) -> Result<Generation, Error> {
+        if self.table.is_read_only() {
+            return Err(self.read_only());
+        }
+        let before = self.places.latest().bump();
+        let Some(generation) = before.updated() else {
+            return self.update_successor();
+        };
+        follow(before);
+        if !self.countdown.tick(UPDATE) {
+            self.look();
+        }
+        Ok(generation)
+    }
+
+    #[cold]
+    fn read_only(&self) -> Error {
+        self.table.error(ErrorKind::ReadOnly).with_key(self.key.as_str())
+    }
+
+    /// The table was retired when the update came: make it in the successor. Nobody who attaches there can have loaded
+    /// the state before this process found the retired bit, but for the update's being made.
+    #[cold]
+    fn update_successor(&self) -> Result<Generation, Error> {
+        for _ in 0..ATTEMPTS {
+            if let Some(generation) = self.move_on()?.bump().updated() {
+                return Ok(generation);
+            }
+        }
+        Err(self.table.error(ErrorKind::Retired).with_key(self.key.as_str()))
+    }
+
+    /// The generation that the holder has seen; `None` if it was lost with a table that was replaced.
+    #[must_use]
+    pub fn sync_gen(&self) -> Option<Generation> {
+        self.seen.get()
+    }
+
+    /// The key, normalized.
+    #[must_use]
+    pub fn cache_key(&self) -> &CacheKey {
+        &self.key
+    }
+
+    /// The table.
+    #[must_use]
+    pub fn table(&self) -> &Table {
+        &self.table
+    }
+}
