@@ -1,7 +1,7 @@
 use gensync::{GenerationSynchronizer, Table};
 
 fn main() -> Result<(), gensync::Error> {
-    let table = Table::open("/tmp/t/a.gensync")?;
+    let table = Table::open("/dev/shm/a.gensync")?;
     let sync = GenerationSynchronizer::new(&table, "siteconfig:1")?;
     println!("{} {:?}", sync.is_expired(), sync.sync_gen());
     println!("{:?}", sync.mark_updated()?);
@@ -14,7 +14,7 @@ fn main() -> Result<(), gensync::Error> {
     println!("{} {:?}", sync.is_expired(), sync.sync_gen());
     println!("{:?}", sync.refresh()?);
     println!("{}", sync.is_expired());
-    std::fs::remove_file("/tmp/t/a.gensync").unwrap();
+    std::fs::remove_file("/dev/shm/a.gensync").unwrap();
     let mut n = 0;
     let t = std::time::Instant::now();
     while !sync.is_expired() {

@@ -24,7 +24,7 @@ use nix::unistd::{SysconfVar, sysconf};
 
 use crate::error::{Error, ErrorKind};
 use crate::layout::{
-    Facts, HEADER_WORDS_OFFSET, Header, MAX_SIZE, Slot, segment_offset, segment_slots, segments_within,
+    Facts, HEADER_WORDS_OFFSET, Header, MAX_SIZE, Slot, Tag, segment_offset, segment_slots, segments_within,
 };
 use crate::slot::{HighWater, Published, Users};
 use crate::table::Memory;
@@ -276,14 +276,19 @@ impl Memory for Mapping {
         if self.known.raise(claimed) { Ok(claimed) } else { Err(self.file.error(ErrorKind::Retired)) }
     }
 
-    fn segment(&self, segment: u32) -> &[Slot] {
+    fn segment(&self, segment: u32) -> (&[Slot], &[Tag]) {
         assert!(segment < self.known.get(), "a segment beyond the mapping was asked for");
         let offset = segment_offset(self.capacity, segment) as usize;
-        let slots = segment_slots(self.capacity, segment) as usize;
+        let count = segment_slots(self.capacity, segment) as usize;
         // SAFETY: the segment is below `known`, so it lies within the mapping (`limit`) and within the file, whose size
         // was asked for; offset and base are aligned to a slot. All fields are atomics, so shared references to memory
         // that other processes change are sound. A file that somebody truncates gives a SIGBUS: documented.
-        unsafe { std::slice::from_raw_parts(self.base.add(offset).cast::<Slot>().as_ptr(), slots) }
+        unsafe {
+            let slots = self.base.add(offset);
+            let tags = slots.add(count * size_of::<Slot>());
+            let slots = std::slice::from_raw_parts(slots.cast().as_ptr(), count);
+            (slots, std::slice::from_raw_parts(tags.cast().as_ptr(), count))
+        }
     }
 
     fn extend(&self, segment: u32) -> Result<(), Error> {

@@ -4,7 +4,7 @@
 //! An update is a release, a check an acquire, of the same generation word.
 
 use crate::generation::Generation;
-use crate::layout::{Header, LABEL_SIZE, LIVE, RETIRED, RETIRING, Slot};
+use crate::layout::{Header, LABEL_SIZE, LIVE, RETIRED, RETIRING, Slot, Tag};
 use crate::sync::{AtomicU32, AtomicU64, Ordering, fence};
 
 const GENERATION: u64 = (1 << 54) - 1;
@@ -53,9 +53,30 @@ impl Digest {
         [self.a, self.b]
     }
 
+    fn tag(self) -> u8 {
+        ((self.b >> 56) as u8).max(1)
+    }
+
     /// Where the search for this digest begins in `segment`, before it is taken modulo the segment's size.
     pub(crate) fn place(self, segment: u32) -> u64 {
         self.a.wrapping_add(self.b.wrapping_mul(u64::from(segment)))
+    }
+}
+
+impl Tag {
+    /// Whether the slot beside it may be, or become, `digest`'s.
+    #[inline]
+    pub(crate) fn admits(&self, digest: Digest) -> bool {
+        // ORDERING: relaxed: a tag says what is true for ever, and who is admitted asks the slot itself.
+        let tag = self.0.load(Ordering::Relaxed);
+        tag == 0 || tag == digest.tag()
+    }
+
+    /// To be called when the slot is claimed for `digest`.
+    pub(crate) fn set(&self, digest: Digest) {
+        if self.0.load(Ordering::Relaxed) == 0 {
+            self.0.store(digest.tag(), Ordering::Relaxed);
+        }
     }
 }
 

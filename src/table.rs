@@ -16,7 +16,7 @@
 //! - Stopped between A and B: whoever claims the same key comes to this slot, finds its own A, and finishes with B. A
 //!   key that shares only the word A may finish it with its own B; then the slot is that key's, and the first claimer
 //!   goes on to the next slot, as everybody does who looks for its key.
-//! - Stopped after B: the key stands; whoever attaches next gives it its generation and its label.
+//! - Stopped after B: the key stands; whoever attaches next gives it its tag, its generation and its label.
 //!
 //! **Beginning.** The first generation is decided by one compare-exchange on the slot's `first` word, then copied into
 //! the generation word by another; all who attach do both, so it does not matter who was stopped where.
@@ -31,7 +31,7 @@
 //! so whoever finds a retiring table does it again rather than wait for a process that may be dead.
 
 use crate::error::{Error, ErrorKind};
-use crate::layout::{Header, Slot, probe_limit, segment_slots};
+use crate::layout::{Header, Slot, Tag, probe_limit, segment_slots};
 use crate::slot::{Digest, Holder};
 
 /// Where a table's words are: a mapped file, or boxes in tests and models.
@@ -45,8 +45,8 @@ pub(crate) trait Memory {
     /// The file does not hold what its header says, or this process has no room to map it.
     fn segments(&self) -> Result<u32, Error>;
 
-    /// The slots of a segment below [`segments`](Self::segments).
-    fn segment(&self, segment: u32) -> &[Slot];
+    /// The slots and tags of a segment below [`segments`](Self::segments).
+    fn segment(&self, segment: u32) -> (&[Slot], &[Tag]);
 
     /// Makes room for `segment`, the next one. Doing it twice does no harm.
     ///
@@ -76,23 +76,28 @@ impl<M: Memory> Slots<M> {
         self.memory.header()
     }
 
-    /// The slots that may hold `digest` in `segment`, in the order of probing.
-    fn probe(&self, segment: u32, digest: Digest) -> impl Iterator<Item = &Slot> {
-        let slots = self.memory.segment(segment);
+    /// The places where `digest` may stand in `segment`, in the order of probing, less those that tags say are others'.
+    fn probe(&self, segment: u32, digest: Digest) -> impl Iterator<Item = (&Slot, &Tag)> {
+        let (slots, tags) = self.memory.segment(segment);
         let place = digest.place(segment);
         let mask = segment_slots(self.capacity, segment) - 1;
-        // Masked by the segment's size, which `segment` answers for.
-        (0..probe_limit(segment).min(mask + 1))
-            .map(move |i| &slots[(place.wrapping_add(i * (i + 1) / 2) & mask) as usize])
+        (0..probe_limit(segment).min(mask + 1)).filter_map(move |i| {
+            // Masked by the segment's size, which `segment` answers for.
+            let index = (place.wrapping_add(i * (i + 1) / 2) & mask) as usize;
+            tags[index].admits(digest).then(|| (&slots[index], &tags[index]))
+        })
     }
 
     /// The key's slot, without creating it.
     pub(crate) fn find(&self, digest: Digest) -> Result<Option<&Slot>, Error> {
-        let segments = self.memory.segments()?;
-        for segment in (0..segments).rev() {
-            for slot in self.probe(segment, digest) {
-                match slot.holder(digest) {
-                    Holder::This => return Ok(Some(slot)),
+        Ok(self.find_place(digest)?.map(|(slot, _)| slot))
+    }
+
+    fn find_place(&self, digest: Digest) -> Result<Option<(&Slot, &Tag)>, Error> {
+        for segment in (0..self.memory.segments()?).rev() {
+            for place in self.probe(segment, digest) {
+                match place.0.holder(digest) {
+                    Holder::This => return Ok(Some(place)),
                     Holder::Nobody => break,
                     Holder::Unfinished | Holder::Other => {}
                 }
@@ -102,14 +107,14 @@ impl<M: Memory> Slots<M> {
     }
 
     /// The key's slot, claimed if there is none. The caller lets it begin.
-    pub(crate) fn claim(&self, digest: Digest) -> Result<&Slot, Error> {
+    fn claim_place(&self, digest: Digest) -> Result<(&Slot, &Tag), Error> {
         let mut segment = 0;
         loop {
             if segment >= self.memory.segments()? {
                 self.grow(segment)?;
             }
-            if let Some(slot) = self.probe(segment, digest).find(|slot| slot.claim(digest)) {
-                return Ok(slot);
+            if let Some(place) = self.probe(segment, digest).find(|(slot, _)| slot.claim(digest)) {
+                return Ok(place);
             }
             segment += 1;
         }
@@ -140,10 +145,11 @@ impl<M: Memory> Slots<M> {
         start: impl FnOnce() -> u64,
         label: &[u8],
     ) -> Result<Option<&Slot>, Error> {
-        let slot = match self.find(digest)? {
-            Some(slot) => slot,
-            None => self.claim(digest)?,
+        let (slot, tag) = match self.find_place(digest)? {
+            Some(place) => place,
+            None => self.claim_place(digest)?,
         };
+        tag.set(digest);
         if slot.word().generation().is_none() {
             slot.begin(start());
         }
@@ -156,7 +162,7 @@ impl<M: Memory> Slots<M> {
     /// The slots of the first `segments` segments that somebody has begun to claim.
     pub(crate) fn claimed(&self, segments: u32) -> impl Iterator<Item = (u32, u64, &Slot)> {
         (0..segments).flat_map(move |segment| {
-            let slots = self.memory.segment(segment).iter().enumerate();
+            let slots = self.memory.segment(segment).0.iter().enumerate();
             slots.filter(|(_, slot)| slot.is_claimed()).map(move |(index, slot)| (segment, index as u64, slot))
         })
     }
