@@ -1,6 +1,6 @@
 //! Keeps processes of one machine fresh.
 
-#![doc(html_no_source)]
+#![cfg_attr(loom, allow(dead_code, reason = "the edge to the operating system is not modelled"))]
 
 mod error;
 #[cfg(not(loom))]
@@ -15,6 +15,8 @@ mod key;
 mod layout;
 #[cfg(not(loom))]
 mod mapping;
+#[cfg(test)]
+mod models;
 #[cfg(not(loom))]
 mod options;
 mod slot;

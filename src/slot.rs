@@ -176,6 +176,12 @@ impl Slot {
         Self::take(&self.digest_a, digest.a) && Self::take(&self.digest_b, digest.b)
     }
 
+    /// The first step of `claim`, for a claimer that stops there.
+    #[cfg(test)]
+    pub(crate) fn claim_word_a(&self, digest: Digest) -> bool {
+        Self::take(&self.digest_a, digest.a)
+    }
+
     fn take(word: &AtomicU64, mine: u64) -> bool {
         // A plain look first: most slots on the way are other keys', and a failed compare-exchange writes.
         // ORDERING: acquire on either outcome pairs with the release of whoever set the word.

@@ -7,3 +7,8 @@ pub(crate) use std::sync::atomic::{AtomicPtr, AtomicU8, AtomicU32, AtomicU64, Or
 
 #[cfg(loom)]
 pub(crate) use loom::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering, fence};
+
+#[cfg(all(test, loom))]
+pub(crate) use loom::{sync::Arc, thread};
+#[cfg(all(test, not(loom)))]
+pub(crate) use std::{sync::Arc, thread};
