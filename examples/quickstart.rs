@@ -1,37 +1,17 @@
+//! The code on the README's first screen.
+
 use gensync::{GenerationSynchronizer, Table};
 
-fn main() -> Result<(), gensync::Error> {
-    let table = Table::open("/dev/shm/a.gensync")?;
-    let sync = GenerationSynchronizer::new(&table, "siteconfig:1")?;
-    println!("{} {:?}", sync.is_expired(), sync.sync_gen());
-    println!("{:?}", sync.mark_updated()?);
-    println!("{}", sync.is_expired());
-    sync.clear()?;
-    println!("{}", sync.is_expired());
-    println!("{:?}", table.stats());
-    println!("{:?}", table.slots().collect::<Vec<_>>());
-    table.reset()?;
-    println!("{} {:?}", sync.is_expired(), sync.sync_gen());
-    println!("{:?}", sync.refresh()?);
-    println!("{}", sync.is_expired());
-    std::fs::remove_file("/dev/shm/a.gensync").unwrap();
-    let mut n = 0;
-    let t = std::time::Instant::now();
-    while !sync.is_expired() {
-        n += 1;
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let table = Table::open("/dev/shm/quickstart.gensync")?; // shared by all processes that open this path
+    let worker = GenerationSynchronizer::new(&table, "siteconfig:1")?;
+    let admin = GenerationSynchronizer::new(&table, "siteconfig:1")?; // would be another process
+
+    let mut settings = worker.refresh_with(|| std::fs::read_to_string("Cargo.toml"))?; // any source of yours
+    admin.mark_updated()?; // after the source was changed
+    if worker.is_expired() {
+        settings = worker.refresh_with(|| std::fs::read_to_string("Cargo.toml"))?;
     }
-    println!("{n} {:?}", t.elapsed());
-    println!("{:?}", sync.refresh()?);
-    println!("{:?}", table.slots().collect::<Vec<_>>());
-    let t = std::time::Instant::now();
-    for i in 0..1_000_000u32 {
-        GenerationSynchronizer::new(&table, format!("key{i}"))?;
-    }
-    println!("million {:?} {:?}", t.elapsed(), table.stats());
-    let t = std::time::Instant::now();
-    for i in 0..1_000_000u32 {
-        GenerationSynchronizer::new(&table, format!("key{i}"))?;
-    }
-    println!("million again {:?}", t.elapsed());
+    println!("{} bytes of settings at generation {}", settings.len(), worker.sync_gen().ok_or("unseen")?);
     Ok(())
 }

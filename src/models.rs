@@ -271,16 +271,16 @@ fn no_update_is_lost_and_none_is_mistaken_for_another() {
         };
         let seen = || Seen::new(table.find(key).unwrap().unwrap().word().generation());
         let (first, second) = (seen(), seen());
-        let ((one, first), other) = both(
+        let ((one, first), (other, second)) = both(
             {
                 let table = table.clone();
                 move || (update(&table, &first), first)
             },
-            || update(&table, &second),
+            || (update(&table, &second), second),
         );
         assert_ne!(one, other, "two updates have one generation");
         let word = table.find(key).unwrap().unwrap().word();
         assert_eq!(word.generation().unwrap().get(), START + 2);
-        assert!(!(first.is(word) && second.is(word)), "each wrote, so one of the two has not seen the other's");
+        assert!(!first.is(word) && !second.is(word), "each has not seen the other's update");
     });
 }
