@@ -1,0 +1,84 @@
+//! What the tests share: folders, forked children, words in a shared page.
+
+#![allow(dead_code, reason = "each test file uses a part of it")]
+#![expect(unsafe_code, reason = "forks, and shares a page between processes")]
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+
+use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::{ForkResult, Pid, fork};
+
+/// A folder of the test's own, and a path in it.
+pub(crate) fn path() -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("table.gensync");
+    (folder, path)
+}
+
+/// A forked child; killed if the test ends before it does.
+#[derive(Debug)]
+pub(crate) struct Child(Option<Pid>);
+
+/// Runs `work` in a forked child, which ends with status 0 unless `work` panics.
+///
+/// The harness has threads: `work` must not need a lock that one of them may hold, but those of the allocator, which
+/// glibc keeps usable.
+pub(crate) fn in_child(work: impl FnOnce()) -> Child {
+    // SAFETY: see above.
+    match unsafe { fork() }.unwrap() {
+        ForkResult::Parent { child } => Child(Some(child)),
+        ForkResult::Child => {
+            let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+            // Not `exit`: the harness's own handlers are the parent's business.
+            // SAFETY: ends the process.
+            unsafe { nix::libc::_exit(if result.is_ok() { 0 } else { 1 }) }
+        }
+    }
+}
+
+impl Child {
+    pub(crate) fn pid(&self) -> Pid {
+        self.0.unwrap()
+    }
+
+    pub(crate) fn succeeds(mut self) {
+        let status = waitpid(self.0.take().unwrap(), None).unwrap();
+        assert!(matches!(status, WaitStatus::Exited(_, 0)), "a child failed: {status:?}");
+    }
+
+    pub(crate) fn kill(mut self) {
+        let pid = self.0.take().unwrap();
+        kill(pid, Signal::SIGKILL).unwrap();
+        waitpid(pid, None).unwrap();
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        if let Some(pid) = self.0.take() {
+            let _ = kill(pid, Signal::SIGKILL);
+            let _ = waitpid(pid, None);
+        }
+    }
+}
+
+/// Words of zero that this process shares with its children.
+pub(crate) fn shared_words(count: usize) -> &'static [AtomicU64] {
+    let size = NonZeroUsize::new(count * 8).unwrap();
+    // SAFETY: a new mapping, of zeros, which are valid atomics; it is never unmapped.
+    unsafe {
+        let base = mmap_anonymous(None, size, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_SHARED);
+        std::slice::from_raw_parts(base.unwrap().cast().as_ptr(), count)
+    }
+}
+
+/// Waits until `word` is at least `value`.
+pub(crate) fn await_value(word: &AtomicU64, value: u64) {
+    while word.load(SeqCst) < value {
+        std::thread::yield_now();
+    }
+}
