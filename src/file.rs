@@ -59,7 +59,9 @@ impl TableFile {
         options.owner.check(metadata.uid())?;
         let mut page = Vec::with_capacity(HEADER_SIZE);
         read_start(&file, &mut page).map_err(|error| Error::io("reading the table's header", &error))?;
-        let (facts, segments) = Facts::decode(&page, metadata.len())?;
+        // Asked after the header was read: a table that grows meanwhile is longer than its header says, never shorter.
+        let size = file.metadata().map_err(|error| Error::io("looking at the table's file", &error))?.len();
+        let (facts, segments) = Facts::decode(&page, size)?;
         Ok(Self { file, facts, segments })
     }
 

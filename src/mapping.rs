@@ -268,9 +268,12 @@ impl Memory for Mapping {
             }));
         }
         let expected = segment_offset(self.capacity, claimed);
-        let found = self.stat()?.st_size as u64;
-        if found < expected {
-            return Err(self.file.error(ErrorKind::Truncated { found, expected }));
+        // An anonymous file has its greatest size from the beginning, and is sealed.
+        if self.file.path.is_some() {
+            let found = self.stat()?.st_size as u64;
+            if found < expected {
+                return Err(self.file.error(ErrorKind::Truncated { found, expected }));
+            }
         }
         // Closed meanwhile: by a thread of this process that has attached to the successor.
         if self.known.raise(claimed) { Ok(claimed) } else { Err(self.file.error(ErrorKind::Retired)) }
@@ -303,7 +306,11 @@ impl Memory for Mapping {
             }));
         }
         let (start, end) = (segment_offset(self.capacity, segment), segment_offset(self.capacity, segment + 1));
-        self.file.with(OFlag::O_RDWR, |file| allocate(file, start, end))
+        match self.file.path {
+            Some(_) => self.file.with(OFlag::O_RDWR, |file| allocate(file, start, end)),
+            // Without its descriptor, the memory is taken when it is touched: there is no disk that could be full.
+            None => self.file.with_own(|file| allocate(file, start, end)).unwrap_or(Ok(())),
+        }
     }
 }
 

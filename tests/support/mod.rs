@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test file uses a part of it")]
 #![expect(unsafe_code, reason = "forks, and shares a page between processes")]
 
+use std::io::Write as _;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
@@ -32,6 +33,8 @@ pub(crate) fn in_child(work: impl FnOnce()) -> Child {
     match unsafe { fork() }.unwrap() {
         ForkResult::Parent { child } => Child(Some(child)),
         ForkResult::Child => {
+            // Past the harness, which would keep what is printed.
+            std::panic::set_hook(Box::new(|panic| _ = writeln!(std::io::stderr(), "in a child: {panic}")));
             let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
             // Not `exit`: the harness's own handlers are the parent's business.
             // SAFETY: ends the process.
