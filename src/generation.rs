@@ -21,11 +21,13 @@ use std::num::NonZeroU64;
 pub struct Generation(NonZeroU64);
 
 impl Generation {
+    #[inline]
     pub(crate) fn new(number: u64) -> Option<Self> {
         NonZeroU64::new(number).map(Self)
     }
 
     /// The number.
+    #[inline]
     #[must_use]
     pub fn get(self) -> u64 {
         self.0.get()

@@ -138,11 +138,9 @@ impl Table {
         let key = self.normalize(key)?;
         let find = || {
             for _ in 0..ATTEMPTS {
-                let found = self.current()?.find(&key)?;
-                match found.map(|place| place.word()) {
-                    None => return Ok(None),
-                    Some(word) if word.is_live() => return Ok(word.generation()),
-                    Some(_) => {}
+                let Some(place) = self.current()?.find(&key)? else { return Ok(None) };
+                if let Some(generation) = place.word().live() {
+                    return Ok(Some(generation));
                 }
             }
             Err(ErrorKind::Retired.into())

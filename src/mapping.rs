@@ -461,10 +461,6 @@ impl<O> SlotRef<O> {
     ) -> Result<Option<Self>, E> {
         Ok(pick(owner)?.map(|slot| Self { slot: NonNull::from(slot), owner: Arc::clone(owner) }))
     }
-
-    pub(crate) fn owner(&self) -> &Arc<O> {
-        &self.owner
-    }
 }
 
 impl<O> std::ops::Deref for SlotRef<O> {
@@ -475,6 +471,42 @@ impl<O> std::ops::Deref for SlotRef<O> {
         // SAFETY: `pick` borrowed the slot from the owner, which this value keeps alive, in place and unchanged but for
         // its atomics.
         unsafe { self.slot.as_ref() }
+    }
+}
+
+/// The slots that a key has had, one in each incarnation of its table.
+#[derive(Debug)]
+pub(crate) struct Places<O> {
+    /// The slot of the latest place, at hand: a check is one load shorter.
+    slot: Published<Slot>,
+    places: Chain<SlotRef<O>>,
+}
+
+impl<O> Places<O> {
+    pub(crate) fn new(place: SlotRef<O>) -> Self {
+        Self { slot: Published::new(place.slot.as_ptr()), places: Chain::new(place) }
+    }
+
+    #[inline]
+    pub(crate) fn slot(&self) -> &Slot {
+        // SAFETY: it belongs to a place of the chain, which keeps it mapped as long as self lives.
+        unsafe { &*self.slot.get() }
+    }
+
+    pub(crate) fn owner(&self) -> &Arc<O> {
+        &self.places.latest().owner
+    }
+
+    pub(crate) fn append(&self, place: SlotRef<O>) {
+        self.places.append(place);
+        loop {
+            let latest = self.places.latest().slot;
+            self.slot.set(latest.as_ptr());
+            // Two threads may append at once: the later of them, seen here or by the other one, has the last word.
+            if self.places.latest().slot == latest {
+                return;
+            }
+        }
     }
 }
 

@@ -18,6 +18,7 @@ const WAITING_BIT: u64 = 1 << 55;
 pub(crate) struct Word(u64);
 
 impl Word {
+    #[inline]
     pub(crate) fn generation(self) -> Option<Generation> {
         Generation::new(self.0 & GENERATION)
     }
@@ -27,6 +28,12 @@ impl Word {
     #[inline]
     pub(crate) fn is_live(self) -> bool {
         self.0 & RETIRED_BIT == 0 && self.0 & GENERATION >= LOWEST
+    }
+
+    /// The generation, if it can be relied on.
+    #[inline]
+    pub(crate) fn live(self) -> Option<Generation> {
+        if self.is_live() { self.generation() } else { None }
     }
 
     /// The generation after an update that found this word; `None` if the update must be made in a successor.
@@ -341,6 +348,7 @@ impl Seen {
         Generation::new(self.0.load(Ordering::Acquire))
     }
 
+    #[inline]
     pub(crate) fn adopt(&self, generation: Option<Generation>) {
         // ORDERING: release pairs with `is`.
         self.0.store(generation.map_or(0, Generation::get), Ordering::Release);
@@ -370,15 +378,15 @@ impl Countdown {
         Self(AtomicU32::new(Self::START))
     }
 
-    /// Counts `weight` off; `false` when the time has come.
+    /// Counts one off; `false` when the time has come.
     #[inline]
-    pub(crate) fn tick(&self, weight: u32) -> bool {
+    pub(crate) fn tick(&self) -> bool {
         // ORDERING: relaxed, and not one atomic step: threads that overlap may lose a count, which puts the look off
         // by one check.
-        let left = self.0.load(Ordering::Relaxed).wrapping_sub(weight);
+        let left = self.0.load(Ordering::Relaxed).wrapping_sub(1);
         self.0.store(left, Ordering::Relaxed);
-        // The count has passed zero when it wraps, so one test serves for any weight.
-        left != 0 && left <= Self::START
+        // A thread that was late may have gone past zero.
+        left.wrapping_sub(1) < Self::START
     }
 
     pub(crate) fn restart(&self) {
@@ -427,6 +435,12 @@ impl<T> Published<T> {
     pub(crate) fn get(&self) -> *mut T {
         // ORDERING: pairs with `replace`.
         self.0.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set(&self, new: *mut T) {
+        // ORDERING: as in `replace`; a swap, and acquire, so that of two threads that set, the second sees all that the
+        // first did before.
+        self.0.swap(new, Ordering::AcqRel);
     }
 
     pub(crate) fn replace(&self, old: *mut T, new: *mut T) -> bool {

@@ -3,14 +3,14 @@
 use crate::error::{Error, ErrorKind};
 use crate::generation::Generation;
 use crate::handle::{ATTEMPTS, PAUSE, Table, coarse_now};
-use crate::incarnation::Place;
+use crate::incarnation::Incarnation;
 use crate::key::CacheKey;
-use crate::mapping::Chain;
+use crate::layout::Slot;
+use crate::mapping::Places;
 use crate::slot::{Countdown, Seen, Turn, Word};
 
-/// Off the countdown to the next look at the file: a check, and an update, which costs more, and comes less often.
-const CHECK: u32 = 1;
-const UPDATE: u32 = 8;
+/// Every so many updates of a key, its updater looks at the clock, and at the file if it is time.
+const UPDATES_PER_LOOK: u64 = 64;
 
 /// Keeps one piece of state fresh: remembers the generation that its holder has seen, and compares it with the shared
 /// one.
@@ -42,9 +42,10 @@ const UPDATE: u32 = 8;
 /// ```
 #[derive(Debug)]
 pub struct GenerationSynchronizer {
-    places: Chain<Place>,
+    places: Places<Incarnation>,
     seen: Seen,
     countdown: Countdown,
+    read_only: bool,
     table: Table,
     key: CacheKey,
     /// When the next attempt to attach to a successor may be made.
@@ -78,8 +79,9 @@ impl GenerationSynchronizer {
         let key = table.normalize(key)?;
         let place = table.attach(&key)?;
         let seen = Seen::new(place.word().generation());
-        let (places, table) = (Chain::new(place), table.clone());
-        Ok(Self { places, seen, countdown: Countdown::new(), table, key, retry: Turn::at(0) })
+        let (read_only, table) = (table.is_read_only(), table.clone());
+        let (places, countdown) = (Places::new(place), Countdown::new());
+        Ok(Self { places, seen, countdown, read_only, table, key, retry: Turn::at(0) })
     }
 
     /// Whether the state must be loaded again: its key was updated since the generation was seen.
@@ -95,8 +97,8 @@ impl GenerationSynchronizer {
     #[inline]
     #[must_use]
     pub fn is_expired(&self) -> bool {
-        let word = self.places.latest().word();
-        if self.seen.is(word) && self.countdown.tick(CHECK) {
+        let word = self.places.slot().word();
+        if self.seen.is(word) && self.countdown.tick() {
             return false;
         }
         self.is_expired_slow()
@@ -105,9 +107,8 @@ impl GenerationSynchronizer {
     #[cold]
     fn is_expired_slow(&self) -> bool {
         self.look();
-        let place = self.places.latest();
-        let word = place.word();
-        if word.is_live() && self.table.is_latest(place.owner()) {
+        let word = self.places.slot().word();
+        if word.is_live() && self.table.is_latest(self.places.owner()) {
             return !self.seen.is(word);
         }
         let now = coarse_now();
@@ -124,24 +125,26 @@ impl GenerationSynchronizer {
     }
 
     /// Attaches to the key in the latest incarnation of the table. Nothing seen before counts there.
-    fn move_on(&self) -> Result<&Place, Error> {
+    fn move_on(&self) -> Result<&Slot, Error> {
         self.seen.adopt(None);
         self.places.append(self.table.attach(&self.key)?);
-        Ok(self.places.latest())
+        Ok(self.places.slot())
     }
 
-    /// The present generation and where it stands.
+    #[inline]
     fn present(&self) -> Result<Generation, Error> {
+        match self.places.slot().word().live() {
+            Some(generation) => Ok(generation),
+            None => self.present_in_successor(),
+        }
+    }
+
+    #[cold]
+    fn present_in_successor(&self) -> Result<Generation, Error> {
         for _ in 0..ATTEMPTS {
-            let place = self.places.latest();
-            let word = place.word();
-            if word.is_live()
-                && self.table.is_latest(place.owner())
-                && let Some(generation) = word.generation()
-            {
+            if let Some(generation) = self.move_on()?.word().live() {
                 return Ok(generation);
             }
-            self.move_on()?;
         }
         Err(self.table.error(ErrorKind::Retired).with_key(self.key.as_str()))
     }
@@ -153,6 +156,7 @@ impl GenerationSynchronizer {
     /// # Progress
     ///
     /// Wait-free, as [`is_expired`](Self::is_expired), unless the table was replaced.
+    #[inline]
     pub fn ticket(&self) -> Ticket {
         Ticket(self.present().ok())
     }
@@ -162,6 +166,7 @@ impl GenerationSynchronizer {
     /// # Progress
     ///
     /// Wait-free; shared memory is not touched.
+    #[inline]
     pub fn adopt(&self, ticket: Ticket) {
         self.seen.adopt(ticket.0);
     }
@@ -192,6 +197,7 @@ impl GenerationSynchronizer {
     /// # Progress
     ///
     /// As [`is_expired`](Self::is_expired).
+    #[inline]
     pub fn refresh(&self) -> Result<Generation, Error> {
         let generation = self.present()?;
         self.seen.adopt(Some(generation));
@@ -213,8 +219,8 @@ impl GenerationSynchronizer {
     ///
     /// # Progress
     ///
-    /// Wait-free: one atomic addition, no allocation, no system call. Every 8 updates it also looks at a clock, and up
-    /// to twice a second at the file's path.
+    /// Wait-free: one atomic addition, no allocation, no system call. The 64th update of a
+    /// key, and each 64th after it, also looks at a clock, and up to twice a second at the file's path.
     #[inline]
     pub fn mark_updated(&self) -> Result<Generation, Error> {
         self.update(|before| self.seen.follow(before))
@@ -238,22 +244,22 @@ impl GenerationSynchronizer {
 
     #[inline]
     fn update(&self, follow: impl FnOnce(Word)) -> Result<Generation, Error> {
-        if self.table.is_read_only() {
-            return Err(self.read_only());
+        if self.read_only {
+            return Err(self.read_only_error());
         }
-        let before = self.places.latest().bump();
+        let before = self.places.slot().bump();
         let Some(generation) = before.updated() else {
             return self.update_successor();
         };
         follow(before);
-        if !self.countdown.tick(UPDATE) {
+        if generation.get().is_multiple_of(UPDATES_PER_LOOK) {
             self.look();
         }
         Ok(generation)
     }
 
     #[cold]
-    fn read_only(&self) -> Error {
+    fn read_only_error(&self) -> Error {
         self.table.error(ErrorKind::ReadOnly).with_key(self.key.as_str())
     }
 
