@@ -63,7 +63,7 @@ pub(crate) const HEADER_SIZE: usize = 4096;
 pub(crate) const SLOT_SIZE: usize = 128;
 pub(crate) const LABEL_SIZE: usize = 88;
 
-/// Address space that a mapping sets aside, and so the greatest size of a table: 8 GiB, some 50 million keys.
+/// Address space that a mapping sets aside, and so the greatest size of a table.
 pub(crate) const MAX_SIZE: u64 = 8 << 30;
 /// The greatest capacity of segment 0: half of what fits, so that one more segment never overflows the arithmetic.
 pub(crate) const MAX_CAPACITY: u64 = MAX_SIZE / (2 * SLOT_SIZE as u64);

@@ -1,4 +1,67 @@
-//! Keeps processes of one machine fresh.
+//! Keeps the processes of one machine fresh: a generation number for each piece of shared state, in shared memory.
+//!
+//! ```
+//! use gensync::{GenerationSynchronizer, Table};
+//!
+//! # fn load_settings() -> std::io::Result<String> { Ok(String::new()) }
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let folder = tempfile::tempdir()?;
+//! # let path = folder.path().join("shop.gensync");
+//! let table = Table::open(&path)?; // such as /dev/shm/shop.gensync
+//! let sync = GenerationSynchronizer::new(&table, "siteconfig:1")?;
+//! let mut settings = sync.refresh_with(load_settings)?;
+//! if sync.is_expired() {
+//!     settings = sync.refresh_with(load_settings)?; // another process has changed them
+//! }
+//! sync.mark_updated()?; // this process has changed them
+//! # drop(settings);
+//! # Ok(()) }
+//! ```
+//!
+//! # Guarantees
+//!
+//! - An update that returned is seen by every check that begins after it, in every process that has the table open.
+//! - No two keys share a generation, two of 2<sup>128</sup> digests aside, and a generation of a key never repeats: not
+//!   after [`clear`](GenerationSynchronizer::clear), [`reset`](Table::reset), a reboot or a crash; nor after deletion of
+//!   the file, unless the key was updated more than a million times a second all its life, or the clock was set back.
+//! - Checks and updates never block, never allocate and make no system call on their fast path. No lock of this process
+//!   is held anywhere, so a fork at any time is harmless, and no thread is started.
+//! - Where freshness cannot be known, the answer is "expired".
+//! - What another process writes into the file causes wrong answers at worst: no undefined behaviour and no panic.
+//!   (Truncating the file is the exception: a SIGBUS. Anonymous tables are sealed against it.)
+//! - A file that is not a table of this version is left untouched.
+//!
+//! # Memory ordering
+//!
+//! An update is a release and a check an acquire operation on the same word. So whatever a process wrote before
+//! [`mark_updated`](GenerationSynchronizer::mark_updated), to memory or to files, is there for whoever finds the state
+//! expired because of it, and loads it then. A [`ticket`](GenerationSynchronizer::ticket) is an acquire operation as
+//! well, so that no part of the load can come before it.
+//!
+//! # Crash safety
+//!
+//! | killed | leaves | repaired by |
+//! |---|---|---|
+//! | while creating a table | nothing: the file is named when it is whole | |
+//! | while claiming a key's slot | half a claim | whoever attaches to that key, or needs the slot |
+//! | between claim and first generation | a slot without one | whoever attaches to that key |
+//! | while growing | a file longer than needed | whoever grows it next |
+//! | while updating | the update, or none: it is one instruction | |
+//! | between changing the source and `mark_updated` | a change that nobody was told of | the application: mark it again |
+//! | while resetting or replacing | a retiring table, and at most one hidden file beside it | whoever uses the table next |
+//!
+//! # Trade-offs and limits
+//!
+//! - One machine. File systems that are shared between machines are refused.
+//! - A table grows to 8 GiB at most, and gives nothing back: keys are removed by a
+//!   [`reset`](Table::reset) alone. Each open table takes 8 GiB of address space (less under `ulimit -v`), no memory.
+//! - A file that was deleted or replaced is noticed within 64 checks or a second, whichever is later; a holder that only
+//!   updates notices within 64 updates of the key. What is announced to the old file in between reaches the others when
+//!   somebody who has the old file notices; if all of them end before, it is lost. Prefer `reset`.
+//! - While a table cannot be attached to at all, every check answers "expired", and the state is loaded at each use.
+//! - Threads that share one synchronizer share one state; see [`GenerationSynchronizer`].
+//! - An update is announced by a call of its own: a process killed after its change and before the call leaves the
+//!   others stale.
 
 #![cfg_attr(loom, allow(dead_code, reason = "the edge to the operating system is not modelled"))]
 
