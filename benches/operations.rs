@@ -1,1 +1,336 @@
-fn main() {}
+//! What each operation costs, beside the bare operation that it cannot beat, on a mapping of the same kind.
+//!
+//! Criterion measures each of the two for itself. On a machine that does other work, figures taken one after another
+//! drift apart, so both are measured by turns as well, and a table of these ratios comes last.
+//!
+//! With GENSYNC_BENCH_SHORT in the environment, all of it takes a few seconds, and says little.
+
+#![expect(unsafe_code, reason = "maps files, for the bare operations")]
+
+mod support;
+
+use std::cell::Cell;
+use std::fs::File;
+use std::hint::black_box;
+use std::io::{self, Read as _};
+use std::ops::Deref;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering::*};
+use std::time::{Duration, Instant};
+
+use criterion::{BatchSize, Criterion};
+use gensync::{Generation, GenerationSynchronizer, Table};
+use memmap2::{MmapOptions, MmapRaw};
+use sha2::{Digest as _, Sha256};
+
+use support::Spread;
+
+fn main() {
+    let short = support::short();
+    let listing = std::env::args().any(|argument| argument == "--list");
+    let scale = match (listing, short) {
+        (true, _) => Scale { rounds: 0, operations: 0, attaches: 0, fills: 1, many: (1, "1,000,000") },
+        (_, true) => Scale { rounds: 3, operations: 100_000, attaches: 1000, fills: 1, many: (10_000, "10,000") },
+        (_, false) => {
+            Scale { rounds: 7, operations: 20_000_000, attaches: 20_000, fills: 3, many: (1_000_000, "1,000,000") }
+        }
+    };
+    let mut criterion = Criterion::default().warm_up_time(Duration::from_millis(500));
+    criterion = criterion.measurement_time(Duration::from_secs(2));
+    if short {
+        criterion = criterion.sample_size(10).nresamples(1000).warm_up_time(Duration::from_millis(10));
+        criterion = criterion.measurement_time(Duration::from_millis(50));
+    }
+    let folder = support::folder().expect("a folder for the tables");
+    let mut bench = Bench { criterion: criterion.configure_from_args(), scale, folder: folder.path() };
+
+    let mut lines = bench.single_words();
+    lines.extend(bench.attach_to_existing_keys());
+    bench.attach_to_new_keys();
+    bench.open();
+    let sizes = bench.sizes();
+    bench.criterion.final_summary();
+    if !listing {
+        println!("\n{:<34}{:>20}{:>20}{:>20}", "by turns", "gensync, ns", "bare, ns", "gensync / bare");
+        for Line { name, gensync, bare, ratio } in lines {
+            println!("{name:<34}{:>20}{:>20}{:>20}", gensync.text(), bare.text(), ratio.text());
+        }
+        println!("{sizes}");
+    }
+}
+
+struct Scale {
+    /// How often gensync and the bare operation take turns.
+    rounds: usize,
+    /// How many operations a turn has.
+    operations: u64,
+    /// How many attaches a turn has, each timed for itself.
+    attaches: usize,
+    /// How many tables are filled with `many` keys.
+    fills: usize,
+    many: (u64, &'static str),
+}
+
+/// One line of the last table, in nanoseconds: the medians, least and greatest of the rounds.
+struct Line {
+    name: String,
+    gensync: Spread,
+    bare: Spread,
+    ratio: Spread,
+}
+
+struct Bench<'a> {
+    criterion: Criterion,
+    scale: Scale,
+    folder: &'a Path,
+}
+
+impl Bench<'_> {
+    fn single_words(&mut self) -> Vec<Line> {
+        let table = Table::open(self.folder.join("single")).expect("a table");
+        let sync = GenerationSynchronizer::new(&table, key(0)).expect("room for a key");
+        let words = Words::new(self.folder, 4096);
+        let (word, seen) = (&words[0], words[0].load(Acquire));
+        let copy = AtomicU64::new(0);
+        // It could be read elsewhere, so it must be written.
+        black_box(&copy);
+        [
+            self.compare("is_expired", || black_box(&sync).is_expired(), || black_box(word).load(Acquire) != seen),
+            self.compare(
+                "mark_updated",
+                || black_box(&sync).mark_updated().map_or(0, Generation::get),
+                || black_box(word).fetch_add(1, AcqRel),
+            ),
+            self.compare(
+                "refresh",
+                || black_box(&sync).refresh().map_or(0, Generation::get),
+                || {
+                    let generation = black_box(word).load(Acquire);
+                    copy.store(generation, Release);
+                    generation
+                },
+            ),
+        ]
+        .into_iter()
+        .flatten()
+        .collect()
+    }
+
+    fn compare<R>(&mut self, name: &str, mut gensync: impl FnMut() -> R, mut bare: impl FnMut() -> R) -> Option<Line> {
+        let mut group = self.criterion.benchmark_group(name);
+        group.bench_function("gensync", |bencher| bencher.iter_custom(|operations| time(operations, &mut gensync)));
+        group.bench_function("bare", |bencher| bencher.iter_custom(|operations| time(operations, &mut bare)));
+        group.finish();
+        let operations = self.scale.operations;
+        let each = |elapsed: Duration| elapsed.as_nanos() as f64 / operations as f64;
+        self.by_turns(name, || each(time(operations, &mut gensync)), || each(time(operations, &mut bare)))
+    }
+
+    fn by_turns(&self, name: &str, mut gensync: impl FnMut() -> f64, mut bare: impl FnMut() -> f64) -> Option<Line> {
+        let rounds: Vec<_> = (0..self.scale.rounds).map(|_| (gensync(), bare())).collect();
+        (!rounds.is_empty()).then(|| Line {
+            name: name.to_owned(),
+            gensync: Spread::of(rounds.iter().map(|round| round.0)),
+            bare: Spread::of(rounds.iter().map(|round| round.1)),
+            ratio: Spread::of(rounds.iter().map(|round| round.0 / round.1)),
+        })
+    }
+
+    /// The bare operation sets the cost of memory apart: it hashes the key, and looks at one word of as many bytes as
+    /// the table has, which in a large one is in no cache.
+    fn attach_to_existing_keys(&mut self) -> Vec<Line> {
+        let sizes = [(1000, "1,000"), self.scale.many];
+        sizes.into_iter().filter_map(|(count, label)| self.attach_to_one_of(count, label)).collect()
+    }
+
+    fn attach_to_one_of(&mut self, count: u64, label: &str) -> Option<Line> {
+        let (table, _) = fill(&self.folder.join(label), &keys(count));
+        let words = Words::new(self.folder, table.stats().bytes);
+        let random = Random::new();
+        let random_key = || key(random.below(count));
+        let attach = |key: &str| GenerationSynchronizer::new(&table, key).expect("a key of the table");
+        let look_up = |key: &str| words.of_key(key).load(Acquire);
+
+        let name = format!("attach to an existing key of {label}");
+        // So few that they are still in the cache when it comes to them, as with a caller who has just made the key.
+        let batch = BatchSize::NumIterations(100);
+        let mut group = self.criterion.benchmark_group(&name);
+        group.bench_function("gensync", |bencher| bencher.iter_batched_ref(random_key, |key| attach(key), batch));
+        group.bench_function("bare", |bencher| bencher.iter_batched_ref(random_key, |key| look_up(key), batch));
+        group.finish();
+
+        let attaches = self.scale.attaches;
+        let clock = || median_of_single(attaches, random_key, |_| ());
+        self.by_turns(
+            &format!("attach to one of {label} keys"),
+            || median_of_single(attaches, random_key, attach) - clock(),
+            || median_of_single(attaches, random_key, look_up) - clock(),
+        )
+    }
+
+    /// In new tables that need not grow. The bare operation claims one word, of pages that are in memory.
+    fn attach_to_new_keys(&mut self) {
+        let (path, keys) = (self.folder.join("new"), keys(500));
+        let mut group = self.criterion.benchmark_group("attach to a new key");
+        group.bench_function("gensync", |bencher| {
+            bencher.iter_custom(|iterations| {
+                in_parts(&keys, iterations, |keys| {
+                    let table = Table::open(&path).expect("a table");
+                    std::fs::remove_file(&path).expect("the table's file");
+                    time_all(keys, |key| GenerationSynchronizer::new(&table, key).expect("room for a key"))
+                })
+            })
+        });
+        group.bench_function("bare", |bencher| {
+            bencher.iter_custom(|iterations| {
+                in_parts(&keys, iterations, |keys| {
+                    let words = Words::new(self.folder, 1024 * 128);
+                    time_all(keys, |key| words.of_key(key).compare_exchange(0, 1, AcqRel, Acquire))
+                })
+            })
+        });
+        group.finish();
+    }
+
+    fn open(&mut self) {
+        let path = self.folder.join("open");
+        let table = Table::open(&path).expect("a table");
+        let mut group = self.criterion.benchmark_group("open");
+        group.bench_function("gensync", |bencher| bencher.iter(|| Table::open(&path).expect("the table")));
+        group.bench_function("bare", |bencher| {
+            bencher.iter(|| {
+                let file = File::options().read(true).write(true).open(&path).expect("the table's file");
+                MmapRaw::map_raw(&file).expect("a mapping")
+            })
+        });
+        group.finish();
+        drop(table);
+    }
+
+    /// How long it takes to fill a large table, and how large tables are.
+    fn sizes(&self) -> String {
+        let (count, label) = self.scale.many;
+        let (path, many) = (self.folder.join("filled"), keys(count));
+        let mut bytes = 0;
+        let seconds = Spread::of((0..self.scale.fills).map(|_| {
+            let (table, elapsed) = fill(&path, &many);
+            bytes = table.stats().bytes;
+            std::fs::remove_file(&path).expect("the table's file");
+            elapsed.as_secs_f64()
+        }));
+        let (few, _) = fill(&self.folder.join("few"), &keys(800));
+        format!(
+            "{label} new keys by one process, from an empty table, growth included: {} s, {:.1} bytes a key\n\
+             800 keys in a table of capacity 1024: {} bytes",
+            seconds.text(),
+            bytes as f64 / count as f64,
+            few.stats().bytes
+        )
+    }
+}
+
+fn key(number: u64) -> String {
+    format!("tenant:{number}:settings")
+}
+
+fn keys(count: u64) -> Vec<String> {
+    (0..count).map(key).collect()
+}
+
+/// Makes a table with these keys, and says how long it took.
+fn fill(path: &Path, keys: &[String]) -> (Table, Duration) {
+    let start = Instant::now();
+    let table = Table::open(path).expect("a table");
+    for key in keys {
+        GenerationSynchronizer::new(&table, key).expect("room for a key");
+    }
+    (table, start.elapsed())
+}
+
+/// The one loop for criterion and for the turns: with a single caller, the operation is a part of it.
+fn time<R>(operations: u64, operation: &mut impl FnMut() -> R) -> Duration {
+    let start = Instant::now();
+    for _ in 0..operations {
+        black_box(operation());
+    }
+    start.elapsed()
+}
+
+/// The median of operations on one key each, in nanoseconds. Making the key does not count, nor dropping the result.
+fn median_of_single<R>(count: usize, key: impl Fn() -> String, operation: impl Fn(&str) -> R) -> f64 {
+    Spread::of((0..count).map(|_| {
+        let key = key();
+        let start = Instant::now();
+        let result = operation(black_box(&key));
+        let elapsed = start.elapsed();
+        black_box(result);
+        elapsed.as_nanos() as f64
+    }))
+    .median
+}
+
+/// `iterations` in parts that have a key for each.
+fn in_parts(keys: &[String], iterations: u64, mut part: impl FnMut(&[String]) -> Duration) -> Duration {
+    let parts = (0..iterations).step_by(keys.len());
+    parts.map(|done| part(&keys[..keys.len().min((iterations - done) as usize)])).sum()
+}
+
+/// Dropping the results does not count.
+fn time_all<R>(keys: &[String], operation: impl Fn(&str) -> R) -> Duration {
+    let mut results = Vec::with_capacity(keys.len());
+    let start = Instant::now();
+    results.extend(keys.iter().map(|key| operation(key)));
+    let elapsed = start.elapsed();
+    black_box(results);
+    elapsed
+}
+
+/// Words of a file that is mapped as a table is, all of its pages in memory.
+struct Words(MmapRaw);
+
+impl Words {
+    fn new(folder: &Path, bytes: u64) -> Self {
+        let mut file = tempfile::tempfile_in(folder).expect("a file");
+        io::copy(&mut io::repeat(0).take(bytes), &mut file).expect("room for the file");
+        Self(MmapOptions::new().populate().map_raw(&file).expect("a mapping"))
+    }
+
+    /// The word that the hash of `key` leads to, one of those that stand as far apart as a table's slots.
+    fn of_key(&self, key: &str) -> &AtomicU64 {
+        const APART: usize = 128 / size_of::<AtomicU64>();
+        const SALT: [u8; 16] = [7; 16];
+        let digest = Sha256::new().chain_update(SALT).chain_update(key).finalize();
+        let number = u64::from_le_bytes(std::array::from_fn(|i| digest[i]));
+        // Without a division, which would cost more than it should.
+        let index = (u128::from(number) * (self.len() / APART) as u128) >> 64;
+        &self[index as usize * APART]
+    }
+}
+
+impl Deref for Words {
+    type Target = [AtomicU64];
+
+    fn deref(&self) -> &[AtomicU64] {
+        // SAFETY: the range is mapped as long as self lives, to a file that nobody else has and that keeps its length;
+        // it is aligned to a page, and every value is a valid atomic.
+        unsafe { std::slice::from_raw_parts(self.0.as_ptr().cast(), self.0.len() / size_of::<AtomicU64>()) }
+    }
+}
+
+/// Numbers that need not be good (xorshift).
+struct Random(Cell<u64>);
+
+impl Random {
+    fn new() -> Self {
+        Self(Cell::new(0x9e37_79b9_7f4a_7c15))
+    }
+
+    fn below(&self, limit: u64) -> u64 {
+        let mut number = self.0.get();
+        number ^= number << 13;
+        number ^= number >> 7;
+        number ^= number << 17;
+        self.0.set(number);
+        number % limit
+    }
+}
