@@ -101,7 +101,7 @@ impl Slot {
     /// The generation word: all that a check reads of shared memory.
     #[inline]
     pub(crate) fn word(&self) -> Word {
-        // ORDERING: pairs with the release half of `bump`, `expire` and `retire`. A relaxed load and a fence, not an
+        // ORDERING: pairs with the release half of whatever changes the word. A relaxed load and a fence, not an
         // acquire load, since only relaxed loads are defined on memory that is mapped read-only.
         let word = self.generation.load(Ordering::Relaxed);
         fence(Ordering::Acquire);
