@@ -338,7 +338,7 @@ impl Page {
 fn print(rows: &[Row]) {
     println!(
         "{:>19}  {:>36}  {:>36}  {:>18}  {:>18}",
-        "", "million operations a second", "nanoseconds for one", "", "times one process"
+        "", "million operations a second", "nanoseconds for one", "throughput", "times one process"
     );
     println!(
         "{:>9} {:>9}  {:>18}{:>18}  {:>18}{:>18}  {:>18}  {:>9}{:>9}",
