@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use nix::errno::Errno;
 
@@ -25,8 +26,11 @@ struct Inner {
     kind: ErrorKind,
     path: Option<PathBuf>,
     key: Option<String>,
-    source: Option<io::Error>,
+    source: Option<Source>,
 }
+
+/// Shared, as the error of one load is given to all threads that waited for it.
+type Source = Arc<dyn std::error::Error + Send + Sync>;
 
 /// The kinds of [`Error`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -172,6 +176,45 @@ pub enum ErrorKind {
         "the table was reset or its file replaced, and no successor can be attached to; see whether its file can be opened"
     )]
     Retired,
+    /// The update was begun by the process that this one was forked from.
+    #[error(
+        "the update was begun before the fork, by the parent, and only the parent can finish it; let the child begin an \
+         update of its own"
+    )]
+    Inherited,
+    /// Another process kept the table's file locked.
+    #[error(
+        "another process has kept the table's file locked for {seconds} s, expected far less than one; lslocks names the \
+         process, which may be stopped"
+    )]
+    #[non_exhaustive]
+    Locked {
+        /// How long this process waited.
+        seconds: u64,
+    },
+    /// The loader of a [`Cached`](crate::Cached) failed; its error is the source.
+    #[error("the value could not be loaded: {reason}")]
+    #[non_exhaustive]
+    Load {
+        /// The loader's error, as text.
+        reason: String,
+    },
+    /// Another thread was still loading the value of a [`Cached`](crate::Cached) at the deadline.
+    #[error("the value was still being loaded at the deadline; take the old one with get_stale_ok, or allow more time")]
+    Deadline,
+    /// The loader of a [`Cached`](crate::Cached) asked for the very value that it is to load.
+    #[error("the loader asks for the value that it is to load; let it read the source itself")]
+    Recursion,
+    /// Each of several loads of a [`Cached`](crate::Cached) in a row was overtaken by an update.
+    #[error(
+        "the key was updated during each of the last {loads} loads; a loader must not mark its own key updated, and a \
+         key that is updated faster than it is loaded should be several keys"
+    )]
+    #[non_exhaustive]
+    Overtaken {
+        /// How many loads.
+        loads: u64,
+    },
     /// Any other failure of the operating system.
     #[error("{action} failed")]
     #[non_exhaustive]
@@ -219,7 +262,15 @@ impl Error {
             _ => ErrorKind::System { action },
         };
         let mut error = Self::new(kind);
-        error.0.source = Some(errno.into());
+        error.0.source = Some(Arc::new(io::Error::from(errno)));
+        error
+    }
+
+    /// A loader's error.
+    #[cfg(not(loom))]
+    pub(crate) fn load(source: &Source) -> Self {
+        let mut error = Self::new(ErrorKind::Load { reason: source.to_string() });
+        error.0.source = Some(Arc::clone(source));
         error
     }
 
@@ -282,7 +333,7 @@ impl fmt::Debug for Error {
 
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        self.0.source.as_ref().map(|source| source as _)
+        self.0.source.as_ref().map(|source| &**source as _)
     }
 }
 

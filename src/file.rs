@@ -16,7 +16,7 @@ use nix::unistd::{Uid, linkat};
 
 use crate::error::{Error, ErrorKind};
 use crate::layout::{Facts, HEADER_SIZE, segment_offset};
-use crate::mapping::{Identity, allocate, check_size_limit};
+use crate::mapping::{DESCRIPTORS, Identity, allocate, check_size_limit};
 use crate::options::{OwnerCheck, TableOptions};
 
 /// How long to wait for another process that replaces the file. It is a matter of microseconds unless that process is
@@ -329,8 +329,6 @@ fn random<const N: usize>() -> Result<[u8; N], Error> {
     getrandom::fill(&mut bytes).map_err(|_| ErrorKind::System { action: "asking the system for random numbers" })?;
     Ok(bytes)
 }
-
-const DESCRIPTORS: &str = "/proc/self/fd";
 
 fn has_proc() -> bool {
     Path::new(DESCRIPTORS).exists()

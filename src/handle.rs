@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit};
 use nix::time::{ClockId, clock_gettime};
@@ -12,6 +13,7 @@ use crate::generation::Generation;
 use crate::incarnation::{Incarnation, Place};
 use crate::key::CacheKey;
 use crate::layout::{MAX_SIZE, segment_offset};
+use crate::lock::RangeLock;
 use crate::mapping::{Chain, Identity, Mapping};
 use crate::options::{TableOptions, default_path};
 use crate::slot::Turn;
@@ -139,8 +141,9 @@ impl Table {
         let find = || {
             for _ in 0..ATTEMPTS {
                 let Some(place) = self.current()?.find(&key)? else { return Ok(None) };
-                if let Some(generation) = place.word().live() {
-                    return Ok(Some(generation));
+                let word = place.word();
+                if word.is_live() {
+                    return Ok(word.generation());
                 }
             }
             Err(ErrorKind::Retired.into())
@@ -200,6 +203,7 @@ impl Table {
         };
         for _ in 0..ATTEMPTS {
             let current = self.current()?;
+            let _excluded = exclude_updates(current, self.pending_limit())?;
             match TableFile::open(path, &self.0.options)? {
                 Some(file) if Identity::of(&file.stat()?) == current.mapping().identity() => {
                     let prepared = succeeding(&file, &self.0.options)?.prepare(path)?;
@@ -216,6 +220,10 @@ impl Table {
 
     pub(crate) fn is_read_only(&self) -> bool {
         self.0.options.read_only
+    }
+
+    pub(crate) fn pending_limit(&self) -> Duration {
+        self.0.options.pending_limit
     }
 
     /// An error about this table.
@@ -284,7 +292,16 @@ impl Table {
             return;
         }
         let latest = self.latest();
-        if latest.is_gone() && self.succeed(latest).is_err() && latest.slots().header().is_live() {
+        if !latest.is_gone() {
+            return;
+        }
+        // If the maker of an update that is in flight there is killed, it takes one who has the old file to announce it.
+        // So nobody moves on before the update has ended.
+        let excluded = if self.is_read_only() { None } else { latest.mapping().try_exclude_updates().ok().flatten() };
+        if excluded.is_none() && !self.is_read_only() && latest.gone_for(precise_now()) < self.pending_limit() {
+            return;
+        }
+        if self.succeed(latest).is_err() && latest.slots().header().is_live() {
             // It could not even be retired, being read-only or damaged: let it be retired for this process.
             latest.mapping().empty();
         }
@@ -408,6 +425,25 @@ fn succeeding(file: &TableFile, options: &TableOptions) -> Result<Blueprint, Err
     Ok(Blueprint::succeeding(&file.facts, &file.stat()?, options))
 }
 
+/// Keeps updates of `table` from beginning, once those in flight have ended. After `patience`, does without.
+fn exclude_updates(table: &Incarnation, patience: Duration) -> Result<Option<RangeLock>, Error> {
+    with_patience(patience, || table.mapping().try_exclude_updates())
+}
+
+/// Asks `attempt` again and again until it gives something, for as long as `patience` lasts.
+pub(crate) fn with_patience<R, E>(
+    patience: Duration,
+    attempt: impl Fn() -> Result<Option<R>, E>,
+) -> Result<Option<R>, E> {
+    let start = Instant::now();
+    loop {
+        match attempt()? {
+            None if start.elapsed() < patience => std::thread::sleep(Duration::from_millis(1).min(patience)),
+            result => return Ok(result),
+        }
+    }
+}
+
 /// Retires `old`, which `file` at `path` is, and puts `prepared` into its place, if nobody else has done so.
 fn replace(path: &Path, file: &TableFile, old: &Incarnation, prepared: Prepared) -> Result<(), Error> {
     old.slots().retire()?;
@@ -439,6 +475,12 @@ fn sparse_size(least: u64) -> u64 {
 pub(crate) fn coarse_now() -> u64 {
     clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE)
         .map_or(0, |time| time.tv_sec() as u64 * 1000 + time.tv_nsec() as u64 / 1_000_000)
+}
+
+/// Microseconds of a clock that only goes forward.
+pub(crate) fn precise_now() -> u64 {
+    clock_gettime(ClockId::CLOCK_MONOTONIC)
+        .map_or(0, |time| time.tv_sec() as u64 * 1_000_000 + time.tv_nsec() as u64 / 1000)
 }
 
 /// One key of a table, as [`Table::slots`] finds it.

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
 
@@ -10,7 +11,7 @@ use crate::file::{Presence, TableFile, View, boot_id, now};
 use crate::key::CacheKey;
 use crate::layout::Facts;
 use crate::mapping::{Mapping, SlotRef};
-use crate::slot::Digest;
+use crate::slot::{Digest, Stopwatch};
 use crate::table::Slots;
 
 /// A key's slot, and the incarnation that it is in.
@@ -23,11 +24,13 @@ pub(crate) struct Incarnation {
     facts: Facts,
     /// How its file is seen from here; none for an anonymous table.
     view: Option<View>,
+    /// Since it was found to be gone.
+    gone: Stopwatch,
 }
 
 impl Incarnation {
     pub(crate) fn new(mapping: Mapping, facts: Facts, path: Option<&Path>) -> Self {
-        Self { slots: Slots::new(mapping, facts.capacity), facts, view: path.map(View::new) }
+        Self { slots: Slots::new(mapping, facts.capacity), facts, view: path.map(View::new), gone: Stopwatch::new() }
     }
 
     pub(crate) fn slots(&self) -> &Slots<Mapping> {
@@ -65,6 +68,11 @@ impl Incarnation {
     pub(crate) fn is_gone(&self) -> bool {
         let mapping = self.mapping();
         self.view.as_ref().is_some_and(|view| view.presence(mapping.identity(), mapping.link_count()) == Presence::Gone)
+    }
+
+    /// How long ago this was first asked, which is to be done when the file is gone. `now` is microseconds.
+    pub(crate) fn gone_for(&self, now: u64) -> Duration {
+        Duration::from_micros(self.gone.elapsed(now))
     }
 
     /// After a reboot, moves every generation past the present time: processes of the last boot may have died at any

@@ -77,6 +77,8 @@ mod incarnation;
 mod key;
 mod layout;
 #[cfg(not(loom))]
+mod lock;
+#[cfg(not(loom))]
 mod mapping;
 #[cfg(test)]
 mod models;
@@ -87,6 +89,8 @@ mod sync;
 #[cfg(not(loom))]
 mod synchronizer;
 mod table;
+#[cfg(not(loom))]
+mod update;
 
 pub use error::{Error, ErrorKind};
 pub use generation::Generation;
@@ -96,4 +100,5 @@ pub use {
     key::{CacheKey, KeyNormalizer},
     options::{OwnerCheck, TableOptions},
     synchronizer::{GenerationSynchronizer, Ticket},
+    update::{Update, UpdateError, update_all},
 };

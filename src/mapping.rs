@@ -24,8 +24,10 @@ use nix::unistd::{SysconfVar, sysconf};
 
 use crate::error::{Error, ErrorKind};
 use crate::layout::{
-    Facts, HEADER_WORDS_OFFSET, Header, MAX_SIZE, Slot, Tag, segment_offset, segment_slots, segments_within,
+    Facts, HEADER_SIZE, HEADER_WORDS_OFFSET, Header, MAX_SIZE, Slot, Tag, segment_offset, segment_slots,
+    segments_within,
 };
+use crate::lock::{Kind, Range, RangeLock, is_locked};
 use crate::slot::{HighWater, Published, Users};
 use crate::table::Memory;
 
@@ -181,6 +183,36 @@ impl Mapping {
         })
     }
 
+    /// Which bytes of the file `slot` is.
+    fn range_of(&self, slot: &Slot) -> Range {
+        let start = std::ptr::from_ref(slot).addr() - self.base.as_ptr().addr();
+        Range { start: start as u64, length: size_of::<Slot>() as u64 }
+    }
+
+    /// Takes a lock on the bytes of `slot` in the file; `None` while somebody holds one against it.
+    pub(crate) fn try_lock(&self, slot: &Slot, kind: Kind) -> Result<Option<RangeLock>, Error> {
+        self.try_lock_range(self.range_of(slot), kind)
+    }
+
+    /// Keeps updates from beginning; `None` while one is in flight.
+    pub(crate) fn try_exclude_updates(&self) -> Result<Option<RangeLock>, Error> {
+        self.try_lock_range(Range { start: HEADER_SIZE as u64, length: 0 }, Kind::Exclusive)
+    }
+
+    fn try_lock_range(&self, range: Range, kind: Kind) -> Result<Option<RangeLock>, Error> {
+        let file = self.file.open_again()?;
+        RangeLock::try_new(file, range, kind).map_err(|error| self.file.place(error))
+    }
+
+    /// Whether somebody holds a lock on the bytes of `slot`; `None` where that cannot be told.
+    ///
+    /// One system call. The descriptor is not asked first whether it still leads to the file, so who is told that there
+    /// is no lock must make sure of it.
+    pub(crate) fn is_locked(&self, slot: &Slot) -> Option<bool> {
+        let range = self.range_of(slot);
+        self.file.with_any(|file| is_locked(file, range).ok()).flatten()
+    }
+
     /// Gives the memory and the descriptor of a table that was replaced back to the system, while threads may still
     /// look at its slots.
     ///
@@ -314,6 +346,9 @@ impl Memory for Mapping {
     }
 }
 
+/// Where a process finds its own descriptors by their numbers.
+pub(crate) const DESCRIPTORS: &str = "/proc/self/fd";
+
 /// Refuses a file size over the process's limit, for which the kernel would send SIGXFSZ, which kills.
 pub(crate) fn check_size_limit(size: u64) -> Result<(), Error> {
     match getrlimit(Resource::RLIMIT_FSIZE) {
@@ -363,16 +398,20 @@ impl FileRef {
 
     /// Runs `action` with the descriptor, if it still leads to the file.
     fn with_own<R>(&self, action: impl FnOnce(BorrowedFd<'_>) -> R) -> Option<R> {
+        self.with_any(|file| self.leads_to_file(file).then(|| action(file))).flatten()
+    }
+
+    /// Runs `action`, which must do no harm to any file, with whatever the descriptor leads to.
+    fn with_any<R>(&self, action: impl FnOnce(BorrowedFd<'_>) -> R) -> Option<R> {
         if !self.users.enter() {
             return None;
         }
-        // SAFETY: the number is not -1, and is not used for anything but fstat until it was found to lead to the file.
-        let file = unsafe { BorrowedFd::borrow_raw(self.number) };
-        let result = self.leads_to_file(file).then(|| action(file));
+        // SAFETY: the number is not -1, and is only asked about until it was found to lead to the file.
+        let result = action(unsafe { BorrowedFd::borrow_raw(self.number) });
         if self.users.leave() {
             self.release();
         }
-        result
+        Some(result)
     }
 
     fn leads_to_file(&self, file: BorrowedFd<'_>) -> bool {
@@ -398,19 +437,34 @@ impl FileRef {
         if let Some(result) = self.with_own(&action) {
             return result.map_err(|error| self.place(error));
         }
-        let lost = || {
-            self.error(ErrorKind::System {
-                action: "finding the table's file, whose descriptor was closed by this program,",
-            })
-        };
-        let path = self.path.as_deref().ok_or_else(lost)?;
-        let flags = access | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
-        let file = nix::fcntl::open(path, flags, Mode::empty())
-            .map_err(|errno| Error::system("opening the table's file again", errno).at(path))?;
-        if !self.leads_to_file(file.as_fd()) {
-            return Err(lost());
-        }
+        let path = self.path.as_deref().ok_or_else(|| self.lost())?;
+        let file = self.open(path, access | OFlag::O_NOFOLLOW)?.ok_or_else(|| self.lost())?;
         action(file.as_fd()).map_err(|error| self.place(error))
+    }
+
+    /// Opens `path`; `None` if that is not the file.
+    fn open(&self, path: &Path, access: OFlag) -> Result<Option<File>, Error> {
+        let file = nix::fcntl::open(path, access | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK, Mode::empty())
+            .map_err(|errno| self.place(Error::system("opening the table's file again", errno)))?;
+        Ok(self.leads_to_file(file.as_fd()).then(|| file.into()))
+    }
+
+    /// Another description of the file, for writing.
+    fn open_again(&self) -> Result<File, Error> {
+        if let Some(path) = &self.path
+            && let Ok(Some(file)) = self.open(path, OFlag::O_RDWR | OFlag::O_NOFOLLOW)
+        {
+            return Ok(file);
+        }
+        // Without a name, or out of reach: what the descriptor leads to is still there.
+        let link = Path::new(DESCRIPTORS).join(self.number.to_string());
+        self.open(&link, OFlag::O_RDWR)?.ok_or_else(|| self.lost())
+    }
+
+    fn lost(&self) -> Error {
+        self.error(ErrorKind::System {
+            action: "finding the table's file, whose descriptor was closed by this program,",
+        })
     }
 
     fn error(&self, kind: ErrorKind) -> Error {
@@ -427,7 +481,7 @@ impl FileRef {
     /// Whether a number other than ours leads to the file.
     #[cfg(feature = "shm")]
     fn open_elsewhere(&self) -> bool {
-        let numbers = std::fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
+        let numbers = std::fs::read_dir(DESCRIPTORS).into_iter().flatten().flatten();
         numbers.filter_map(|entry| entry.file_name().to_str()?.parse::<RawFd>().ok()).any(|number| {
             // SAFETY: only asked by fstat, which any number may be.
             number != self.number && self.leads_to_file(unsafe { BorrowedFd::borrow_raw(number) })
@@ -461,6 +515,16 @@ impl<O> SlotRef<O> {
     ) -> Result<Option<Self>, E> {
         Ok(pick(owner)?.map(|slot| Self { slot: NonNull::from(slot), owner: Arc::clone(owner) }))
     }
+
+    pub(crate) fn owner(&self) -> &Arc<O> {
+        &self.owner
+    }
+}
+
+impl<O> Clone for SlotRef<O> {
+    fn clone(&self) -> Self {
+        Self { slot: self.slot, owner: Arc::clone(&self.owner) }
+    }
 }
 
 impl<O> std::ops::Deref for SlotRef<O> {
@@ -493,8 +557,9 @@ impl<O> Places<O> {
         unsafe { &*self.slot.get() }
     }
 
-    pub(crate) fn owner(&self) -> &Arc<O> {
-        &self.places.latest().owner
+    /// The latest place: a little slower than [`slot`](Self::slot).
+    pub(crate) fn latest(&self) -> &SlotRef<O> {
+        self.places.latest()
     }
 
     pub(crate) fn append(&self, place: SlotRef<O>) {

@@ -5,7 +5,7 @@
 
 use crate::error::{Error, ErrorKind};
 use crate::layout::{Header, LABEL_SIZE, LIVE, Slot, Tag, WakeLine, segment_slots};
-use crate::slot::{Digest, Seen};
+use crate::slot::{Digest, Seen, Sight};
 use crate::sync::{Arc, AtomicU8, AtomicU32, AtomicU64, Ordering, thread};
 use crate::table::{Memory, Slots};
 
@@ -241,9 +241,9 @@ fn an_update_during_a_load_leaves_the_state_expired() {
             {
                 let (table, source) = (table.clone(), source.clone());
                 move || {
-                    let ticket = table.find(key).unwrap().unwrap().word().generation();
+                    let ticket = Sight::of(table.find(key).unwrap().unwrap().word());
                     let state = source.load(Ordering::Relaxed);
-                    let seen = Seen::new(None);
+                    let seen = Seen::new(Sight::NOTHING);
                     seen.adopt(ticket);
                     (state, seen)
                 }
@@ -253,7 +253,7 @@ fn an_update_during_a_load_leaves_the_state_expired() {
                 table.find(key).unwrap().unwrap().bump()
             },
         );
-        let fresh = seen.is(table.find(key).unwrap().unwrap().word());
+        let fresh = seen.get().is(table.find(key).unwrap().unwrap().word());
         assert!(!fresh || state == 2, "an old state passes for a fresh one");
     });
 }
@@ -269,7 +269,7 @@ fn no_update_is_lost_and_none_is_mistaken_for_another() {
             seen.follow(before);
             before.updated().unwrap()
         };
-        let seen = || Seen::new(table.find(key).unwrap().unwrap().word().generation());
+        let seen = || Seen::new(Sight::of(table.find(key).unwrap().unwrap().word()));
         let (first, second) = (seen(), seen());
         let ((one, first), (other, second)) = both(
             {
@@ -281,6 +281,136 @@ fn no_update_is_lost_and_none_is_mistaken_for_another() {
         assert_ne!(one, other, "two updates have one generation");
         let word = table.find(key).unwrap().unwrap().word();
         assert_eq!(word.generation().unwrap().get(), START + 2);
-        assert!(!first.is(word) && !second.is(word), "each has not seen the other's update");
+        assert!(!first.get().is(word) && !second.get().is(word), "each has not seen the other's update");
     });
+}
+
+/// The kernel's lock on a slot: how many share it, or `ALONE`.
+struct Lock(AtomicU64);
+
+const ALONE: u64 = u64::MAX;
+
+impl Lock {
+    fn try_share(&self) -> bool {
+        let shared = |holders: u64| (holders != ALONE).then(|| holders + 1);
+        self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, shared).is_ok()
+    }
+
+    /// Also what the kernel does when a holder dies.
+    fn unshare(&self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    fn try_alone(&self) -> bool {
+        self.0.compare_exchange(0, ALONE, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    fn end_alone(&self) {
+        self.0.store(0, Ordering::Release);
+    }
+}
+
+/// A source behind a key of a table, and the lock on its slot.
+struct Place {
+    table: Arc<Slots<Boxed>>,
+    lock: Lock,
+    source: AtomicU64,
+}
+
+impl Place {
+    const KEY: [u64; 2] = [6, 7];
+
+    fn new() -> Arc<Self> {
+        let table = slots(1, 1);
+        table.attached(Digest::new(Self::KEY[0], Self::KEY[1])).unwrap();
+        Arc::new(Self { table, lock: Lock(AtomicU64::new(0)), source: AtomicU64::new(1) })
+    }
+
+    fn slot(&self) -> &Slot {
+        self.table.find(Digest::new(Self::KEY[0], Self::KEY[1])).unwrap().unwrap()
+    }
+
+    /// An update whose maker is killed before or after it changes the source, or not at all; `false` if it could not
+    /// begin.
+    fn update(&self, commits: bool, survives: bool) -> bool {
+        if !self.lock.try_share() {
+            return false;
+        }
+        self.slot().begin_update();
+        if commits {
+            self.source.store(2, Ordering::Relaxed);
+        }
+        if survives && commits {
+            let before = self.slot().finish_update();
+            assert!(before.pending() > 0, "somebody took a living update for a dead one's");
+        } else if survives {
+            assert!(self.slot().word().pending() > 0, "somebody took a living update for a dead one's");
+            self.slot().abandon_update();
+        }
+        self.lock.unshare();
+        true
+    }
+
+    /// A reader's look at a pending update.
+    fn recover(&self) {
+        if self.slot().word().pending() > 0 && self.lock.try_alone() {
+            self.slot().recover();
+            self.lock.end_alone();
+        }
+    }
+
+    fn load(&self) -> (Sight, u64) {
+        (Sight::of(self.slot().word()), self.source.load(Ordering::Relaxed))
+    }
+
+    /// Once all others have ended: nothing is left pending, and no old state passes for a fresh one.
+    fn assert_settled(&self, (sight, state): (Sight, u64)) {
+        self.recover();
+        let word = self.slot().word();
+        assert_eq!(word.pending(), 0, "a pending update was left, or counted out twice");
+        assert!(!sight.is(word) || state == self.source.load(Ordering::Relaxed), "an old state passes for a fresh one");
+    }
+}
+
+#[test]
+fn an_update_ends_in_a_new_generation_wherever_its_maker_is_killed() {
+    for (commits, survives) in [(false, false), (true, false), (true, true), (false, true)] {
+        model(move || {
+            let place = Place::new();
+            let (_, loaded) = both(
+                {
+                    let place = place.clone();
+                    move || place.update(commits, survives)
+                },
+                || {
+                    place.recover();
+                    place.load()
+                },
+            );
+            place.assert_settled(loaded);
+        });
+    }
+}
+
+#[test]
+fn who_recovers_a_dead_update_leaves_a_living_one_alone() {
+    for commits in [false, true] {
+        model(move || {
+            let place = Place::new();
+            assert!(place.update(true, false));
+            let (_, loaded) = both(
+                {
+                    let place = place.clone();
+                    move || place.update(commits, true)
+                },
+                || {
+                    place.recover();
+                    let loaded = place.load();
+                    place.recover();
+                    loaded
+                },
+            );
+            place.assert_settled(loaded);
+        });
+    }
 }

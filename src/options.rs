@@ -2,6 +2,7 @@
 
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::unistd::Uid;
 
@@ -46,6 +47,7 @@ pub struct TableOptions {
     pub(crate) owner: OwnerCheck,
     pub(crate) allow_fuse: bool,
     pub(crate) normalizer: KeyNormalizer,
+    pub(crate) pending_limit: Duration,
 }
 
 impl Default for TableOptions {
@@ -58,6 +60,7 @@ impl Default for TableOptions {
             owner: OwnerCheck::default(),
             allow_fuse: false,
             normalizer: KeyNormalizer::default(),
+            pending_limit: Duration::from_secs(30),
         }
     }
 }
@@ -97,6 +100,16 @@ impl TableOptions {
     /// Whose file is accepted; [`OwnerCheck::CurrentUserOrRoot`] unless set.
     pub fn owner(mut self, owner: OwnerCheck) -> Self {
         self.owner = owner;
+        self
+    }
+
+    /// How long an update begun by [`update`](crate::GenerationSynchronizer::update) may be in flight before this process
+    /// counts it as lost, although its maker seems to be alive; 30 seconds unless set.
+    ///
+    /// A child that was forked in the middle of an update keeps it alive after its maker was killed. State is then served
+    /// for this long before it is loaded again. [`reset`](Table::reset) waits for updates in flight as long.
+    pub fn pending_limit(mut self, limit: Duration) -> Self {
+        self.pending_limit = limit;
         self
     }
 

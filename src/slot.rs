@@ -12,6 +12,8 @@ const GENERATION: u64 = (1 << 54) - 1;
 const LOWEST: u64 = 1 << 40;
 const RETIRED_BIT: u64 = 1 << 54;
 const WAITING_BIT: u64 = 1 << 55;
+const ONE_PENDING: u64 = 1 << 56;
+const PENDING: u64 = u64::MAX << 56;
 
 /// A value of a generation word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,10 +32,16 @@ impl Word {
         self.0 & RETIRED_BIT == 0 && self.0 & GENERATION >= LOWEST
     }
 
-    /// The generation, if it can be relied on.
+    /// Whether the slot's generation can be relied on, and no update is in flight.
     #[inline]
-    pub(crate) fn live(self) -> Option<Generation> {
-        if self.is_live() { self.generation() } else { None }
+    pub(crate) fn is_settled(self) -> bool {
+        self.is_live() && self.pending() == 0
+    }
+
+    /// How many crash-safe updates are in flight. 255 stands for that many or more.
+    #[inline]
+    pub(crate) fn pending(self) -> u8 {
+        (self.0 >> 56) as u8
     }
 
     /// The generation after an update that found this word; `None` if the update must be made in a successor.
@@ -116,6 +124,29 @@ impl Slot {
         Word(self.generation.fetch_add(1, Ordering::AcqRel))
     }
 
+    /// Counts a crash-safe update in, unless the table has a successor. Returns the word before it.
+    ///
+    /// The count stops at its greatest value: who finds that one neither raises nor lowers it, and it is cleared as
+    /// what a killed updater leaves is (`recover`).
+    pub(crate) fn begin_update(&self) -> Word {
+        self.change(|word| Word(word).is_live().then(|| if word < PENDING { word + ONE_PENDING } else { word }))
+    }
+
+    /// Counts a crash-safe update out, and is the update, in one step. Returns the word before it.
+    pub(crate) fn finish_update(&self) -> Word {
+        self.change(|word| Some(counted_out(word).wrapping_add(1)))
+    }
+
+    /// Counts an update out that changed nothing.
+    pub(crate) fn abandon_update(&self) {
+        self.change(|word| Some(counted_out(word)));
+    }
+
+    /// One update in the place of all that are pending. For who knows that none of them will be finished.
+    pub(crate) fn recover(&self) {
+        self.change(|word| (word & PENDING != 0).then_some((word & !PENDING).wrapping_add(1)));
+    }
+
     /// Moves on to `candidate` if the slot has no generation yet. All who attach may do it; the first one counts.
     pub(crate) fn begin(&self, candidate: u64) {
         let candidate = candidate.clamp(LOWEST, GENERATION);
@@ -152,15 +183,17 @@ impl Slot {
         }
     }
 
-    fn change(&self, step: impl Fn(u64) -> Option<u64>) {
+    /// Replaces the word by what `step` makes of it, if anything. Returns the word that `step` was last asked about.
+    fn change(&self, step: impl Fn(u64) -> Option<u64>) -> Word {
         // ORDERING: as in `bump`.
         let mut word = self.generation.load(Ordering::Relaxed);
         while let Some(next) = step(word) {
             match self.generation.compare_exchange_weak(word, next, Ordering::AcqRel, Ordering::Relaxed) {
-                Ok(_) => return,
+                Ok(_) => break,
                 Err(present) => word = present,
             }
         }
+        Word(word)
     }
 
     /// Who holds the slot, without changing it.
@@ -251,6 +284,11 @@ impl Slot {
     }
 }
 
+/// `word` with one pending update less, if the count is one that goes down.
+fn counted_out(word: u64) -> u64 {
+    if (ONE_PENDING..PENDING).contains(&word) { word - ONE_PENDING } else { word }
+}
+
 /// The label is text in the order of its bytes, on any machine.
 #[expect(clippy::host_endian_bytes, reason = "a label's bytes stand in the file in their own order")]
 fn label_word(bytes: [u8; 8]) -> u64 {
@@ -325,33 +363,62 @@ impl Header {
     }
 }
 
-/// The generation that one holder has seen; private to a process, shared by its threads.
+/// What a holder has seen of a generation word: its generation, or nothing.
+///
+/// Pending updates are no part of it: they are not finished. But where one was lost and nobody could clear it, its count
+/// is, so that whoever loaded the state after the loss knows it by that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Sight(u64);
+
+impl Sight {
+    pub(crate) const NOTHING: Self = Self(0);
+
+    #[inline]
+    pub(crate) fn of(word: Word) -> Self {
+        Self(word.0 & GENERATION)
+    }
+
+    pub(crate) fn with_pending(word: Word) -> Self {
+        Self(word.0 & (GENERATION | PENDING))
+    }
+
+    #[inline]
+    pub(crate) fn generation(self) -> Option<Generation> {
+        Generation::new(self.0 & GENERATION)
+    }
+
+    /// Whether `word` is exactly what was seen: not retired, nothing pending, whoever waits.
+    #[inline]
+    pub(crate) fn is(self, word: Word) -> bool {
+        // Nothing seen is zero, as is the word of an emptied mapping.
+        word.0 & !WAITING_BIT == self.0 && self.0 != 0
+    }
+
+    /// Whether `word` is what was seen, but for updates that are pending.
+    pub(crate) fn is_before_updates_of(self, word: Word) -> bool {
+        word.pending() > 0 && word.0 & GENERATION == self.0 & GENERATION && self.0 != 0
+    }
+}
+
+/// What one holder has seen; private to a process, shared by its threads.
 #[derive(Debug)]
 pub(crate) struct Seen(AtomicU64);
 
 impl Seen {
-    pub(crate) fn new(generation: Option<Generation>) -> Self {
-        Self(AtomicU64::new(generation.map_or(0, Generation::get)))
+    pub(crate) fn new(sight: Sight) -> Self {
+        Self(AtomicU64::new(sight.0))
     }
 
-    /// Whether `word` is exactly the generation seen: not retired, nothing pending, whoever waits.
     #[inline]
-    pub(crate) fn is(&self, word: Word) -> bool {
+    pub(crate) fn get(&self) -> Sight {
         // ORDERING: acquire pairs with `adopt`: a thread that finds the state fresh sees the state.
-        let seen = self.0.load(Ordering::Acquire);
-        // Nothing seen is zero, as is the word of an emptied mapping.
-        word.0 & !WAITING_BIT == seen && seen != 0
+        Sight(self.0.load(Ordering::Acquire))
     }
 
     #[inline]
-    pub(crate) fn get(&self) -> Option<Generation> {
-        Generation::new(self.0.load(Ordering::Acquire))
-    }
-
-    #[inline]
-    pub(crate) fn adopt(&self, generation: Option<Generation>) {
-        // ORDERING: release pairs with `is`.
-        self.0.store(generation.map_or(0, Generation::get), Ordering::Release);
+    pub(crate) fn adopt(&self, sight: Sight) {
+        // ORDERING: release pairs with `get`.
+        self.0.store(sight.0, Ordering::Release);
     }
 
     /// Follows an update from `before` by the holder itself, if `before` is what it had seen.
@@ -360,10 +427,77 @@ impl Seen {
         // A load and a store, not a compare-exchange, which would double the cost of an update. Two threads that
         // change the state behind one synchronizer at once need a lock for the state itself, and it orders this too.
         let seen = self.0.load(Ordering::Relaxed);
-        if before.0 & !WAITING_BIT == seen {
+        if before.0 & GENERATION == seen {
             // ORDERING: as in `adopt`.
-            self.0.store((before.0 & GENERATION) + 1, Ordering::Release);
+            self.0.store(seen + 1, Ordering::Release);
         }
+    }
+}
+
+/// Runs from the first time that it is asked; private to a process.
+#[derive(Debug)]
+pub(crate) struct Stopwatch(AtomicU64);
+
+impl Stopwatch {
+    pub(crate) fn new() -> Self {
+        Self(AtomicU64::new(0))
+    }
+
+    pub(crate) fn elapsed(&self, now: u64) -> u64 {
+        // ORDERING: relaxed: it orders nothing.
+        let start = self.0.compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed);
+        now.saturating_sub(start.unwrap_or_else(|start| if start == 0 { now } else { start }))
+    }
+}
+
+/// What a holder knows of updates that are pending; private to a process. Times are microseconds.
+#[derive(Debug)]
+pub(crate) struct Vigil {
+    /// When the next look for their makers may be had.
+    look: Turn,
+    /// The generation at which they were found pending, and when that was.
+    generation: AtomicU64,
+    since: AtomicU64,
+    /// A word whose updates nobody will finish, and which could not be recovered.
+    lost: AtomicU64,
+}
+
+impl Vigil {
+    /// A reader asks the kernel no more often than this.
+    const PAUSE: u64 = 1000;
+
+    pub(crate) fn new() -> Self {
+        let zero = || AtomicU64::new(0);
+        Self { look: Turn::at(0), generation: zero(), since: zero(), lost: zero() }
+    }
+
+    /// Whether it is time to look for the makers of what is pending.
+    pub(crate) fn is_due(&self, now: u64) -> bool {
+        self.look.take(now, Self::PAUSE)
+    }
+
+    /// How long the updates of `word` have been pending, as far as this holder has seen.
+    pub(crate) fn age(&self, word: Word, now: u64) -> u64 {
+        // ORDERING: relaxed, here and below. Threads that overlap may take one update's time for another's, which
+        // costs a load of the state.
+        if self.generation.swap(word.0 & GENERATION, Ordering::Relaxed) != word.0 & GENERATION {
+            self.since.store(now, Ordering::Relaxed);
+        }
+        now.saturating_sub(self.since.load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn give_up(&self, word: Word) {
+        self.lost.store(word.0 & !WAITING_BIT, Ordering::Relaxed);
+    }
+
+    pub(crate) fn has_given_up(&self, word: Word) -> bool {
+        self.lost.load(Ordering::Relaxed) == word.0 & !WAITING_BIT
+    }
+
+    /// What a ticket for the present `word` is to say.
+    pub(crate) fn sight(&self, word: Word) -> Sight {
+        // A full count does not tell one update more.
+        if self.has_given_up(word) && word.0 < PENDING { Sight::with_pending(word) } else { Sight::of(word) }
     }
 }
 

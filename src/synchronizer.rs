@@ -2,12 +2,13 @@
 
 use crate::error::{Error, ErrorKind};
 use crate::generation::Generation;
-use crate::handle::{ATTEMPTS, PAUSE, Table, coarse_now};
-use crate::incarnation::Incarnation;
+use crate::handle::{ATTEMPTS, PAUSE, Table, coarse_now, precise_now};
+use crate::incarnation::{Incarnation, Place};
 use crate::key::CacheKey;
 use crate::layout::Slot;
+use crate::lock::Kind;
 use crate::mapping::Places;
-use crate::slot::{Countdown, Seen, Turn, Word};
+use crate::slot::{Countdown, Seen, Sight, Turn, Vigil, Word};
 
 /// Every so many updates of a key, its updater looks at the clock, and at the file if it is time.
 const UPDATES_PER_LOOK: u64 = 64;
@@ -50,6 +51,15 @@ pub struct GenerationSynchronizer {
     key: CacheKey,
     /// When the next attempt to attach to a successor may be made.
     retry: Turn,
+    vigil: Vigil,
+}
+
+impl Clone for GenerationSynchronizer {
+    /// Another synchronizer of the same key, which has seen what this one has seen.
+    fn clone(&self) -> Self {
+        let places = Places::new(self.places.latest().clone());
+        Self::assemble(places, self.seen.get(), self.table.clone(), self.key.clone())
+    }
 }
 
 /// The generation from before a load, to be [adopted](GenerationSynchronizer::adopt) after it.
@@ -57,7 +67,15 @@ pub struct GenerationSynchronizer {
 /// An update during the load makes the generation another one, so that state loaded with this ticket stays expired.
 #[derive(Clone, Copy, Debug)]
 #[must_use = "a ticket does nothing until it is adopted"]
-pub struct Ticket(Option<Generation>);
+pub struct Ticket(Sight);
+
+impl Ticket {
+    /// The generation that it stands for; `None` if there was no table to attach to.
+    #[must_use]
+    pub fn generation(self) -> Option<Generation> {
+        self.0.generation()
+    }
+}
 
 impl GenerationSynchronizer {
     /// Attaches to `key`, and creates its generation if it is new.
@@ -78,10 +96,13 @@ impl GenerationSynchronizer {
     pub fn new(table: &Table, key: impl Into<CacheKey>) -> Result<Self, Error> {
         let key = table.normalize(key)?;
         let place = table.attach(&key)?;
-        let seen = Seen::new(place.word().generation());
-        let (read_only, table) = (table.is_read_only(), table.clone());
-        let (places, countdown) = (Places::new(place), Countdown::new());
-        Ok(Self { places, seen, countdown, read_only, table, key, retry: Turn::at(0) })
+        let sight = Sight::of(place.word());
+        Ok(Self::assemble(Places::new(place), sight, table.clone(), key))
+    }
+
+    fn assemble(places: Places<Incarnation>, sight: Sight, table: Table, key: CacheKey) -> Self {
+        let (seen, countdown, read_only) = (Seen::new(sight), Countdown::new(), table.is_read_only());
+        Self { places, seen, countdown, read_only, table, key, retry: Turn::at(0), vigil: Vigil::new() }
     }
 
     /// Whether the state must be loaded again: its key was updated since the generation was seen.
@@ -98,18 +119,38 @@ impl GenerationSynchronizer {
     #[must_use]
     pub fn is_expired(&self) -> bool {
         let word = self.places.slot().word();
-        if self.seen.is(word) && self.countdown.tick() {
+        if self.seen.get().is(word) && self.countdown.tick() {
             return false;
         }
-        self.is_expired_slow()
+        self.is_expired_slow(word)
     }
 
     #[cold]
-    fn is_expired_slow(&self) -> bool {
-        self.look();
+    fn is_expired_slow(&self, word: Word) -> bool {
+        let seen = self.seen.get();
+        // A pending update brings every check here.
+        if !(seen.is_before_updates_of(word) && self.countdown.tick()) {
+            self.look();
+        }
+        self.is_overtaken(seen)
+    }
+
+    /// Whether the word is exactly what was seen. `false` is no proof of an update.
+    #[inline]
+    pub(crate) fn is_unchanged(&self, ticket: Ticket) -> bool {
+        ticket.0.is(self.places.slot().word())
+    }
+
+    /// Whether state that was loaded with `ticket` must be loaded again.
+    #[cold]
+    pub(crate) fn is_expired_since(&self, ticket: Ticket) -> bool {
+        self.is_overtaken(ticket.0)
+    }
+
+    fn is_overtaken(&self, seen: Sight) -> bool {
         let word = self.places.slot().word();
-        if word.is_live() && self.table.is_latest(self.places.owner()) {
-            return !self.seen.is(word);
+        if word.is_live() && self.table.is_latest(self.places.latest().owner()) {
+            return !seen.is(word) && !(seen.is_before_updates_of(word) && self.is_in_flight(word));
         }
         let now = coarse_now();
         if self.retry.is_due(now) && self.move_on().is_err() {
@@ -118,35 +159,79 @@ impl GenerationSynchronizer {
         true
     }
 
+    /// Whether the updates that `word` says are pending have a maker who may still finish them. If not, this is their
+    /// end: the key is updated in their place.
+    fn is_in_flight(&self, word: Word) -> bool {
+        if self.vigil.has_given_up(word) {
+            return false;
+        }
+        let now = precise_now();
+        if !self.vigil.is_due(now) {
+            return true;
+        }
+        let place = self.places.latest();
+        if place.owner().mapping().is_locked(place) == Some(true) {
+            if u128::from(self.vigil.age(word, now)) < self.table.pending_limit().as_micros() {
+                return true;
+            }
+            if !self.read_only {
+                place.expire();
+                return false;
+            }
+        } else if !self.read_only
+            && let Ok(lock) = place.owner().mapping().try_lock(place, Kind::Exclusive)
+        {
+            // Without the lock, somebody has come in between: to recover it, or with an update.
+            let Some(_lock) = lock else { return true };
+            place.recover();
+            return false;
+        }
+        self.vigil.give_up(word);
+        false
+    }
+
+    /// To be called every 64 checks.
     #[cold]
-    fn look(&self) {
+    pub(crate) fn look(&self) {
         self.countdown.restart();
         self.table.look_if_due();
     }
 
     /// Attaches to the key in the latest incarnation of the table. Nothing seen before counts there.
     fn move_on(&self) -> Result<&Slot, Error> {
-        self.seen.adopt(None);
+        self.seen.adopt(Sight::NOTHING);
         self.places.append(self.table.attach(&self.key)?);
         Ok(self.places.slot())
     }
 
     #[inline]
-    fn present(&self) -> Result<Generation, Error> {
-        match self.places.slot().word().live() {
-            Some(generation) => Ok(generation),
-            None => self.present_in_successor(),
-        }
+    fn present(&self) -> Result<Sight, Error> {
+        let word = self.places.slot().word();
+        if word.is_settled() { Ok(Sight::of(word)) } else { self.present_slow() }
     }
 
     #[cold]
-    fn present_in_successor(&self) -> Result<Generation, Error> {
+    fn present_slow(&self) -> Result<Sight, Error> {
+        let word = self.places.slot().word();
+        if word.is_live() {
+            return Ok(self.vigil.sight(word));
+        }
+        self.in_successor(|slot| Some(slot.word()).filter(|word| word.is_live()).map(Sight::of))
+    }
+
+    /// Moves on until `action` succeeds, as the table may be replaced again and again.
+    fn in_successor<R>(&self, action: impl Fn(&Slot) -> Option<R>) -> Result<R, Error> {
         for _ in 0..ATTEMPTS {
-            if let Some(generation) = self.move_on()?.word().live() {
-                return Ok(generation);
+            if let Some(result) = action(self.move_on()?) {
+                return Ok(result);
             }
         }
-        Err(self.table.error(ErrorKind::Retired).with_key(self.key.as_str()))
+        Err(self.error(ErrorKind::Retired))
+    }
+
+    /// An error about this key.
+    pub(crate) fn error(&self, kind: ErrorKind) -> Error {
+        self.table.error(kind).with_key(self.key.as_str())
     }
 
     /// Takes a ticket: to be called before the state is loaded.
@@ -158,7 +243,7 @@ impl GenerationSynchronizer {
     /// Wait-free, as [`is_expired`](Self::is_expired), unless the table was replaced.
     #[inline]
     pub fn ticket(&self) -> Ticket {
-        Ticket(self.present().ok())
+        Ticket(self.present().unwrap_or(Sight::NOTHING))
     }
 
     /// Adopts a ticket of this synchronizer: to be called when the state is loaded and in place.
@@ -199,9 +284,9 @@ impl GenerationSynchronizer {
     /// As [`is_expired`](Self::is_expired).
     #[inline]
     pub fn refresh(&self) -> Result<Generation, Error> {
-        let generation = self.present()?;
-        self.seen.adopt(Some(generation));
-        Ok(generation)
+        let present = self.present()?;
+        self.seen.adopt(present);
+        present.generation().ok_or_else(|| self.error(ErrorKind::Retired))
     }
 
     /// Announces that the source was updated, and returns the new generation: every other holder's state is expired.
@@ -223,7 +308,7 @@ impl GenerationSynchronizer {
     /// key, and each 64th after it, also looks at a clock, and up to twice a second at the file's path.
     #[inline]
     pub fn mark_updated(&self) -> Result<Generation, Error> {
-        self.update(|before| self.seen.follow(before))
+        self.bump(|before| self.seen.follow(before))
     }
 
     /// Expires the state of every holder, the caller's too.
@@ -239,17 +324,15 @@ impl GenerationSynchronizer {
     ///
     /// As [`mark_updated`](Self::mark_updated).
     pub fn clear(&self) -> Result<(), Error> {
-        self.update(|_| ()).map(drop)
+        self.bump(|_| ()).map(drop)
     }
 
     #[inline]
-    fn update(&self, follow: impl FnOnce(Word)) -> Result<Generation, Error> {
-        if self.read_only {
-            return Err(self.read_only_error());
-        }
+    fn bump(&self, follow: impl FnOnce(Word)) -> Result<Generation, Error> {
+        self.check_writable()?;
         let before = self.places.slot().bump();
         let Some(generation) = before.updated() else {
-            return self.update_successor();
+            return self.bump_successor();
         };
         follow(before);
         if generation.get().is_multiple_of(UPDATES_PER_LOOK) {
@@ -258,27 +341,53 @@ impl GenerationSynchronizer {
         Ok(generation)
     }
 
-    #[cold]
-    fn read_only_error(&self) -> Error {
-        self.table.error(ErrorKind::ReadOnly).with_key(self.key.as_str())
+    #[inline]
+    pub(crate) fn check_writable(&self) -> Result<(), Error> {
+        if self.read_only { Err(self.error(ErrorKind::ReadOnly)) } else { Ok(()) }
     }
 
     /// The table was retired when the update came: make it in the successor. Nobody who attaches there can have loaded
     /// the state before this process found the retired bit, but for the update's being made.
     #[cold]
-    fn update_successor(&self) -> Result<Generation, Error> {
+    fn bump_successor(&self) -> Result<Generation, Error> {
+        self.in_successor(|slot| slot.bump().updated())
+    }
+
+    /// Counts an update in, in the latest incarnation, where `lock` must be taken first. Gives the place, and the lock.
+    pub(crate) fn begin<L>(&self, lock: impl Fn(&Place) -> Result<L, Error>) -> Result<(&Place, L), Error> {
         for _ in 0..ATTEMPTS {
-            if let Some(generation) = self.move_on()?.bump().updated() {
-                return Ok(generation);
+            let place = self.places.latest();
+            // Whoever retires a table holds a lock against this one, so it does not happen from here on.
+            let held = lock(place);
+            // The header is asked as well: whoever was retiring the table may have died before coming to this slot.
+            if place.owner().slots().header().is_live() && place.word().is_live() {
+                // Not asked before: it may be that there is nothing left to lock.
+                let held = held?;
+                if place.begin_update().is_live() {
+                    return Ok((place, held));
+                }
             }
+            self.move_on()?;
         }
-        Err(self.table.error(ErrorKind::Retired).with_key(self.key.as_str()))
+        Err(self.error(ErrorKind::Retired))
+    }
+
+    /// Counts an update out that was begun at `place`, and announces it.
+    pub(crate) fn finish(&self, place: &Place) -> Result<Generation, Error> {
+        let before = place.finish_update();
+        match before.updated() {
+            Some(generation) => {
+                self.seen.follow(before);
+                Ok(generation)
+            }
+            None => self.bump_successor(),
+        }
     }
 
     /// The generation that the holder has seen; `None` if it was lost with a table that was replaced.
     #[must_use]
     pub fn sync_gen(&self) -> Option<Generation> {
-        self.seen.get()
+        self.seen.get().generation()
     }
 
     /// The key, normalized.

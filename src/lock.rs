@@ -1,0 +1,84 @@
+//! Locks on parts of a table's file that the kernel lets go of when their holder dies.
+//!
+//! They are open-file-description locks: they belong to a descriptor, not to a process, so threads of one process hold
+//! them side by side. A forked child has the descriptor too, and would keep the lock of a parent that is killed; one that
+//! the parent lets go of is gone for the child as well.
+
+use std::fs::File;
+use std::os::fd::BorrowedFd;
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::libc;
+
+use crate::error::Error;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Shared,
+    Exclusive,
+}
+
+/// A part of a file, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Range {
+    pub(crate) start: u64,
+    /// 0: to the end of the file, wherever that will be.
+    pub(crate) length: u64,
+}
+
+impl Range {
+    fn describe(self, kind: libc::c_int) -> libc::flock {
+        libc::flock {
+            l_type: kind as libc::c_short,
+            l_whence: libc::SEEK_SET as libc::c_short,
+            l_start: self.start as libc::off_t,
+            l_len: self.length as libc::off_t,
+            l_pid: 0,
+        }
+    }
+}
+
+/// A lock that is held. Dropped by the process that took it, it is let go of; dropped by a forked child, it is not.
+#[derive(Debug)]
+pub(crate) struct RangeLock {
+    file: File,
+    range: Range,
+    owner: u32,
+}
+
+impl RangeLock {
+    /// Takes the lock, if nobody holds one against it. `file` must not share its description with anybody.
+    pub(crate) fn try_new(file: File, range: Range, kind: Kind) -> Result<Option<Self>, Error> {
+        let wanted = match kind {
+            Kind::Shared => libc::F_RDLCK,
+            Kind::Exclusive => libc::F_WRLCK,
+        };
+        match fcntl(&file, FcntlArg::F_OFD_SETLK(&range.describe(wanted))) {
+            Ok(_) => Ok(Some(Self { file, range, owner: std::process::id() })),
+            Err(Errno::EAGAIN | Errno::EACCES) => Ok(None),
+            Err(errno) => Err(Error::system("locking a part of the table's file", errno)),
+        }
+    }
+
+    /// Whether this is a forked child's copy of its parent's.
+    pub(crate) fn is_inherited(&self) -> bool {
+        self.owner != std::process::id()
+    }
+}
+
+impl Drop for RangeLock {
+    fn drop(&mut self) {
+        // Closing the descriptor would not do while a child has it.
+        if !self.is_inherited() {
+            let _ = fcntl(&self.file, FcntlArg::F_OFD_SETLK(&self.range.describe(libc::F_UNLCK)));
+        }
+    }
+}
+
+/// Whether somebody holds a lock on a part of the range, other than through the description of `file`.
+pub(crate) fn is_locked(file: BorrowedFd<'_>, range: Range) -> nix::Result<bool> {
+    let mut answer = range.describe(libc::F_WRLCK);
+    fcntl(file, FcntlArg::F_OFD_GETLK(&mut answer))?;
+    Ok(answer.l_type != libc::F_UNLCK as libc::c_short)
+}
