@@ -30,7 +30,7 @@ struct Inner {
 }
 
 /// Shared, as the error of one load is given to all threads that waited for it.
-type Source = Arc<dyn std::error::Error + Send + Sync>;
+pub(crate) type Source = Arc<dyn std::error::Error + Send + Sync>;
 
 /// The kinds of [`Error`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

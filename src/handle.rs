@@ -231,7 +231,7 @@ impl Table {
         self.place(kind.into())
     }
 
-    fn place(&self, error: Error) -> Error {
+    pub(crate) fn place(&self, error: Error) -> Error {
         match self.path() {
             Some(path) => error.at(path),
             None => error,

@@ -65,6 +65,10 @@
 
 #![cfg_attr(loom, allow(dead_code, reason = "the edge to the operating system is not modelled"))]
 
+#[cfg(not(loom))]
+mod builder;
+#[cfg(not(loom))]
+mod cached;
 mod error;
 #[cfg(not(loom))]
 mod file;
@@ -96,6 +100,8 @@ pub use error::{Error, ErrorKind};
 pub use generation::Generation;
 #[cfg(not(loom))]
 pub use {
+    builder::CachedBuilder,
+    cached::{Cached, Counters, Snapshot},
     handle::{SlotInfo, Stats, Table},
     key::{CacheKey, KeyNormalizer},
     options::{OwnerCheck, TableOptions},

@@ -434,6 +434,29 @@ impl Seen {
     }
 }
 
+/// A figure for people; private to a process.
+#[cfg(not(loom))]
+#[derive(Debug, Default)]
+pub(crate) struct Count(AtomicU64);
+
+// ORDERING: relaxed throughout: it orders nothing.
+#[cfg(not(loom))]
+impl Count {
+    /// Returns the new count.
+    #[inline]
+    pub(crate) fn add_one(&self) -> u64 {
+        self.0.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    pub(crate) fn raise_to(&self, figure: u64) {
+        self.0.fetch_max(figure, Ordering::Relaxed);
+    }
+
+    pub(crate) fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
 /// Runs from the first time that it is asked; private to a process.
 #[derive(Debug)]
 pub(crate) struct Stopwatch(AtomicU64);

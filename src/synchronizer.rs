@@ -65,7 +65,7 @@ impl Clone for GenerationSynchronizer {
 /// The generation from before a load, to be [adopted](GenerationSynchronizer::adopt) after it.
 ///
 /// An update during the load makes the generation another one, so that state loaded with this ticket stays expired.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use = "a ticket does nothing until it is adopted"]
 pub struct Ticket(Sight);
 
@@ -118,33 +118,32 @@ impl GenerationSynchronizer {
     #[inline]
     #[must_use]
     pub fn is_expired(&self) -> bool {
+        self.is_expired_since(Ticket(self.seen.get()))
+    }
+
+    /// Whether state that was loaded with `ticket` must be loaded again: [`is_expired`](Self::is_expired) for state that
+    /// keeps its ticket beside it, as a value that threads replace as a whole.
+    ///
+    /// # Progress
+    ///
+    /// As [`is_expired`](Self::is_expired).
+    #[inline]
+    #[must_use]
+    pub fn is_expired_since(&self, ticket: Ticket) -> bool {
         let word = self.places.slot().word();
-        if self.seen.get().is(word) && self.countdown.tick() {
+        if ticket.0.is(word) && self.countdown.tick() {
             return false;
         }
-        self.is_expired_slow(word)
+        self.is_expired_slow(ticket.0, word)
     }
 
     #[cold]
-    fn is_expired_slow(&self, word: Word) -> bool {
-        let seen = self.seen.get();
+    fn is_expired_slow(&self, seen: Sight, word: Word) -> bool {
         // A pending update brings every check here.
         if !(seen.is_before_updates_of(word) && self.countdown.tick()) {
             self.look();
         }
         self.is_overtaken(seen)
-    }
-
-    /// Whether the word is exactly what was seen. `false` is no proof of an update.
-    #[inline]
-    pub(crate) fn is_unchanged(&self, ticket: Ticket) -> bool {
-        ticket.0.is(self.places.slot().word())
-    }
-
-    /// Whether state that was loaded with `ticket` must be loaded again.
-    #[cold]
-    pub(crate) fn is_expired_since(&self, ticket: Ticket) -> bool {
-        self.is_overtaken(ticket.0)
     }
 
     fn is_overtaken(&self, seen: Sight) -> bool {
@@ -190,9 +189,8 @@ impl GenerationSynchronizer {
         false
     }
 
-    /// To be called every 64 checks.
     #[cold]
-    pub(crate) fn look(&self) {
+    fn look(&self) {
         self.countdown.restart();
         self.table.look_if_due();
     }
@@ -231,7 +229,16 @@ impl GenerationSynchronizer {
 
     /// An error about this key.
     pub(crate) fn error(&self, kind: ErrorKind) -> Error {
-        self.table.error(kind).with_key(self.key.as_str())
+        self.place(kind.into())
+    }
+
+    pub(crate) fn place(&self, error: Error) -> Error {
+        self.table.place(error).with_key(self.key.as_str())
+    }
+
+    /// Whether nothing has happened since `ticket` was taken: no update, and none that is pending.
+    pub(crate) fn is_unchanged(&self, ticket: Ticket) -> bool {
+        ticket.0.is(self.places.slot().word())
     }
 
     /// Takes a ticket: to be called before the state is loaded.
