@@ -158,9 +158,9 @@ impl Table {
     pub fn slots(&self) -> impl Iterator<Item = SlotInfo> {
         let slots = self.latest().slots();
         slots.claimed(slots.memory().reachable()).filter_map(|(_, _, slot)| {
-            let (label, key_length) = slot.label();
-            let digest = slot.digest()?.words();
-            Some(SlotInfo { label, key_length, digest, generation: slot.word().generation()?, updates: slot.updates() })
+            let ((label, key_length), word) = (slot.label(), slot.word());
+            let (digest, generation) = (slot.digest()?.words(), word.generation()?);
+            Some(SlotInfo { label, key_length, digest, generation, updates: slot.updates(), pending: word.pending() })
         })
     }
 
@@ -491,6 +491,7 @@ pub struct SlotInfo {
     digest: [u64; 2],
     generation: Generation,
     updates: u64,
+    pending: u8,
 }
 
 impl SlotInfo {
@@ -529,6 +530,13 @@ impl SlotInfo {
     #[must_use]
     pub fn updates(&self) -> u64 {
         self.updates
+    }
+
+    /// How many [updates](crate::GenerationSynchronizer::update) are in flight, or were when their process was killed; 255
+    /// stands for that many or more.
+    #[must_use]
+    pub fn pending(&self) -> u8 {
+        self.pending
     }
 }
 

@@ -76,9 +76,9 @@ impl Drop for RangeLock {
     }
 }
 
-/// Whether somebody holds a lock on a part of the range, other than through the description of `file`.
-pub(crate) fn is_locked(file: BorrowedFd<'_>, range: Range) -> nix::Result<bool> {
+/// Whether somebody shares a lock on a part of the range, other than through the description of `file`.
+pub(crate) fn is_shared(file: BorrowedFd<'_>, range: Range) -> nix::Result<bool> {
     let mut answer = range.describe(libc::F_WRLCK);
     fcntl(file, FcntlArg::F_OFD_GETLK(&mut answer))?;
-    Ok(answer.l_type != libc::F_UNLCK as libc::c_short)
+    Ok(answer.l_type == libc::F_RDLCK as libc::c_short)
 }

@@ -27,7 +27,7 @@ use crate::layout::{
     Facts, HEADER_SIZE, HEADER_WORDS_OFFSET, Header, MAX_SIZE, Slot, Tag, segment_offset, segment_slots,
     segments_within,
 };
-use crate::lock::{Kind, Range, RangeLock, is_locked};
+use crate::lock::{Kind, Range, RangeLock, is_shared};
 use crate::slot::{HighWater, Published, Users};
 use crate::table::Memory;
 
@@ -204,13 +204,13 @@ impl Mapping {
         RangeLock::try_new(file, range, kind).map_err(|error| self.file.place(error))
     }
 
-    /// Whether somebody holds a lock on the bytes of `slot`; `None` where that cannot be told.
+    /// Whether somebody shares a lock on the bytes of `slot`; `false` where that cannot be told.
     ///
-    /// One system call. The descriptor is not asked first whether it still leads to the file, so who is told that there
-    /// is no lock must make sure of it.
-    pub(crate) fn is_locked(&self, slot: &Slot) -> Option<bool> {
+    /// One system call. The descriptor is not asked first whether it still leads to the file, so who is told that nobody
+    /// does must make sure of it.
+    pub(crate) fn is_shared(&self, slot: &Slot) -> bool {
         let range = self.range_of(slot);
-        self.file.with_any(|file| is_locked(file, range).ok()).flatten()
+        self.file.with_any(|file| is_shared(file, range).ok()).flatten().unwrap_or(false)
     }
 
     /// Gives the memory and the descriptor of a table that was replaced back to the system, while threads may still

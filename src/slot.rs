@@ -468,8 +468,10 @@ impl Stopwatch {
 
     pub(crate) fn elapsed(&self, now: u64) -> u64 {
         // ORDERING: relaxed: it orders nothing.
-        let start = self.0.compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed);
-        now.saturating_sub(start.unwrap_or_else(|start| if start == 0 { now } else { start }))
+        match self.0.compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed) {
+            Ok(_) => 0,
+            Err(start) => now.saturating_sub(start),
+        }
     }
 }
 

@@ -169,7 +169,8 @@ impl GenerationSynchronizer {
             return true;
         }
         let place = self.places.latest();
-        if place.owner().mapping().is_locked(place) == Some(true) {
+        let mapping = place.owner().mapping();
+        if mapping.is_shared(place) {
             if u128::from(self.vigil.age(word, now)) < self.table.pending_limit().as_micros() {
                 return true;
             }
@@ -178,11 +179,12 @@ impl GenerationSynchronizer {
                 return false;
             }
         } else if !self.read_only
-            && let Ok(lock) = place.owner().mapping().try_lock(place, Kind::Exclusive)
+            && let Ok(lock) = mapping.try_lock(place, Kind::Exclusive)
         {
-            // Without the lock, somebody has come in between: to recover it, or with an update.
-            let Some(_lock) = lock else { return true };
-            place.recover();
+            // Without the lock, somebody else is at it, or another update has begun.
+            if lock.is_some() {
+                place.recover();
+            }
             return false;
         }
         self.vigil.give_up(word);

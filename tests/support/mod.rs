@@ -6,6 +6,7 @@
 use std::io::Write as _;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
+use std::sync::Once;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
@@ -29,12 +30,20 @@ pub(crate) struct Child(Option<Pid>);
 /// The harness has threads: `work` must not need a lock that one of them may hold, but those of the allocator, which
 /// glibc keeps usable.
 pub(crate) fn in_child(work: impl FnOnce()) -> Child {
+    // Set before the fork: a thread of the harness that panics at the fork holds the hook's lock.
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let (harness, hook) = (std::process::id(), std::panic::take_hook());
+        std::panic::set_hook(Box::new(move |panic| match std::process::id() == harness {
+            true => hook(panic),
+            // Past the harness, which would keep what is printed.
+            false => _ = writeln!(std::io::stderr(), "in a child: {panic}"),
+        }));
+    });
     // SAFETY: see above.
     match unsafe { fork() }.unwrap() {
         ForkResult::Parent { child } => Child(Some(child)),
         ForkResult::Child => {
-            // Past the harness, which would keep what is printed.
-            std::panic::set_hook(Box::new(|panic| _ = writeln!(std::io::stderr(), "in a child: {panic}")));
             let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
             // Not `exit`: the harness's own handlers are the parent's business.
             // SAFETY: ends the process.
