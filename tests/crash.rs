@@ -2,7 +2,7 @@
 
 mod support;
 
-use std::sync::atomic::Ordering::SeqCst;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use gensync::{GenerationSynchronizer, Table};
@@ -122,4 +122,94 @@ fn killed_while_creating() {
         }
     }
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "a killed process left something behind");
+}
+
+/// The state of a reader that is asked for it at each use.
+struct Reader<'a> {
+    sync: GenerationSynchronizer,
+    source: &'a AtomicU64,
+    state: u64,
+}
+
+impl<'a> Reader<'a> {
+    fn new(table: &Table, source: &'a AtomicU64) -> Self {
+        let sync = GenerationSynchronizer::new(table, "key 0").unwrap();
+        let state = sync.refresh_with(|| Ok::<_, ()>(source.load(SeqCst))).unwrap();
+        Self { sync, source, state }
+    }
+
+    fn get(&mut self) -> u64 {
+        if self.sync.is_expired() {
+            self.state = self.sync.refresh_with(|| Ok::<_, ()>(self.source.load(SeqCst))).unwrap();
+        }
+        self.state
+    }
+
+    /// Nobody updates any more: what was committed must be seen, though nobody may have lived to say so.
+    fn await_source(&mut self) {
+        let start = Instant::now();
+        while self.get() != self.source.load(SeqCst) {
+            assert!(start.elapsed() < Duration::from_secs(20), "stale for good");
+        }
+    }
+}
+
+#[test]
+fn killed_within_updates_that_two_processes_make() {
+    let (_folder, path) = path();
+    let table = Table::open(&path).unwrap();
+    let words = shared_words(2);
+    let (source, announced) = (&words[0], &words[1]);
+    let mut reader = Reader::new(&table, source);
+    // Another one lives through all of it, checked against the updates that have returned.
+    let stop = &shared_words(1)[0];
+    let witness = in_child(|| {
+        let mut reader = Reader::new(&table, source);
+        while stop.load(SeqCst) == 0 {
+            let before = announced.load(SeqCst);
+            assert!(reader.get() >= before, "an update that returned is not seen");
+        }
+        reader.await_source();
+    });
+    let work = |table: &Table| {
+        let sync = GenerationSynchronizer::new(table, "key 0").unwrap();
+        for _ in 0..50 {
+            let committed = sync.update(|| Ok::<_, ()>(source.fetch_add(1, SeqCst) + 1)).unwrap();
+            announced.fetch_max(committed, SeqCst);
+        }
+    };
+    for _ in 0..10 {
+        let other = in_child(|| {
+            loop {
+                work(&table);
+            }
+        });
+        for round in 0..KILLS / 10 {
+            let started = &shared_words(1)[0];
+            let child = in_child(|| {
+                started.store(1, SeqCst);
+                loop {
+                    work(&table);
+                }
+            });
+            support::await_value(started, 1);
+            let start = Instant::now();
+            while start.elapsed() < Duration::from_micros(53 * (round as u64 % 30)) {}
+            child.kill();
+            if round == KILLS / 20 {
+                table.reset().unwrap();
+            }
+        }
+        other.kill();
+        reader.await_source();
+    }
+    stop.store(1, SeqCst);
+    witness.succeeds();
+    assert!(source.load(SeqCst) > 1000, "nothing was going on");
+    // One that was killed before its commit has left its count, until somebody checks.
+    let start = Instant::now();
+    while table.slots().any(|slot| slot.pending() > 0) {
+        assert!(start.elapsed() < Duration::from_secs(20), "pending for good");
+        reader.get();
+    }
 }
