@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use gensync::{ErrorKind, GenerationSynchronizer, Table, Update, UpdateError, update_all};
 use nix::sys::resource::{Resource, setrlimit};
-use support::{Child, await_value, in_child, path, shared_words};
+use support::{Child, await_value, in_child, path, shared_words, system_calls};
 
 fn anonymous() -> Table {
     Table::options().anonymous().unwrap()
@@ -132,41 +132,20 @@ fn readers_keep_their_state_while_an_update_is_in_flight() {
 
 #[test]
 fn a_pending_update_costs_a_reader_no_more_than_one_system_call_a_millisecond() {
-    use nix::sys::ptrace;
-    use nix::sys::wait::{WaitStatus, waitpid};
     let table = anonymous();
     let words = shared_words(2);
     let (checks, micros) = (&words[0], &words[1]);
-    let writer = sync(&table);
+    let (writer, reader) = (sync(&table), sync(&table));
     let update = writer.begin_update().unwrap();
-    let child = in_child(|| {
-        let reader = sync(&table);
-        ptrace::traceme().unwrap();
-        nix::sys::signal::raise(nix::sys::signal::Signal::SIGSTOP).unwrap();
+    let calls = system_calls(|| {
         let start = Instant::now();
         while start.elapsed() < Duration::from_millis(200) {
             assert!(!reader.is_expired());
             checks.fetch_add(1, SeqCst);
         }
         micros.store(start.elapsed().as_micros() as u64, SeqCst);
-        // Past the support's own way out, to be counted as one.
-        nix::sys::signal::raise(nix::sys::signal::Signal::SIGKILL).unwrap();
     });
-    let pid = child.pid();
-    let mut calls = 0;
-    waitpid(pid, None).unwrap();
-    ptrace::setoptions(pid, ptrace::Options::PTRACE_O_TRACESYSGOOD).unwrap();
-    loop {
-        ptrace::syscall(pid, None).unwrap();
-        match waitpid(pid, None).unwrap() {
-            WaitStatus::PtraceSyscall(_) => calls += 1,
-            WaitStatus::Signaled(..) => break,
-            _ => {}
-        }
-    }
-    std::mem::forget(child);
-    // Each call stops the child twice, going in and coming out; few belong to `raise`.
-    let (calls, milliseconds) = (calls / 2, micros.load(SeqCst) / 1000);
+    let milliseconds = micros.load(SeqCst) / 1000;
     assert!(calls > 10, "the lock was looked at {calls} times: nobody would notice a kill");
     assert!(calls <= milliseconds + 10, "{calls} system calls in {milliseconds} ms");
     assert!(checks.load(SeqCst) > 10 * calls);

@@ -10,7 +10,7 @@ use std::sync::Once;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{Signal, kill, raise};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork};
 
@@ -92,5 +92,32 @@ pub(crate) fn shared_words(count: usize) -> &'static [AtomicU64] {
 pub(crate) fn await_value(word: &AtomicU64, value: u64) {
     while word.load(SeqCst) < value {
         std::thread::yield_now();
+    }
+}
+
+/// How many system calls `work` makes, which runs in a forked child; some few that are not its own among them.
+pub(crate) fn system_calls(work: impl FnOnce()) -> u64 {
+    use nix::sys::ptrace;
+    let mut child = in_child(|| {
+        ptrace::traceme().unwrap();
+        raise(Signal::SIGSTOP).unwrap();
+        work();
+    });
+    let pid = child.pid();
+    waitpid(pid, None).unwrap();
+    ptrace::setoptions(pid, ptrace::Options::PTRACE_O_TRACESYSGOOD).unwrap();
+    let mut stops = 0;
+    loop {
+        ptrace::syscall(pid, None).unwrap();
+        match waitpid(pid, None).unwrap() {
+            WaitStatus::PtraceSyscall(_) => stops += 1,
+            WaitStatus::Exited(_, status) => {
+                child.0 = None;
+                assert_eq!(status, 0, "a child failed");
+                // Each call stops the child twice, going in and coming out.
+                return stops / 2;
+            }
+            _ => {}
+        }
     }
 }

@@ -1,0 +1,559 @@
+//! Guards against a value that is stale, or that passes for another generation's; and against loads that storm the
+//! source, wait for ever, or are taken over by a fork.
+
+mod support;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::error::Error as _;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, OnceLock, Weak, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use gensync::{Cached, ErrorKind, GenerationSynchronizer, Table, UpdateError};
+use support::{await_value, in_child, system_calls};
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+fn anonymous() -> Table {
+    Table::options().anonymous().unwrap()
+}
+
+fn sync(table: &Table) -> GenerationSynchronizer {
+    GenerationSynchronizer::new(table, "key").unwrap()
+}
+
+type Source = Arc<Mutex<Result<u64, String>>>;
+
+/// A source that can be changed and broken, and counts how often it is loaded.
+fn source() -> (Source, Arc<AtomicU64>, impl Fn() -> Result<u64, String> + Send + Sync + 'static) {
+    let (source, loads) = (Arc::new(Mutex::new(Ok(1))), Arc::new(AtomicU64::new(0)));
+    let loader = {
+        let (source, loads) = (source.clone(), loads.clone());
+        move || {
+            loads.fetch_add(1, SeqCst);
+            source.lock().unwrap().clone()
+        }
+    };
+    (source, loads, loader)
+}
+
+fn set(source: &Source, value: Result<u64, &str>) {
+    *source.lock().unwrap() = value.map_err(str::to_owned);
+}
+
+/// A loader that waits, from its second load on, until it is told to go on; and who tells it. `begun` counts its loads.
+fn gated(begun: &Arc<AtomicU64>) -> (mpsc::Sender<()>, impl Fn() -> io::Result<u64> + Send + Sync + 'static) {
+    let (open, gate) = mpsc::channel();
+    let (gate, begun) = (Mutex::new(gate), begun.clone());
+    let loader = move || {
+        let load = begun.fetch_add(1, SeqCst) + 1;
+        if load > 1 {
+            gate.lock().unwrap().recv().map_err(io::Error::other)?;
+        }
+        Ok(load)
+    };
+    (open, loader)
+}
+
+struct Counting;
+
+thread_local! {
+    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+}
+
+#[expect(unsafe_code, reason = "counts what goes through to the system's allocator")]
+// SAFETY: all is the system's allocator's doing.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
+        // SAFETY: as asked.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: as asked.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+#[test]
+fn a_value_is_loaded_once_and_again_after_each_update() {
+    let table = anonymous();
+    let (source, loads, loader) = source();
+    let cached = Cached::new(sync(&table), loader);
+    assert_eq!(loads.load(SeqCst), 0, "nothing is loaded before the first use");
+    for _ in 0..100 {
+        assert_eq!(*cached.get().unwrap(), 1);
+    }
+    assert_eq!(loads.load(SeqCst), 1);
+    for value in 2..10 {
+        set(&source, Ok(value));
+        assert_eq!(*cached.get().unwrap(), value - 1, "nobody has said so");
+        sync(&table).mark_updated().unwrap();
+        assert_eq!(*cached.get().unwrap(), value);
+    }
+    assert_eq!(loads.load(SeqCst), 9);
+    let counters = cached.counters();
+    assert_eq!((counters.hits, counters.reloads, counters.errors, counters.stale_answers), (107, 9, 0, 0));
+}
+
+#[test]
+fn what_this_process_updates_it_reads() {
+    let table = anonymous();
+    let (source, _, loader) = source();
+    let (here, there) = (Cached::new(sync(&table), loader), sync(&table));
+    here.get().unwrap();
+    assert_eq!(here.update(|| Ok::<_, io::Error>(set(&source, Ok(2)))).ok(), Some(()));
+    assert_eq!(*here.get().unwrap(), 2);
+    assert!(there.is_expired());
+    let error = here.update(|| Err::<(), _>("rejected")).unwrap_err();
+    assert!(matches!(error, UpdateError::Commit("rejected")));
+    // While an update is in flight, the value is not loaded again.
+    there.update(|| here.get().map(|value| assert_eq!(*value, 2))).unwrap();
+    let reloads = here.counters().reloads;
+    let update = there.begin_update().unwrap();
+    here.get().unwrap();
+    here.get().unwrap();
+    assert_eq!(here.counters().reloads, reloads + 1, "once for the update before, not for this one");
+    update.abandon();
+}
+
+#[test]
+fn an_update_during_the_load_leaves_the_value_expired() {
+    let table = anonymous();
+    let (source, loads, loader) = source();
+    let writer = sync(&table);
+    let cached = Cached::new(sync(&table), {
+        let source = source.clone();
+        move || {
+            let value = loader();
+            if value == Ok(1) {
+                // Another process is faster.
+                set(&source, Ok(2));
+                writer.mark_updated().unwrap();
+            }
+            value
+        }
+    });
+    assert_eq!(*cached.get().unwrap(), 1, "the source was like that after the call had begun");
+    assert_eq!(*cached.get().unwrap(), 2);
+    assert_eq!(*cached.get().unwrap(), 2);
+    assert_eq!(loads.load(SeqCst), 2);
+}
+
+#[test]
+fn no_thread_finds_a_value_with_another_ones_generation() {
+    let table = anonymous();
+    let first = sync(&table).sync_gen().unwrap().get();
+    let value = Arc::new(AtomicU64::new(0));
+    let cached = Cached::new(sync(&table), {
+        let value = value.clone();
+        move || Ok::<_, io::Error>(value.load(SeqCst))
+    });
+    let stop = AtomicU64::new(0);
+    thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                while stop.load(SeqCst) == 0 {
+                    let announced = value.load(SeqCst).saturating_sub(1);
+                    let snapshot = cached.snapshot().unwrap();
+                    let updates = snapshot.generation.unwrap().get() - first;
+                    assert!(*snapshot.value >= updates, "older than its generation");
+                    assert!(*snapshot.value >= announced, "older than the call");
+                }
+            });
+        }
+        let writer = sync(&table);
+        for _ in 0..20_000 {
+            value.fetch_add(1, SeqCst);
+            writer.mark_updated().unwrap();
+        }
+        stop.store(1, SeqCst);
+    });
+    let snapshot = cached.snapshot().unwrap();
+    assert_eq!((*snapshot.value, snapshot.generation.unwrap().get()), (20_000, first + 20_000));
+}
+
+#[test]
+fn a_fresh_value_is_had_without_allocation_and_system_call() {
+    let table = anonymous();
+    let (_, _, loader) = source();
+    let cached = Cached::new(sync(&table), loader);
+    cached.get().unwrap();
+    let before = ALLOCATIONS.get();
+    for _ in 0..60 {
+        cached.get().unwrap();
+    }
+    assert_eq!(ALLOCATIONS.get(), before);
+    // But for a look at the file's path twice a second, and there is no file.
+    let calls = system_calls(|| (0..100_000).for_each(|_| _ = cached.get().unwrap()));
+    assert!(calls < 20, "{calls} system calls");
+}
+
+#[test]
+fn one_thread_loads_and_the_others_wait_for_it() {
+    let table = anonymous();
+    let begun = Arc::default();
+    let (open, loader) = gated(&begun);
+    let cached = Cached::new(sync(&table), loader);
+    cached.get().unwrap();
+    sync(&table).mark_updated().unwrap();
+    thread::scope(|scope| {
+        let threads: Vec<_> = (0..8).map(|_| scope.spawn(|| *cached.get().unwrap())).collect();
+        await_value(&begun, 2);
+        open.send(()).unwrap();
+        assert!(threads.into_iter().all(|thread| thread.join().unwrap() == 2));
+    });
+    assert_eq!(begun.load(SeqCst), 2);
+}
+
+#[test]
+fn an_old_value_or_a_deadline_saves_from_waiting() {
+    let table = anonymous();
+    for stale_while_reloading in [false, true] {
+        let begun = Arc::default();
+        let (open, loader) = gated(&begun);
+        let builder = Cached::builder(sync(&table), loader);
+        let builder = if stale_while_reloading { builder.stale_while_reloading() } else { builder };
+        let cached = builder.build().unwrap();
+        cached.get().unwrap();
+        sync(&table).mark_updated().unwrap();
+        thread::scope(|scope| {
+            let loader = scope.spawn(|| *cached.get().unwrap());
+            await_value(&begun, 2);
+            // Nobody opens the gate before these have their answer.
+            assert_eq!(*cached.get_stale_ok().unwrap(), 1);
+            for patience in [0, 5] {
+                let error = cached.get_fresh(Instant::now() + Duration::from_millis(patience)).unwrap_err();
+                assert_eq!(*error.kind(), ErrorKind::Deadline);
+            }
+            if stale_while_reloading {
+                assert_eq!(*cached.get().unwrap(), 1);
+            }
+            let patient = scope.spawn(|| *cached.get_fresh(Instant::now() + HOUR).unwrap());
+            open.send(()).unwrap();
+            assert_eq!((loader.join().unwrap(), patient.join().unwrap()), (2, 2));
+        });
+        assert_eq!(cached.counters().stale_answers, 1 + u64::from(stale_while_reloading));
+        assert!(cached.counters().longest_load >= Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn an_error_goes_to_the_caller_and_the_value_stays_expired() {
+    let table = anonymous();
+    let (source, loads, loader) = source();
+    let cached = Cached::new(sync(&table), loader);
+    set(&source, Err("no such table"));
+    let error = cached.get().unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::Load { reason, .. } if reason == "no such table"));
+    assert_eq!(error.key(), Some("key"));
+    assert_eq!(error.source().unwrap().to_string(), "no such table");
+    set(&source, Ok(1));
+    assert_eq!(*cached.get().unwrap(), 1);
+    sync(&table).mark_updated().unwrap();
+    set(&source, Err("gone again"));
+    assert!(cached.get().is_err() && cached.get_stale_ok().is_err());
+    set(&source, Ok(2));
+    assert_eq!(*cached.get().unwrap(), 2);
+    assert_eq!((loads.load(SeqCst), cached.counters().errors), (5, 3));
+}
+
+#[test]
+fn who_waited_for_a_load_that_fails_gets_its_error() {
+    let table = anonymous();
+    let begun = Arc::default();
+    let (open, loader) = gated(&begun);
+    let cached = Cached::new(sync(&table), loader);
+    cached.get().unwrap();
+    sync(&table).mark_updated().unwrap();
+    thread::scope(|scope| {
+        let pilot = scope.spawn(|| cached.get().unwrap_err());
+        await_value(&begun, 2);
+        let waiter = scope.spawn(|| cached.get().unwrap_err());
+        // It loads for itself should it come too late, and fails likewise.
+        drop(open);
+        for error in [pilot.join().unwrap(), waiter.join().unwrap()] {
+            assert!(error.source().unwrap().is::<io::Error>(), "the loader's own error");
+        }
+    });
+}
+
+#[test]
+fn a_broken_source_is_neither_stormed_nor_trusted_for_ever() {
+    let table = anonymous();
+    let (source, loads, loader) = source();
+    let errors = Arc::new(AtomicU64::new(0));
+    let count = errors.clone();
+    let cached = Cached::builder(sync(&table), loader)
+        .fail_safe(Duration::from_millis(100))
+        .retry_pause(HOUR)
+        .on_error(move |error| {
+            assert!(matches!(error.kind(), ErrorKind::Load { .. }));
+            count.fetch_add(1, SeqCst);
+        })
+        .build()
+        .unwrap();
+    cached.get().unwrap();
+    set(&source, Err("down"));
+    sync(&table).mark_updated().unwrap();
+    let start = Instant::now();
+    for _ in 0..10 {
+        assert!(cached.get().is_ok_and(|value| *value == 1) || start.elapsed() > Duration::from_millis(90));
+    }
+    assert!(cached.get_fresh(Instant::now() + HOUR).is_err(), "this one wants it fresh");
+    // It is the age that ends it.
+    thread::sleep(Duration::from_millis(150));
+    let error = cached.get().unwrap_err();
+    assert_eq!(error.source().unwrap().to_string(), "down");
+    assert_eq!((loads.load(SeqCst), errors.load(SeqCst)), (2, 1), "the source was stormed");
+}
+
+#[test]
+fn a_source_that_works_again_is_noticed_after_the_pause() {
+    let table = anonymous();
+    let (source, _, loader) = source();
+    let cached =
+        Cached::builder(sync(&table), loader).fail_safe(HOUR).retry_pause(Duration::from_millis(1)).build().unwrap();
+    cached.get().unwrap();
+    set(&source, Err("down"));
+    sync(&table).mark_updated().unwrap();
+    assert_eq!(*cached.get().unwrap(), 1);
+    set(&source, Ok(2));
+    let start = Instant::now();
+    while *cached.get().unwrap() != 2 {
+        assert!(start.elapsed() < Duration::from_secs(20), "stale for good");
+    }
+    assert!(cached.counters().stale_answers >= 1);
+}
+
+#[test]
+fn a_value_is_no_older_than_its_age_limit() {
+    let table = anonymous();
+    let (source, _, loader) = source();
+    let cached = Cached::builder(sync(&table), loader).max_age(Duration::from_millis(30)).build().unwrap();
+    cached.get().unwrap();
+    set(&source, Ok(2));
+    thread::sleep(Duration::from_millis(60));
+    assert_eq!(*cached.get().unwrap(), 2, "changed by somebody who does not know of gensync");
+}
+
+#[test]
+fn jitter_keeps_values_from_ageing_all_at_once() {
+    let table = anonymous();
+    let (source, loads, loader) = source();
+    let loader = Arc::new(loader);
+    let values: Vec<_> = (0..64)
+        .map(|_| {
+            let loader = loader.clone();
+            Cached::builder(sync(&table), move || loader()).max_age(Duration::from_secs(2)).jitter(1.0).build().unwrap()
+        })
+        .collect();
+    let load_all = || values.iter().for_each(|value| _ = value.get().unwrap());
+    load_all();
+    set(&source, Ok(2));
+    thread::sleep(Duration::from_millis(500));
+    load_all();
+    let aged = loads.load(SeqCst) - 64;
+    assert!((1..64).contains(&aged), "{aged} of 64 values aged");
+}
+
+#[test]
+fn a_value_expires_with_each_key_that_it_depends_on() {
+    let table = anonymous();
+    let others = ["users", "groups"].map(|key| GenerationSynchronizer::new(&table, key).unwrap());
+    let (_, loads, loader) = source();
+    let cached = Cached::builder(sync(&table), loader).depends_on(&others[0]).depends_on(&others[1]).build().unwrap();
+    for other in others.iter().chain([&sync(&table)]) {
+        cached.get().unwrap();
+        let before = loads.load(SeqCst);
+        cached.get().unwrap();
+        assert_eq!(loads.load(SeqCst), before);
+        other.mark_updated().unwrap();
+        cached.get().unwrap();
+        assert_eq!(loads.load(SeqCst), before + 1);
+    }
+}
+
+#[test]
+fn each_reload_is_told_with_the_old_value_and_the_new_one() {
+    let table = anonymous();
+    let (source, _, loader) = source();
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let tell = told.clone();
+    let cached = Cached::builder(sync(&table), loader)
+        .on_reload(move |old, new| tell.lock().unwrap().push((*old, *new)))
+        .build()
+        .unwrap();
+    cached.get().unwrap();
+    for value in 2..4 {
+        cached.update(|| Ok::<_, io::Error>(set(&source, Ok(value)))).unwrap();
+        cached.get().unwrap();
+    }
+    assert_eq!(*told.lock().unwrap(), [(1, 2), (2, 3)]);
+}
+
+#[test]
+fn verification_reports_a_change_that_was_not_announced() {
+    let table = anonymous();
+    let (source, _, loader) = source();
+    let reports = Arc::new(Mutex::new(Vec::new()));
+    let report = reports.clone();
+    let cached = Cached::builder(sync(&table), loader)
+        .verify(3, move |cached, loaded| report.lock().unwrap().push((*cached, *loaded)))
+        .build()
+        .unwrap();
+    for value in 2..5 {
+        cached.update(|| Ok::<_, io::Error>(set(&source, Ok(value)))).unwrap();
+        for _ in 0..5 {
+            cached.get().unwrap();
+        }
+    }
+    assert_eq!(*reports.lock().unwrap(), [], "those were announced");
+    set(&source, Ok(5));
+    for _ in 0..6 {
+        cached.get().unwrap();
+    }
+    assert_eq!(*reports.lock().unwrap(), [(4, 5)]);
+    assert_eq!(*cached.get().unwrap(), 5);
+}
+
+#[test]
+fn a_loader_that_marks_its_own_key_is_reported_and_does_not_loop() {
+    let table = anonymous();
+    let (_, loads, loader) = source();
+    let marker = sync(&table);
+    let reports = Arc::new(Mutex::new(Vec::new()));
+    let report = reports.clone();
+    let cached = Cached::builder(sync(&table), move || {
+        marker.mark_updated().unwrap();
+        loader()
+    })
+    .on_error(move |error| report.lock().unwrap().push(error.kind().clone()))
+    .build()
+    .unwrap();
+    for calls in 1..=20 {
+        assert_eq!(*cached.get().unwrap(), 1);
+        assert_eq!(loads.load(SeqCst), calls, "one load for each call");
+    }
+    let reports = reports.lock().unwrap();
+    assert!(matches!(reports[..], [ErrorKind::Overtaken { loads: 8, .. }, ErrorKind::Overtaken { loads: 16, .. }]));
+}
+
+#[test]
+fn a_loader_that_asks_for_its_own_value_is_told_so() {
+    let table = anonymous();
+    let slot: Arc<OnceLock<Weak<Cached<u64>>>> = Arc::default();
+    let inner = slot.clone();
+    let cached = Arc::new(Cached::new(sync(&table), move || {
+        let itself = inner.get().unwrap().upgrade().unwrap();
+        itself.get().map(|value| *value)
+    }));
+    slot.set(Arc::downgrade(&cached)).unwrap();
+    let error = cached.get().unwrap_err();
+    let cause = error.source().unwrap().downcast_ref::<gensync::Error>().unwrap();
+    assert_eq!(*cause.kind(), ErrorKind::Recursion);
+}
+
+#[test]
+fn a_loader_that_panics_lets_the_next_thread_load() {
+    let table = anonymous();
+    let begun = Arc::new(AtomicU64::new(0));
+    let cached = Cached::new(sync(&table), {
+        let begun = begun.clone();
+        move || match begun.fetch_add(1, SeqCst) {
+            0 => panic!("in the loader"),
+            load => Ok::<_, io::Error>(load),
+        }
+    });
+    thread::scope(|scope| {
+        let threads: Vec<_> =
+            (0..4).map(|_| scope.spawn(|| catch_unwind(AssertUnwindSafe(|| *cached.get().unwrap())))).collect();
+        let results: Vec<_> = threads.into_iter().map(|thread| thread.join().unwrap()).collect();
+        assert_eq!(results.iter().filter(|result| result.is_err()).count(), 1);
+        assert!(results.iter().flatten().all(|value| *value == 1));
+    });
+}
+
+#[test]
+fn a_forked_child_goes_its_own_way_whatever_the_parents_threads_were_doing() {
+    let table = anonymous();
+    let begun = Arc::default();
+    let (open, loader) = gated(&begun);
+    let parent = std::process::id();
+    let cached = Cached::new(sync(&table), move || if std::process::id() == parent { loader() } else { Ok(100) });
+    cached.get().unwrap();
+    // A child has the value that its parent had.
+    in_child(|| assert_eq!(*cached.get().unwrap(), 1)).succeeds();
+    sync(&table).mark_updated().unwrap();
+    thread::scope(|scope| {
+        let pilot = scope.spawn(|| *cached.get().unwrap());
+        await_value(&begun, 2);
+        let waiters: Vec<_> = (0..4).map(|_| scope.spawn(|| *cached.get().unwrap())).collect();
+        for _ in 0..50 {
+            // In the parent, the load goes on.
+            in_child(|| {
+                assert_eq!(*cached.get().unwrap(), 100);
+                sync(&table).clear().unwrap();
+                let values: Vec<_> = thread::scope(|scope| {
+                    (0..2)
+                        .map(|_| scope.spawn(|| *cached.get().unwrap()))
+                        .collect::<Vec<_>>()
+                        .into_iter()
+                        .map(|thread| thread.join().unwrap())
+                        .collect()
+                });
+                assert_eq!(values, [100, 100]);
+            })
+            .succeeds();
+        }
+        // Its updates have overtaken the load, so those who came after it began need another one.
+        open.send(()).unwrap();
+        open.send(()).unwrap();
+        assert_eq!(pilot.join().unwrap(), 2);
+        assert!(waiters.into_iter().all(|thread| (2..=3).contains(&thread.join().unwrap())));
+    });
+}
+
+#[test]
+#[expect(unsafe_code, reason = "forks in the loader")]
+fn a_loader_that_forks_returns_in_both() {
+    use nix::sys::wait::{WaitStatus, waitpid};
+    use nix::unistd::{ForkResult, Pid, fork};
+    let table = anonymous();
+    let parent = std::process::id();
+    let cached = Cached::new(sync(&table), move || {
+        // SAFETY: the child takes no lock that another thread may hold.
+        let child = match unsafe { fork() }? {
+            ForkResult::Parent { child } => child.as_raw(),
+            ForkResult::Child => 0,
+        };
+        Ok::<_, nix::Error>(child)
+    });
+    let child = *cached.get().unwrap();
+    if std::process::id() != parent {
+        let again = sync(&table).clear().is_ok() && cached.synchronizer().table().path().is_none();
+        // SAFETY: ends the process.
+        unsafe { nix::libc::_exit(if child == 0 && again { 7 } else { 1 }) }
+    }
+    assert!(matches!(waitpid(Pid::from_raw(child), None).unwrap(), WaitStatus::Exited(_, 7)));
+    assert_eq!(cached.counters().reloads, 1);
+}
+
+#[test]
+fn a_builder_refuses_what_makes_no_sense() {
+    let table = anonymous();
+    let builder = || Cached::builder(sync(&table), source().2);
+    let text = |built: Result<Cached<u64>, gensync::Error>| built.unwrap_err().to_string();
+    assert_eq!(text(builder().max_age(HOUR).jitter(1.5).build()), "the jitter is 1.5, expected a fraction, 0 to 1");
+    assert!(text(builder().max_age(HOUR).jitter(f64::NAN).build()).contains("NaN"));
+    assert!(text(builder().jitter(0.5).build()).contains("max_age"));
+    assert!(text(builder().verify(0, |_, _| ()).build()).contains("expected 1 or more"));
+}
