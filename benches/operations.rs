@@ -18,9 +18,12 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering::*};
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwapOption;
 use criterion::{BatchSize, Criterion};
-use gensync::{Generation, GenerationSynchronizer, Table};
+use gensync::{Cached, Generation, GenerationSynchronizer, Table};
 use memmap2::{MmapOptions, MmapRaw};
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::libc;
 use sha2::{Digest as _, Sha256};
 
 use support::Spread;
@@ -45,15 +48,17 @@ fn main() {
     let mut bench = Bench { criterion: criterion.configure_from_args(), scale, folder: folder.path() };
 
     let mut lines = bench.single_words();
+    lines.extend(bench.cached());
+    lines.extend(bench.updates());
     lines.extend(bench.attach_to_existing_keys());
     bench.attach_to_new_keys();
     bench.open();
     let sizes = bench.sizes();
     bench.criterion.final_summary();
     if !listing {
-        println!("\n{:<34}{:>20}{:>20}{:>20}", "by turns", "gensync, ns", "bare, ns", "gensync / bare");
+        println!("\n{:<40}{:>20}{:>20}{:>20}", "by turns", "gensync, ns", "bare, ns", "gensync / bare");
         for Line { name, gensync, bare, ratio } in lines {
-            println!("{name:<34}{:>20}{:>20}{:>20}", gensync.text(), bare.text(), ratio.text());
+            println!("{name:<40}{:>20}{:>20}{:>20}", gensync.text(), bare.text(), ratio.text());
         }
         println!("{sizes}");
     }
@@ -95,14 +100,21 @@ impl Bench<'_> {
         // It could be read elsewhere, so it must be written.
         black_box(&copy);
         [
-            self.compare("is_expired", || black_box(&sync).is_expired(), || black_box(word).load(Acquire) != seen),
+            self.compare(
+                "is_expired",
+                Self::FAST,
+                || black_box(&sync).is_expired(),
+                || black_box(word).load(Acquire) != seen,
+            ),
             self.compare(
                 "mark_updated",
+                Self::FAST,
                 || black_box(&sync).mark_updated().map_or(0, Generation::get),
                 || black_box(word).fetch_add(1, AcqRel),
             ),
             self.compare(
                 "refresh",
+                Self::FAST,
                 || black_box(&sync).refresh().map_or(0, Generation::get),
                 || {
                     let generation = black_box(word).load(Acquire);
@@ -116,12 +128,78 @@ impl Bench<'_> {
         .collect()
     }
 
-    fn compare<R>(&mut self, name: &str, mut gensync: impl FnMut() -> R, mut bare: impl FnMut() -> R) -> Option<Line> {
+    /// A value that is fresh, beside the pointer that it is kept behind, on its own and with the count of its users.
+    fn cached(&mut self) -> Vec<Line> {
+        let table = Table::open(self.folder.join("cached")).expect("a table");
+        let sync = GenerationSynchronizer::new(&table, key(0)).expect("room for a key");
+        let cached = Cached::new(sync, || Ok::<_, io::Error>(1u64));
+        let bare = ArcSwapOption::from_pointee(1u64);
+        let get = || black_box(&cached).get().map_or(0, |value| *value);
+        [
+            self.compare("Cached::get", Self::FAST, get, || {
+                black_box(&bare).load().as_ref().map_or(0, |value| **value)
+            }),
+            self.compare("Cached::get (load_full)", Self::FAST, get, || {
+                black_box(&bare).load_full().map_or(0, |value| *value)
+            }),
+        ]
+        .into_iter()
+        .flatten()
+        .collect()
+    }
+
+    /// Crash-safe updates beside the lock that they take, and a check while one is pending beside a bare check.
+    fn updates(&mut self) -> Vec<Line> {
+        let path = self.folder.join("updates");
+        let table = Table::open(&path).expect("a table");
+        let sync = || GenerationSynchronizer::new(&table, key(0)).expect("room for a key");
+        let (writer, reader) = (sync(), sync());
+        let file = File::options().read(true).write(true).open(&path).expect("the table's file");
+        let lock = |kind: i32| {
+            let range = libc::flock { l_type: kind as i16, l_whence: 0, l_start: 8192, l_len: 128, l_pid: 0 };
+            fcntl(&file, FcntlArg::F_OFD_SETLK(&range)).expect("a lock that nobody else has")
+        };
+        let lock_and_unlock = || lock(libc::F_RDLCK) + lock(libc::F_UNLCK);
+        let open_and_lock = || {
+            let file = File::options().read(true).write(true).open(&path).expect("the table's file");
+            let range = libc::flock { l_type: 0, l_whence: 0, l_start: 8192, l_len: 128, l_pid: 0 };
+            fcntl(&file, FcntlArg::F_OFD_SETLK(&range)).expect("a lock that nobody else has")
+        };
+        let update = || black_box(&writer).update(|| Ok::<_, io::Error>(0)).unwrap_or(1);
+        let mut lines = vec![
+            self.compare("update beside lock and unlock", Self::SLOW, update, lock_and_unlock),
+            self.compare("update beside open, lock and close", Self::SLOW, update, open_and_lock),
+        ];
+        let words = Words::new(self.folder, 4096);
+        let (word, seen) = (&words[0], words[0].load(Acquire));
+        reader.refresh().expect("a live table");
+        let pending = writer.begin_update().expect("an update");
+        lines.push(self.compare(
+            "is_expired while an update is pending",
+            Self::SLOW,
+            || black_box(&reader).is_expired(),
+            || black_box(word).load(Acquire) != seen,
+        ));
+        pending.abandon();
+        lines.into_iter().flatten().collect()
+    }
+
+    /// The parts of the scale's operations that a turn has.
+    const FAST: u64 = 1;
+    const SLOW: u64 = 50;
+
+    fn compare<R>(
+        &mut self,
+        name: &str,
+        part: u64,
+        mut gensync: impl FnMut() -> R,
+        mut bare: impl FnMut() -> R,
+    ) -> Option<Line> {
         let mut group = self.criterion.benchmark_group(name);
         group.bench_function("gensync", |bencher| bencher.iter_custom(|operations| time(operations, &mut gensync)));
         group.bench_function("bare", |bencher| bencher.iter_custom(|operations| time(operations, &mut bare)));
         group.finish();
-        let operations = self.scale.operations;
+        let operations = self.scale.operations / part;
         let each = |elapsed: Duration| elapsed.as_nanos() as f64 / operations as f64;
         self.by_turns(name, || each(time(operations, &mut gensync)), || each(time(operations, &mut bare)))
     }

@@ -15,7 +15,7 @@ pub(crate) struct Policy<T> {
     pub(crate) dependencies: Vec<GenerationSynchronizer>,
     pub(crate) max_age: Option<Duration>,
     pub(crate) jitter: f64,
-    /// Whether nothing but the key's own generation makes the value expire.
+    /// Whether a value is as good as its key's generation.
     pub(crate) is_plain: bool,
     pub(crate) stale_while_reloading: bool,
     pub(crate) max_staleness: Option<Duration>,
@@ -208,7 +208,7 @@ impl<T> CachedBuilder<T> {
         if policy.verification.as_ref().is_some_and(|verification| verification.every == 0) {
             return invalid("the number of hits between verifications", "0".to_owned(), "1 or more");
         }
-        policy.is_plain = policy.dependencies.is_empty() && policy.max_age.is_none();
+        policy.is_plain = policy.dependencies.is_empty() && policy.max_age.is_none() && policy.verification.is_none();
         Ok(Cached::assemble(self.sync, self.policy))
     }
 }

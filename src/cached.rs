@@ -13,7 +13,7 @@ use crate::builder::{CachedBuilder, Policy, Verification};
 use crate::error::{Error, ErrorKind, Source};
 use crate::generation::Generation;
 use crate::handle::coarse_now;
-use crate::slot::Count;
+use crate::slot::{CHECKS_PER_LOOK, Count};
 use crate::synchronizer::{GenerationSynchronizer, Ticket};
 use crate::update::UpdateError;
 
@@ -362,19 +362,34 @@ impl<T> Cached<T> {
     fn fresh<R>(&self, pick: impl Fn(&Entry<T>) -> R) -> Option<R> {
         let current = self.current.load();
         let entry = current.as_ref()?;
+        if !self.policy.is_plain || !self.sync.is_unchanged(entry.ticket) {
+            return self.fresh_slow(entry, pick);
+        }
+        // Counts for the looks at the table's file, too.
+        if !self.hits.add_one().is_multiple_of(CHECKS_PER_LOOK) || self.is_fresh_at_look(entry) {
+            return Some(pick(entry));
+        }
+        self.hits.take_one();
+        None
+    }
+
+    #[cold]
+    fn is_fresh_at_look(&self, entry: &Entry<T>) -> bool {
+        self.sync.look();
+        self.is_fresh(entry)
+    }
+
+    #[cold]
+    fn fresh_slow<R>(&self, entry: &Entry<T>, pick: impl Fn(&Entry<T>) -> R) -> Option<R> {
         if !self.is_fresh(entry) {
             return None;
         }
         let hits = self.hits.add_one();
-        if let Some(verification) = &self.policy.verification
-            && hits.is_multiple_of(verification.every)
-        {
-            return Some(self.verify(entry, verification).map_or_else(|| pick(entry), |loaded| pick(&loaded)));
-        }
-        Some(pick(entry))
+        let verification = self.policy.verification.as_ref().filter(|due| hits.is_multiple_of(due.every));
+        let loaded = verification.and_then(|verification| self.verify(entry, verification));
+        Some(pick(loaded.as_deref().unwrap_or(entry)))
     }
 
-    #[inline]
     fn is_fresh(&self, entry: &Entry<T>) -> bool {
         !self.sync.is_expired_since(entry.ticket) && (self.policy.is_plain || self.is_fresh_otherwise(entry))
     }

@@ -448,6 +448,10 @@ impl Count {
         self.0.fetch_add(1, Ordering::Relaxed) + 1
     }
 
+    pub(crate) fn take_one(&self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+
     pub(crate) fn raise_to(&self, figure: u64) {
         self.0.fetch_max(figure, Ordering::Relaxed);
     }
@@ -526,12 +530,15 @@ impl Vigil {
     }
 }
 
+/// A holder looks at the table's file at least every so many checks, if it is time.
+pub(crate) const CHECKS_PER_LOOK: u64 = 64;
+
 /// Counts down to the next look at the file; private to a process.
 #[derive(Debug)]
 pub(crate) struct Countdown(AtomicU32);
 
 impl Countdown {
-    const START: u32 = 64;
+    const START: u32 = CHECKS_PER_LOOK as u32;
 
     pub(crate) fn new() -> Self {
         Self(AtomicU32::new(Self::START))

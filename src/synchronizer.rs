@@ -191,8 +191,9 @@ impl GenerationSynchronizer {
         false
     }
 
+    /// To be called every `CHECKS_PER_LOOK` checks.
     #[cold]
-    fn look(&self) {
+    pub(crate) fn look(&self) {
         self.countdown.restart();
         self.table.look_if_due();
     }
@@ -239,6 +240,7 @@ impl GenerationSynchronizer {
     }
 
     /// Whether nothing has happened since `ticket` was taken: no update, and none that is pending.
+    #[inline]
     pub(crate) fn is_unchanged(&self, ticket: Ticket) -> bool {
         ticket.0.is(self.places.slot().word())
     }
