@@ -203,17 +203,8 @@ impl<'a> Worker<'a> {
             .clone()
             .map(|key| GenerationSynchronizer::new(table, ["settings", &key.to_string()]))
             .collect::<Result<Vec<_>, _>>()?;
-        let mut settings = Vec::new();
-        for key in keys {
-            // A worker that was killed after saving and before `mark_updated` has left an update that nobody notices.
-            let _lock = site.lock(key)?;
-            let saved = site.load(key)?;
-            if saved.version > site.board.completed(key).load(Acquire) {
-                syncs[key].mark_updated()?;
-                site.board.completed(key).fetch_max(saved.version, Release);
-            }
-            settings.push(syncs[key].refresh_with(|| site.load(key))?);
-        }
+        let load = |key: usize| syncs[key].refresh_with(|| site.load(key));
+        let settings = keys.map(load).collect::<Outcome<Vec<_>>>()?;
         let between_updates = match options.updates_per_second {
             0 => Duration::MAX,
             rate => Duration::from_secs(options.workers.into()) / rate,
@@ -286,8 +277,8 @@ impl<'a> Worker<'a> {
         let _lock = self.site.lock(key)?;
         let version = self.site.load(key)?.version + 1;
         let settings = Settings { version, greeting: format!("Hello from {}", std::process::id()) };
-        self.site.save(key, &settings)?;
-        self.syncs[key].mark_updated()?;
+        // Killed in the middle, before or after the file is replaced, it leaves nobody stale.
+        self.syncs[key].update(|| self.site.save(key, &settings))?;
         self.site.board.completed(key).fetch_max(version, Release);
         self.settings[key] = settings;
         self.row.count(Row::UPDATES);

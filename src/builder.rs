@@ -7,7 +7,9 @@ use crate::cached::Cached;
 use crate::error::{Error, ErrorKind, Source};
 use crate::synchronizer::GenerationSynchronizer;
 
-type Callback2<T> = Box<dyn Fn(&T, &T) + Send + Sync>;
+type OnError = Box<dyn Fn(&Error) + Send + Sync>;
+/// Told an old value and a new one.
+type OnPair<T> = Box<dyn Fn(&T, &T) + Send + Sync>;
 
 /// What a `Cached` does, and when.
 pub(crate) struct Policy<T> {
@@ -20,15 +22,15 @@ pub(crate) struct Policy<T> {
     pub(crate) stale_while_reloading: bool,
     pub(crate) max_staleness: Option<Duration>,
     pub(crate) retry_pause: Duration,
-    pub(crate) on_error: Option<Box<dyn Fn(&Error) + Send + Sync>>,
-    pub(crate) on_reload: Option<Callback2<T>>,
+    pub(crate) on_error: Option<OnError>,
+    pub(crate) on_reload: Option<OnPair<T>>,
     pub(crate) verification: Option<Verification<T>>,
 }
 
 pub(crate) struct Verification<T> {
     pub(crate) every: u64,
     /// Reports two values if they differ.
-    pub(crate) compare: Callback2<T>,
+    pub(crate) compare: OnPair<T>,
 }
 
 impl<T> Policy<T> {

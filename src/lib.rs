@@ -1,22 +1,26 @@
 //! Keeps the processes of one machine fresh: a generation number for each piece of shared state, in shared memory.
 //!
 //! ```
-//! use gensync::{GenerationSynchronizer, Table};
+//! use std::sync::Arc;
+//!
+//! use gensync::{Cached, GenerationSynchronizer, Table};
 //!
 //! # fn load_settings() -> std::io::Result<String> { Ok(String::new()) }
+//! # fn save_settings() -> std::io::Result<()> { Ok(()) }
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! # let folder = tempfile::tempdir()?;
 //! # let path = folder.path().join("shop.gensync");
-//! let table = Table::open(&path)?; // such as /dev/shm/shop.gensync
-//! let sync = GenerationSynchronizer::new(&table, "siteconfig:1")?;
-//! let mut settings = sync.refresh_with(load_settings)?;
-//! if sync.is_expired() {
-//!     settings = sync.refresh_with(load_settings)?; // another process has changed them
-//! }
-//! sync.mark_updated()?; // this process has changed them
-//! # drop(settings);
+//! let table = Table::open(&path)?; // such as /dev/shm/shop.gensync, in every process
+//! let settings = Cached::new(GenerationSynchronizer::new(&table, "siteconfig:1")?, load_settings);
+//!
+//! let now: Arc<String> = settings.get()?; // from memory, unless a process has changed them
+//! settings.update(|| save_settings())?; // changes them, and all processes notice
+//! # drop(now);
 //! # Ok(()) }
 //! ```
+//!
+//! [`Cached`] keeps a value; [`GenerationSynchronizer`], which it is made of, tells when any other state is expired. See
+//! [which call to use](guide::which_call), and [what can go wrong](guide::what_can_go_wrong).
 //!
 //! # Guarantees
 //!
@@ -24,8 +28,13 @@
 //! - No two keys share a generation, two of 2<sup>128</sup> digests aside, and a generation of a key never repeats: not
 //!   after [`clear`](GenerationSynchronizer::clear), [`reset`](Table::reset), a reboot or a crash; nor after deletion of
 //!   the file, unless the key was updated more than a million times a second all its life, or the clock was set back.
-//! - Checks and updates never block, never allocate and make no system call on their fast path. No lock of this process
-//!   is held anywhere, so a fork at any time is harmless, and no thread is started.
+//! - What is changed within an [`update`](GenerationSynchronizer::update) is announced, wherever its maker is killed.
+//! - A [`Cached`] value and its generation are one: an update during the load leaves the value expired.
+//! - Checks, [`mark_updated`](GenerationSynchronizer::mark_updated) and [`Cached::get`] of a fresh value never block, never
+//!   allocate and make no system call on their fast path. While an update is pending, a check asks the kernel at most once
+//!   a millisecond.
+//! - A child may be forked at any time, and uses what it inherits: no lock stands in its way that a thread of the parent
+//!   held. No thread is started.
 //! - Where freshness cannot be known, the answer is "expired".
 //! - What another process writes into the file causes wrong answers at worst: no undefined behaviour and no panic.
 //!   (Truncating the file is the exception: a SIGBUS. Anonymous tables are sealed against it.)
@@ -47,7 +56,8 @@
 //! | between claim and first generation | a slot without one | whoever attaches to that key |
 //! | while growing | a file longer than needed | whoever grows it next |
 //! | while updating | the update, or none: it is one instruction | |
-//! | between changing the source and `mark_updated` | a change that nobody was told of | the application: mark it again |
+//! | within `update`, before or after the commit | a pending update without a lock | whoever checks the key next, within a millisecond of its last look |
+//! | between changing the source and `mark_updated` | a change that nobody was told of | the application: mark it again, or better use `update` |
 //! | while resetting or replacing | a retiring table, and at most one hidden file beside it | whoever uses the table next |
 //!
 //! # Trade-offs and limits
@@ -60,8 +70,11 @@
 //!   somebody who has the old file notices; if all of them end before, it is lost. Prefer `reset`.
 //! - While a table cannot be attached to at all, every check answers "expired", and the state is loaded at each use.
 //! - Threads that share one synchronizer share one state; see [`GenerationSynchronizer`].
-//! - An update is announced by a call of its own: a process killed after its change and before the call leaves the
-//!   others stale.
+//! - A child that is forked in the middle of an `update`, and outlives its maker, keeps the others from noticing for
+//!   [`pending_limit`](TableOptions::pending_limit).
+//! - An `update` opens the table's file once more: it takes a free descriptor, and permission. An anonymous table's is
+//!   opened through /proc.
+//! - A process with a read-only table cannot recover a killed one's update for all: it loads its own state again, once.
 
 #![cfg_attr(loom, allow(dead_code, reason = "the edge to the operating system is not modelled"))]
 
@@ -73,6 +86,8 @@ mod error;
 #[cfg(not(loom))]
 mod file;
 mod generation;
+#[cfg(not(loom))]
+pub mod guide;
 #[cfg(not(loom))]
 mod handle;
 #[cfg(not(loom))]

@@ -149,7 +149,8 @@ impl GenerationSynchronizer {
     fn is_overtaken(&self, seen: Sight) -> bool {
         let word = self.places.slot().word();
         if word.is_live() && self.table.is_latest(self.places.latest().owner()) {
-            return !seen.is(word) && !(seen.is_before_updates_of(word) && self.is_in_flight(word));
+            let is_fresh = seen.is(word) || seen.is_before_updates_of(word) && self.is_in_flight(word);
+            return !is_fresh;
         }
         let now = coarse_now();
         if self.retry.is_due(now) && self.move_on().is_err() {

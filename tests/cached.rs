@@ -45,6 +45,11 @@ fn set(source: &Source, value: Result<u64, &str>) {
     *source.lock().unwrap() = value.map_err(str::to_owned);
 }
 
+fn change(source: &Source, value: u64) -> io::Result<()> {
+    set(source, Ok(value));
+    Ok(())
+}
+
 /// A loader that waits, from its second load on, until it is told to go on; and who tells it. `begun` counts its loads.
 fn gated(begun: &Arc<AtomicU64>) -> (mpsc::Sender<()>, impl Fn() -> io::Result<u64> + Send + Sync + 'static) {
     let (open, gate) = mpsc::channel();
@@ -110,7 +115,7 @@ fn what_this_process_updates_it_reads() {
     let (source, _, loader) = source();
     let (here, there) = (Cached::new(sync(&table), loader), sync(&table));
     here.get().unwrap();
-    assert_eq!(here.update(|| Ok::<_, io::Error>(set(&source, Ok(2)))).ok(), Some(()));
+    here.update(|| change(&source, 2)).unwrap();
     assert_eq!(*here.get().unwrap(), 2);
     assert!(there.is_expired());
     let error = here.update(|| Err::<(), _>("rejected")).unwrap_err();
@@ -394,7 +399,7 @@ fn each_reload_is_told_with_the_old_value_and_the_new_one() {
         .unwrap();
     cached.get().unwrap();
     for value in 2..4 {
-        cached.update(|| Ok::<_, io::Error>(set(&source, Ok(value)))).unwrap();
+        cached.update(|| change(&source, value)).unwrap();
         cached.get().unwrap();
     }
     assert_eq!(*told.lock().unwrap(), [(1, 2), (2, 3)]);
@@ -411,7 +416,7 @@ fn verification_reports_a_change_that_was_not_announced() {
         .build()
         .unwrap();
     for value in 2..5 {
-        cached.update(|| Ok::<_, io::Error>(set(&source, Ok(value)))).unwrap();
+        cached.update(|| change(&source, value)).unwrap();
         for _ in 0..5 {
             cached.get().unwrap();
         }

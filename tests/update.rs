@@ -322,7 +322,7 @@ fn a_child_forked_in_the_middle_finishes_nothing() {
         assert!(!reader.is_expired(), "a child let go of its parent's lock");
 
         // A child has updates of its own, and its parent's lock is none of its concern.
-        in_child(|| _ = writer.update(|| Ok::<_, ()>(())).unwrap()).succeeds();
+        in_child(|| writer.update(|| Ok::<_, ()>(())).unwrap()).succeeds();
         assert!(reader.is_expired());
         reader.refresh().unwrap();
         past_the_bound();
@@ -362,6 +362,51 @@ fn an_update_that_a_forked_child_keeps_alive_counts_as_lost_after_the_limit() {
     let heir = nix::unistd::Pid::from_raw(grandchild.load(SeqCst) as i32);
     nix::sys::signal::kill(heir, nix::sys::signal::Signal::SIGKILL).unwrap();
     await_expiry(&reader);
+}
+
+#[test]
+fn a_program_that_was_started_in_the_middle_keeps_nothing_alive() {
+    let (_folder, path) = path();
+    let table = Table::open(&path).unwrap();
+    let words = shared_words(2);
+    let (there, program) = (&words[0], &words[1]);
+    let maker = in_child(|| {
+        let sync = sync(&table);
+        let _update = sync.begin_update().unwrap();
+        let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        program.store(child.id().into(), SeqCst);
+        there.store(1, SeqCst);
+        child.wait().unwrap();
+    });
+    await_value(there, 1);
+    let reader = sync(&table);
+    maker.kill();
+    past_the_bound();
+    assert!(reader.is_expired());
+    let program = nix::unistd::Pid::from_raw(program.load(SeqCst) as i32);
+    nix::sys::signal::kill(program, nix::sys::signal::Signal::SIGKILL).unwrap();
+}
+
+#[test]
+fn without_permission_an_update_cannot_begin_and_all_else_goes_on() {
+    let (_folder, path) = path();
+    let table = Table::open(&path).unwrap();
+    let (writer, reader) = (sync(&table), sync(&table));
+    let owner = nix::unistd::Uid::effective();
+    in_child(|| {
+        if owner.is_root() {
+            nix::unistd::setuid(nix::unistd::Uid::from_raw(65_534)).unwrap();
+        } else {
+            // Its owner needs permission, too.
+            std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o000)).unwrap();
+        }
+        let error = writer.begin_update().unwrap_err();
+        assert_eq!(*error.kind(), ErrorKind::Permission);
+        assert_eq!(error.path(), Some(&*path));
+        writer.mark_updated().unwrap();
+        assert!(!writer.is_expired() && reader.is_expired());
+    })
+    .succeeds();
 }
 
 #[test]

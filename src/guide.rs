@@ -1,0 +1,7 @@
+//! How to use it, and what to look out for.
+
+#[doc = include_str!("../docs/which-call.md")]
+pub mod which_call {}
+
+#[doc = include_str!("../docs/what-can-go-wrong.md")]
+pub mod what_can_go_wrong {}
