@@ -11,6 +11,7 @@ use crate::error::{Error, ErrorKind};
 use crate::file::{Blueprint, Prepared, TableFile, identity};
 use crate::generation::Generation;
 use crate::incarnation::{Incarnation, Place};
+use crate::info::{SlotInfo, Stats};
 use crate::key::CacheKey;
 use crate::layout::{MAX_SIZE, segment_offset};
 use crate::lock::RangeLock;
@@ -157,11 +158,7 @@ impl Table {
     /// space or because the file is damaged, are left out.
     pub fn slots(&self) -> impl Iterator<Item = SlotInfo> {
         let slots = self.latest().slots();
-        slots.claimed(slots.memory().reachable()).filter_map(|(_, _, slot)| {
-            let ((label, key_length), word) = (slot.label(), slot.word());
-            let (digest, generation) = (slot.digest()?.words(), word.generation()?);
-            Some(SlotInfo { label, key_length, digest, generation, updates: slot.updates(), pending: word.pending() })
-        })
+        slots.claimed(slots.memory().reachable()).filter_map(|(_, _, slot)| SlotInfo::of(slot))
     }
 
     /// Figures of the table, counted now by going through all of it. As with [`slots`](Self::slots), only what this
@@ -481,77 +478,4 @@ pub(crate) fn coarse_now() -> u64 {
 pub(crate) fn precise_now() -> u64 {
     clock_gettime(ClockId::CLOCK_MONOTONIC)
         .map_or(0, |time| time.tv_sec() as u64 * 1_000_000 + time.tv_nsec() as u64 / 1000)
-}
-
-/// One key of a table, as [`Table::slots`] finds it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SlotInfo {
-    label: Vec<u8>,
-    key_length: usize,
-    digest: [u64; 2],
-    generation: Generation,
-    updates: u64,
-    pending: u8,
-}
-
-impl SlotInfo {
-    /// The key's first bytes, at most 88. For people: nothing is looked up by it. Empty while the process that creates
-    /// the key has not come to writing it.
-    #[must_use]
-    pub fn label(&self) -> std::borrow::Cow<'_, str> {
-        String::from_utf8_lossy(&self.label)
-    }
-
-    /// The label's bytes, which may end within a character.
-    #[must_use]
-    pub fn label_bytes(&self) -> &[u8] {
-        &self.label
-    }
-
-    /// Whether the key is longer than its label.
-    #[must_use]
-    pub fn is_truncated(&self) -> bool {
-        self.key_length > self.label.len()
-    }
-
-    /// The 128 bits by which the key is found: the head of a SHA-256 of the table's salt and the key.
-    #[must_use]
-    pub fn digest(&self) -> u128 {
-        u128::from(self.digest[0]) << 64 | u128::from(self.digest[1])
-    }
-
-    /// The present generation.
-    #[must_use]
-    pub fn generation(&self) -> Generation {
-        self.generation
-    }
-
-    /// How many updates there were since the key was created in this incarnation of the table.
-    #[must_use]
-    pub fn updates(&self) -> u64 {
-        self.updates
-    }
-
-    /// How many [updates](crate::GenerationSynchronizer::update) are in flight, or were when their process was killed; 255
-    /// stands for that many or more.
-    #[must_use]
-    pub fn pending(&self) -> u8 {
-        self.pending
-    }
-}
-
-/// Figures of a table, from [`Table::stats`].
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Stats {
-    /// How many keys there are.
-    pub keys: u64,
-    /// How many slots there are, in all segments.
-    pub capacity: u64,
-    /// How many segments there are.
-    pub segments: u32,
-    /// The size of the table: header and segments.
-    pub bytes: u64,
-    /// How many slots of its segment a search looks at, at most, to find a key.
-    pub longest_probe: u64,
 }

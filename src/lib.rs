@@ -93,6 +93,8 @@ mod handle;
 #[cfg(not(loom))]
 mod incarnation;
 #[cfg(not(loom))]
+mod info;
+#[cfg(not(loom))]
 mod key;
 mod layout;
 #[cfg(not(loom))]
@@ -117,7 +119,8 @@ pub use generation::Generation;
 pub use {
     builder::CachedBuilder,
     cached::{Cached, Counters, Snapshot},
-    handle::{SlotInfo, Stats, Table},
+    handle::Table,
+    info::{SlotInfo, Stats},
     key::{CacheKey, KeyNormalizer},
     options::{OwnerCheck, TableOptions},
     synchronizer::{GenerationSynchronizer, Ticket},

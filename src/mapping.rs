@@ -1,25 +1,25 @@
 //! The edge to the operating system's memory: map a table's file, extend it, let go of it. `unsafe` lives here.
 //!
 //! A mapping sets aside address space for the greatest table and never moves, so a segment that another process
-//! appends needs no call here but one that asks for the file's size. It keeps a descriptor of its file for extending
-//! it, but does not trust the number: a program that closes "all" descriptors to become a daemon may have given it
-//! to another file. Before each use, closing included, the number must still lead to the file's device and inode.
+//! appends needs no call here but one that asks for the file's size.
 
 #![expect(unsafe_code, reason = "maps files; each block states the fact relied on")]
+
+mod chain;
+mod descriptor;
 
 use std::fs::File;
 use std::mem::ManuallyDrop;
 use std::num::NonZeroUsize;
-use std::os::fd::{AsFd, BorrowedFd, IntoRawFd, RawFd};
-use std::path::{Path, PathBuf};
+use std::os::fd::BorrowedFd;
+use std::path::Path;
 use std::ptr::NonNull;
-use std::sync::Arc;
 
 use memmap2::{MmapOptions, MmapRaw};
 use nix::fcntl::{FallocateFlags, OFlag, fallocate};
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous, munmap};
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
-use nix::sys::stat::{FileStat, Mode, fstat};
+use nix::sys::stat::{FileStat, fstat};
 use nix::unistd::{SysconfVar, sysconf};
 
 use crate::error::{Error, ErrorKind};
@@ -28,21 +28,12 @@ use crate::layout::{
     segments_within,
 };
 use crate::lock::{Kind, Range, RangeLock, is_shared};
-use crate::slot::{HighWater, Published, Users};
+use crate::slot::HighWater;
 use crate::table::Memory;
 
-/// Which file it is, whatever it is called.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Identity {
-    pub(crate) device: u64,
-    pub(crate) inode: u64,
-}
-
-impl Identity {
-    pub(crate) fn of(stat: &FileStat) -> Self {
-        Self { device: stat.st_dev, inode: stat.st_ino }
-    }
-}
+pub(crate) use chain::{Chain, Places, SlotRef};
+use descriptor::FileRef;
+pub(crate) use descriptor::{DESCRIPTORS, Identity};
 
 /// A table's file in memory.
 #[derive(Debug)]
@@ -346,9 +337,6 @@ impl Memory for Mapping {
     }
 }
 
-/// Where a process finds its own descriptors by their numbers.
-pub(crate) const DESCRIPTORS: &str = "/proc/self/fd";
-
 /// Refuses a file size over the process's limit, for which the kernel would send SIGXFSZ, which kills.
 pub(crate) fn check_size_limit(size: u64) -> Result<(), Error> {
     match getrlimit(Resource::RLIMIT_FSIZE) {
@@ -378,254 +366,4 @@ pub(crate) fn allocate(file: BorrowedFd<'_>, start: u64, end: u64) -> Result<(),
         }
     }
     Ok(())
-}
-
-/// A file, by a descriptor that may be closed or reused behind our back, and by a path that may be out of reach.
-#[derive(Debug)]
-struct FileRef {
-    number: RawFd,
-    users: Users,
-    identity: Identity,
-    path: Option<PathBuf>,
-}
-
-impl FileRef {
-    fn new(file: File, path: Option<&Path>) -> Result<Self, Error> {
-        let stat = fstat(&file).map_err(|errno| Error::system("looking at the table's file", errno))?;
-        let identity = Identity::of(&stat);
-        Ok(Self { number: file.into_raw_fd(), users: Users::none(), identity, path: path.map(Path::to_owned) })
-    }
-
-    /// Runs `action` with the descriptor, if it still leads to the file.
-    fn with_own<R>(&self, action: impl FnOnce(BorrowedFd<'_>) -> R) -> Option<R> {
-        self.with_any(|file| self.leads_to_file(file).then(|| action(file))).flatten()
-    }
-
-    /// Runs `action`, which must do no harm to any file, with whatever the descriptor leads to.
-    fn with_any<R>(&self, action: impl FnOnce(BorrowedFd<'_>) -> R) -> Option<R> {
-        if !self.users.enter() {
-            return None;
-        }
-        // SAFETY: the number is not -1, and is only asked about until it was found to lead to the file.
-        let result = action(unsafe { BorrowedFd::borrow_raw(self.number) });
-        if self.users.leave() {
-            self.release();
-        }
-        Some(result)
-    }
-
-    fn leads_to_file(&self, file: BorrowedFd<'_>) -> bool {
-        fstat(file).is_ok_and(|stat| Identity::of(&stat) == self.identity)
-    }
-
-    /// Closes the descriptor as soon as nobody uses it.
-    fn close(&self) {
-        if self.users.close() {
-            self.release();
-        }
-    }
-
-    fn release(&self) {
-        // SAFETY: as in `with_own`.
-        if self.leads_to_file(unsafe { BorrowedFd::borrow_raw(self.number) }) {
-            let _ = nix::unistd::close(self.number);
-        }
-    }
-
-    /// Runs `action` with the file, opened anew if the descriptor is gone.
-    fn with<R>(&self, access: OFlag, action: impl Fn(BorrowedFd<'_>) -> Result<R, Error>) -> Result<R, Error> {
-        if let Some(result) = self.with_own(&action) {
-            return result.map_err(|error| self.place(error));
-        }
-        let path = self.path.as_deref().ok_or_else(|| self.lost())?;
-        let file = self.open(path, access | OFlag::O_NOFOLLOW)?.ok_or_else(|| self.lost())?;
-        action(file.as_fd()).map_err(|error| self.place(error))
-    }
-
-    /// Opens `path`; `None` if that is not the file.
-    fn open(&self, path: &Path, access: OFlag) -> Result<Option<File>, Error> {
-        let file = nix::fcntl::open(path, access | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK, Mode::empty())
-            .map_err(|errno| self.place(Error::system("opening the table's file again", errno)))?;
-        Ok(self.leads_to_file(file.as_fd()).then(|| file.into()))
-    }
-
-    /// Another description of the file, for writing.
-    fn open_again(&self) -> Result<File, Error> {
-        if let Some(path) = &self.path
-            && let Ok(Some(file)) = self.open(path, OFlag::O_RDWR | OFlag::O_NOFOLLOW)
-        {
-            return Ok(file);
-        }
-        // Without a name, or out of reach: what the descriptor leads to is still there.
-        let link = Path::new(DESCRIPTORS).join(self.number.to_string());
-        self.open(&link, OFlag::O_RDWR)?.ok_or_else(|| self.lost())
-    }
-
-    fn lost(&self) -> Error {
-        self.error(ErrorKind::System {
-            action: "finding the table's file, whose descriptor was closed by this program,",
-        })
-    }
-
-    fn error(&self, kind: ErrorKind) -> Error {
-        self.place(kind.into())
-    }
-
-    fn place(&self, error: Error) -> Error {
-        match &self.path {
-            Some(path) => error.at(path),
-            None => error,
-        }
-    }
-
-    /// Whether a number other than ours leads to the file.
-    #[cfg(feature = "shm")]
-    fn open_elsewhere(&self) -> bool {
-        let numbers = std::fs::read_dir(DESCRIPTORS).into_iter().flatten().flatten();
-        numbers.filter_map(|entry| entry.file_name().to_str()?.parse::<RawFd>().ok()).any(|number| {
-            // SAFETY: only asked by fstat, which any number may be.
-            number != self.number && self.leads_to_file(unsafe { BorrowedFd::borrow_raw(number) })
-        })
-    }
-}
-
-impl Drop for FileRef {
-    fn drop(&mut self) {
-        self.close();
-    }
-}
-
-/// A slot, together with what keeps it mapped.
-#[derive(Debug)]
-pub(crate) struct SlotRef<O> {
-    slot: NonNull<Slot>,
-    owner: Arc<O>,
-}
-
-// SAFETY: a shared reference to atomics and an Arc, each of which may go to another thread if the owner may.
-unsafe impl<O: Send + Sync> Send for SlotRef<O> {}
-// SAFETY: as for Send.
-unsafe impl<O: Send + Sync> Sync for SlotRef<O> {}
-
-impl<O> SlotRef<O> {
-    /// The slot that `pick` finds in `owner`, if any.
-    pub(crate) fn pick<E>(
-        owner: &Arc<O>,
-        pick: impl for<'a> FnOnce(&'a O) -> Result<Option<&'a Slot>, E>,
-    ) -> Result<Option<Self>, E> {
-        Ok(pick(owner)?.map(|slot| Self { slot: NonNull::from(slot), owner: Arc::clone(owner) }))
-    }
-
-    pub(crate) fn owner(&self) -> &Arc<O> {
-        &self.owner
-    }
-}
-
-impl<O> Clone for SlotRef<O> {
-    fn clone(&self) -> Self {
-        Self { slot: self.slot, owner: Arc::clone(&self.owner) }
-    }
-}
-
-impl<O> std::ops::Deref for SlotRef<O> {
-    type Target = Slot;
-
-    #[inline]
-    fn deref(&self) -> &Slot {
-        // SAFETY: `pick` borrowed the slot from the owner, which this value keeps alive, in place and unchanged but for
-        // its atomics.
-        unsafe { self.slot.as_ref() }
-    }
-}
-
-/// The slots that a key has had, one in each incarnation of its table.
-#[derive(Debug)]
-pub(crate) struct Places<O> {
-    /// The slot of the latest place, at hand: a check is one load shorter.
-    slot: Published<Slot>,
-    places: Chain<SlotRef<O>>,
-}
-
-impl<O> Places<O> {
-    pub(crate) fn new(place: SlotRef<O>) -> Self {
-        Self { slot: Published::new(place.slot.as_ptr()), places: Chain::new(place) }
-    }
-
-    #[inline]
-    pub(crate) fn slot(&self) -> &Slot {
-        // SAFETY: it belongs to a place of the chain, which keeps it mapped as long as self lives.
-        unsafe { &*self.slot.get() }
-    }
-
-    /// The latest place: a little slower than [`slot`](Self::slot).
-    pub(crate) fn latest(&self) -> &SlotRef<O> {
-        self.places.latest()
-    }
-
-    pub(crate) fn append(&self, place: SlotRef<O>) {
-        self.places.append(place);
-        loop {
-            let latest = self.places.latest().slot;
-            self.slot.set(latest.as_ptr());
-            // Two threads may append at once: the later of them, seen here or by the other one, has the last word.
-            if self.places.latest().slot == latest {
-                return;
-            }
-        }
-    }
-}
-
-/// The latest of a growing row of values, read with one load. Every value lives as long as the chain, so a reader may
-/// go on with the one it has while another thread appends; no lock is taken, so a fork at any time is harmless.
-#[derive(Debug)]
-pub(crate) struct Chain<T> {
-    head: Published<Link<T>>,
-    _owns: std::marker::PhantomData<Box<Link<T>>>,
-}
-
-#[derive(Debug)]
-struct Link<T> {
-    value: T,
-    previous: *mut Link<T>,
-}
-
-// SAFETY: the chain owns its values and gives out shared references to them.
-unsafe impl<T: Send + Sync> Send for Chain<T> {}
-// SAFETY: as for Send; appending from several threads moves values between them, which Send allows.
-unsafe impl<T: Send + Sync> Sync for Chain<T> {}
-
-impl<T> Chain<T> {
-    pub(crate) fn new(value: T) -> Self {
-        let link = Box::into_raw(Box::new(Link { value, previous: std::ptr::null_mut() }));
-        Self { head: Published::new(link), _owns: std::marker::PhantomData }
-    }
-
-    #[inline]
-    pub(crate) fn latest(&self) -> &T {
-        // SAFETY: the head is never null, its target complete before it was published, and freed by `drop` alone.
-        unsafe { &(*self.head.get()).value }
-    }
-
-    pub(crate) fn append(&self, value: T) {
-        let link = Box::into_raw(Box::new(Link { value, previous: std::ptr::null_mut() }));
-        loop {
-            let head = self.head.get();
-            // SAFETY: the link is this thread's own until it is published.
-            unsafe { (*link).previous = head };
-            if self.head.replace(head, link) {
-                return;
-            }
-        }
-    }
-}
-
-impl<T> Drop for Chain<T> {
-    fn drop(&mut self) {
-        let mut link = self.head.get();
-        while !link.is_null() {
-            // SAFETY: every link came from a Box, is in the chain once, and nobody borrows from a chain being dropped.
-            let owned = unsafe { Box::from_raw(link) };
-            link = owned.previous;
-        }
-    }
 }

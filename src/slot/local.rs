@@ -1,0 +1,282 @@
+//! The words that a process keeps to itself, shared by its threads.
+
+use super::{GENERATION, PENDING, Sight, WAITING_BIT, Word};
+use crate::sync::{AtomicU32, AtomicU64, Ordering};
+
+/// What one holder has seen.
+#[derive(Debug)]
+pub(crate) struct Seen(AtomicU64);
+
+impl Seen {
+    pub(crate) fn new(sight: Sight) -> Self {
+        Self(AtomicU64::new(sight.0))
+    }
+
+    #[inline]
+    pub(crate) fn get(&self) -> Sight {
+        // ORDERING: acquire pairs with `adopt`: a thread that finds the state fresh sees the state.
+        Sight(self.0.load(Ordering::Acquire))
+    }
+
+    #[inline]
+    pub(crate) fn adopt(&self, sight: Sight) {
+        // ORDERING: release pairs with `get`.
+        self.0.store(sight.0, Ordering::Release);
+    }
+
+    /// Follows an update from `before` by the holder itself, if `before` is what it had seen.
+    #[inline]
+    pub(crate) fn follow(&self, before: Word) {
+        // A load and a store, not a compare-exchange, which would double the cost of an update. Two threads that
+        // change the state behind one synchronizer at once need a lock for the state itself, and it orders this too.
+        let seen = self.0.load(Ordering::Relaxed);
+        if before.0 & GENERATION == seen {
+            // ORDERING: as in `adopt`.
+            self.0.store(seen + 1, Ordering::Release);
+        }
+    }
+}
+
+/// A figure for people.
+#[cfg(not(loom))]
+#[derive(Debug, Default)]
+pub(crate) struct Count(AtomicU64);
+
+// ORDERING: relaxed throughout: it orders nothing.
+#[cfg(not(loom))]
+impl Count {
+    /// Returns the new count.
+    #[inline]
+    pub(crate) fn add_one(&self) -> u64 {
+        self.0.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    pub(crate) fn take_one(&self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn raise_to(&self, figure: u64) {
+        self.0.fetch_max(figure, Ordering::Relaxed);
+    }
+
+    pub(crate) fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Runs from the first time that it is asked.
+#[derive(Debug)]
+pub(crate) struct Stopwatch(AtomicU64);
+
+impl Stopwatch {
+    pub(crate) fn new() -> Self {
+        Self(AtomicU64::new(0))
+    }
+
+    pub(crate) fn elapsed(&self, now: u64) -> u64 {
+        // ORDERING: relaxed: it orders nothing.
+        match self.0.compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed) {
+            Ok(_) => 0,
+            Err(start) => now.saturating_sub(start),
+        }
+    }
+}
+
+/// What a holder knows of updates that are pending. Times are microseconds.
+#[derive(Debug)]
+pub(crate) struct Vigil {
+    /// When the next look for their makers may be had.
+    look: Turn,
+    /// The generation at which they were found pending, and when that was.
+    generation: AtomicU64,
+    since: AtomicU64,
+    /// A word whose updates nobody will finish, and which could not be recovered.
+    lost: AtomicU64,
+}
+
+impl Vigil {
+    /// A reader asks the kernel no more often than this.
+    const PAUSE: u64 = 1000;
+
+    pub(crate) fn new() -> Self {
+        let zero = || AtomicU64::new(0);
+        Self { look: Turn::at(0), generation: zero(), since: zero(), lost: zero() }
+    }
+
+    /// Whether it is time to look for the makers of what is pending.
+    pub(crate) fn is_due(&self, now: u64) -> bool {
+        self.look.take(now, Self::PAUSE)
+    }
+
+    /// How long the updates of `word` have been pending, as far as this holder has seen.
+    pub(crate) fn age(&self, word: Word, now: u64) -> u64 {
+        // ORDERING: relaxed, here and below. Threads that overlap may take one update's time for another's, which
+        // costs a load of the state.
+        if self.generation.swap(word.0 & GENERATION, Ordering::Relaxed) != word.0 & GENERATION {
+            self.since.store(now, Ordering::Relaxed);
+        }
+        now.saturating_sub(self.since.load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn give_up(&self, word: Word) {
+        self.lost.store(word.0 & !WAITING_BIT, Ordering::Relaxed);
+    }
+
+    pub(crate) fn has_given_up(&self, word: Word) -> bool {
+        self.lost.load(Ordering::Relaxed) == word.0 & !WAITING_BIT
+    }
+
+    /// What a ticket for the present `word` is to say.
+    pub(crate) fn sight(&self, word: Word) -> Sight {
+        // A full count does not tell one update more.
+        if self.has_given_up(word) && word.0 < PENDING { Sight::with_pending(word) } else { Sight::of(word) }
+    }
+}
+
+/// A holder looks at the table's file at least every so many checks, if it is time.
+pub(crate) const CHECKS_PER_LOOK: u64 = 64;
+
+/// Counts down to the next look at the file.
+#[derive(Debug)]
+pub(crate) struct Countdown(AtomicU32);
+
+impl Countdown {
+    const START: u32 = CHECKS_PER_LOOK as u32;
+
+    pub(crate) fn new() -> Self {
+        Self(AtomicU32::new(Self::START))
+    }
+
+    /// Counts one off; `false` when the time has come.
+    #[inline]
+    pub(crate) fn tick(&self) -> bool {
+        // ORDERING: relaxed, and not one atomic step: threads that overlap may lose a count, which puts the look off
+        // by one check.
+        let left = self.0.load(Ordering::Relaxed).wrapping_sub(1);
+        self.0.store(left, Ordering::Relaxed);
+        // A thread that was late may have gone past zero.
+        left.wrapping_sub(1) < Self::START
+    }
+
+    pub(crate) fn restart(&self) {
+        self.0.store(Self::START, Ordering::Relaxed);
+    }
+}
+
+/// A point in time that threads take turns at.
+#[derive(Debug)]
+pub(crate) struct Turn(AtomicU64);
+
+impl Turn {
+    /// Due at `time`.
+    pub(crate) fn at(time: u64) -> Self {
+        Self(AtomicU64::new(time))
+    }
+
+    pub(crate) fn is_due(&self, now: u64) -> bool {
+        now >= self.0.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn postpone(&self, time: u64) {
+        self.0.store(time, Ordering::Relaxed);
+    }
+
+    /// Whether it is due at `now`; if so, the caller has the turn, and the next one is `pause` later.
+    pub(crate) fn take(&self, now: u64, pause: u64) -> bool {
+        let due = self.0.load(Ordering::Relaxed);
+        // ORDERING: relaxed: the turn guards nothing but the cost of two threads doing the same.
+        now >= due && self.0.compare_exchange(due, now + pause, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+    }
+}
+
+/// A pointer to something that is complete before it is published, and never changes afterwards.
+#[cfg(not(loom))]
+#[derive(Debug)]
+pub(crate) struct Published<T>(crate::sync::AtomicPtr<T>);
+
+#[cfg(not(loom))]
+impl<T> Published<T> {
+    pub(crate) fn new(pointer: *mut T) -> Self {
+        Self(crate::sync::AtomicPtr::new(pointer))
+    }
+
+    #[inline]
+    pub(crate) fn get(&self) -> *mut T {
+        // ORDERING: pairs with `replace`.
+        self.0.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set(&self, new: *mut T) {
+        // ORDERING: as in `replace`; a swap, and acquire, so that of two threads that set, the second sees all that the
+        // first did before.
+        self.0.swap(new, Ordering::AcqRel);
+    }
+
+    pub(crate) fn replace(&self, old: *mut T, new: *mut T) -> bool {
+        // ORDERING: release: what `new` points to is complete for whoever gets it.
+        self.0.compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    }
+}
+
+/// A count that grows until it is closed.
+#[cfg(not(loom))]
+#[derive(Debug)]
+pub(crate) struct HighWater(AtomicU32);
+
+#[cfg(not(loom))]
+impl HighWater {
+    const CLOSED: u32 = 1 << 31;
+
+    pub(crate) fn new(count: u32) -> Self {
+        Self(AtomicU32::new(count))
+    }
+
+    pub(crate) fn get(&self) -> u32 {
+        self.0.load(Ordering::Relaxed) & !Self::CLOSED
+    }
+
+    /// Raises the count to `count`; `false` if it was closed first.
+    pub(crate) fn raise(&self, count: u32) -> bool {
+        // ORDERING: relaxed: it caches what the kernel said of the file, which orders nothing; that it is one word
+        // decides between a raise and a closing.
+        let raised = |present: u32| (present & Self::CLOSED == 0).then_some(present.max(count));
+        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, raised).is_ok()
+    }
+
+    /// Ends the growth, and says where; `None` if it had ended before.
+    pub(crate) fn close(&self) -> Option<u32> {
+        let before = self.0.fetch_or(Self::CLOSED, Ordering::Relaxed);
+        (before & Self::CLOSED == 0).then_some(before)
+    }
+}
+
+/// Who uses a descriptor, so that it can be closed while other threads have it.
+#[cfg(not(loom))]
+#[derive(Debug)]
+pub(crate) struct Users(AtomicU32);
+
+#[cfg(not(loom))]
+impl Users {
+    const CLOSED: u32 = 1 << 31;
+
+    pub(crate) fn none() -> Self {
+        Self(AtomicU32::new(0))
+    }
+
+    /// Comes in; `false` if it is closed. Each `true` calls for one `leave`.
+    pub(crate) fn enter(&self) -> bool {
+        // ORDERING: acquire and release on all three: what one user does with the descriptor comes before its closing.
+        let entered = |count: u32| (count & Self::CLOSED == 0).then_some(count + 1);
+        self.0.fetch_update(Ordering::AcqRel, Ordering::Relaxed, entered).is_ok()
+    }
+
+    /// Goes; `true` for the last one after closing, who is to close the descriptor.
+    pub(crate) fn leave(&self) -> bool {
+        self.0.fetch_sub(1, Ordering::AcqRel) == Self::CLOSED + 1
+    }
+
+    /// Lets nobody in any more; `true` if nobody is in, and the caller is to close the descriptor.
+    pub(crate) fn close(&self) -> bool {
+        self.0.fetch_or(Self::CLOSED, Ordering::AcqRel) == 0
+    }
+}
