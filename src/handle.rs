@@ -181,6 +181,9 @@ impl Table {
     /// Ends this incarnation of the table and begins another: every key's state is expired in every process, and keys
     /// that nobody attaches to any more are gone. No update is lost, whoever makes it meanwhile.
     ///
+    /// Waits for [updates](crate::GenerationSynchronizer::update) in flight, and keeps others from beginning meanwhile; but
+    /// no longer than the [`pending_limit`](TableOptions::pending_limit).
+    ///
     /// The new file has the capacity, mode and owner of the old one. An anonymous table cannot be replaced: there,
     /// every key gets a new generation, and all keys stay.
     ///

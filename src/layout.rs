@@ -41,8 +41,12 @@
 //! | 32 | 8 | first generation of the slot |
 //! | 40 | 88 | label: the key's first 88 bytes, zero-filled |
 //!
-//! The generation word: bits 63..56 updates that are pending, bit 55 somebody waits, bit 54 the table has a
-//! successor, bits 53..0 the generation, which is never below 2^40.
+//! The generation word: bits 63..56 updates that are pending (255: that many or more), bit 55 somebody waits, bit 54 the
+//! table has a successor, bits 53..0 the generation, which is never below 2^40.
+//!
+//! Locks on the file, of open file descriptions: whoever has an update pending shares one on the bytes of the key's slot.
+//! Whoever clears the pending updates of dead processes has it alone; so has, from the first slot to the end of the file
+//! (length 0), whoever begins to retire the table. `flock` is for replacing the file and for renewing it after a reboot.
 //!
 //! A tag that is not zero says that the slot of the same index belongs for ever to a key whose word B has this first
 //! byte (the most significant one; a zero is replaced by 1). A tag may be missing. It saves looking at slots: in a full

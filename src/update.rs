@@ -108,7 +108,7 @@ impl GenerationSynchronizer {
     /// # Progress
     ///
     /// Blocking only while another process resets the table, or recovers a killed one's update. It opens the table's file
-    /// once more, and makes some five system calls.
+    /// once more, and makes eight system calls in all.
     pub fn update<T, E>(&self, commit: impl FnOnce() -> Result<T, E>) -> Result<T, UpdateError<E>> {
         update_all(&[self], commit)
     }
