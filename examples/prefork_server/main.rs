@@ -92,7 +92,7 @@ struct Options {
 type Outcome<T> = Result<T, Box<dyn Error>>;
 
 /// A worker that ends sooner than this has failed at once.
-const AT_ONCE: Duration = Duration::from_secs(1);
+const AT_ONCE: Duration = Duration::from_millis(100);
 /// So many workers in a row may fail at once before the parent pauses at each.
 const FAILURES: u32 = 8;
 const PAUSE: Duration = Duration::from_millis(500);
