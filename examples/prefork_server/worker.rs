@@ -1,0 +1,163 @@
+//! What a worker does: HTTP in front of a `Cached`.
+
+use std::future::IntoFuture as _;
+use std::net::TcpListener;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::middleware::map_response;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use gensync::{Cached, GenerationSynchronizer, Table, UpdateError};
+use serde::Deserialize;
+use serde_json::json;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
+
+use crate::Outcome;
+use crate::store::{Settings, Store};
+
+/// How long a worker that is to end waits for its connections.
+const GRACE: Duration = Duration::from_secs(3);
+const ANNOUNCE_TRIES: u32 = 100;
+const ANNOUNCE_PAUSE: Duration = Duration::from_millis(10);
+
+struct Worker {
+    settings: Cached<Settings>,
+    /// For changes. The loader has a connection of its own: it runs on the thread that serves all requests, where it
+    /// must not wait for a change that waits for another worker's. With WAL, readers wait for nobody.
+    store: Store,
+    die_before_bump: bool,
+}
+
+/// Serves until it is told to end. To be called in the forked child: the runtime, the connections and the `Cached` are
+/// the worker's own.
+pub(crate) fn serve(listener: &TcpListener, database: &Path, table: &Table, die_before_bump: bool) -> Outcome<()> {
+    let reader = Store::open(database)?;
+    let synchronizer = GenerationSynchronizer::new(table, "settings")?;
+    let settings = Cached::new(synchronizer, move || reader.load());
+    let worker = Arc::new(Worker { settings, store: Store::open(database)?, die_before_bump });
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(run(listener.try_clone()?, worker))
+}
+
+async fn run(listener: TcpListener, worker: Arc<Worker>) -> Outcome<()> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let (ending, told_to_end) = oneshot::channel();
+    let told = async move {
+        tokio::select! {
+            _ = terminate.recv() => (),
+            _ = interrupt.recv() => (),
+        }
+        let _ = ending.send(());
+    };
+    let too_long = async move {
+        let _ = told_to_end.await;
+        tokio::time::sleep(GRACE).await;
+    };
+    let router = Router::new()
+        .route("/settings", get(get_settings).put(put_settings))
+        .route("/healthz", get(healthz))
+        .layer(map_response(name_worker))
+        .with_state(worker);
+    let server = axum::serve(tokio::net::TcpListener::from_std(listener)?, router).with_graceful_shutdown(told);
+    tokio::select! {
+        result = server.into_future() => result?,
+        // Somebody keeps a connection open.
+        () = too_long => (),
+    }
+    Ok(())
+}
+
+/// From memory; that takes so little that no other thread need do it. A load, which is a read of one row, is rare.
+async fn get_settings(State(worker): State<Arc<Worker>>) -> Response {
+    match worker.settings.snapshot() {
+        Ok(snapshot) => {
+            let generation = snapshot.generation.map_or(0, |generation| generation.get());
+            ([("x-generation", generation.to_string())], Json(&*snapshot.value)).into_response()
+        }
+        Err(error) => failed(StatusCode::INTERNAL_SERVER_ERROR, &error),
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Change {
+    greeting: String,
+}
+
+/// Waits for other writers, in a thread that may wait.
+async fn put_settings(State(worker): State<Arc<Worker>>, Json(change): Json<Change>) -> Response {
+    tokio::task::spawn_blocking(move || worker.change(change))
+        .await
+        .unwrap_or_else(|error| failed(StatusCode::INTERNAL_SERVER_ERROR, &error))
+}
+
+impl Worker {
+    fn change(&self, change: Change) -> Response {
+        let changed = self.settings.update(|| {
+            let settings = self.store.save(change.greeting)?;
+            if self.die_before_bump {
+                std::process::abort();
+            }
+            Ok::<_, rusqlite::Error>(settings)
+        });
+        match changed {
+            Ok(settings) => Json(settings).into_response(),
+            // Nothing was changed, and it may go better the next time.
+            Err(error @ UpdateError::Begin(_)) => failed(StatusCode::SERVICE_UNAVAILABLE, &error),
+            Err(error @ UpdateError::Announce { .. }) => {
+                self.announce();
+                // What was saved is not known here any more, if anything was. Whoever asks is shown it.
+                failed(StatusCode::INTERNAL_SERVER_ERROR, &error)
+            }
+            Err(error) => failed(StatusCode::INTERNAL_SERVER_ERROR, &error),
+        }
+    }
+
+    /// Makes up for an announcement that failed. If this fails too, the others find out by being restarted.
+    fn announce(&self) {
+        for _ in 0..ANNOUNCE_TRIES {
+            match self.settings.synchronizer().mark_updated() {
+                Ok(_) => return,
+                Err(_) => std::thread::sleep(ANNOUNCE_PAUSE),
+            }
+        }
+        eprintln!("worker {}: a change is not announced: restart the server", std::process::id());
+    }
+}
+
+async fn healthz(State(worker): State<Arc<Worker>>) -> Response {
+    let counters = worker.settings.counters();
+    Json(json!({
+        "worker": std::process::id(),
+        "generation": worker.settings.synchronizer().ticket().generation().map(|generation| generation.get()),
+        "counters": {
+            "hits": counters.hits,
+            "reloads": counters.reloads,
+            "errors": counters.errors,
+            "stale_answers": counters.stale_answers,
+            "longest_load_us": counters.longest_load.as_micros() as u64,
+        },
+    }))
+    .into_response()
+}
+
+async fn name_worker(mut response: Response) -> Response {
+    response.headers_mut().insert("x-worker", std::process::id().into());
+    response
+}
+
+fn failed(status: StatusCode, error: &dyn std::error::Error) -> Response {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text += &format!(": {error}");
+        source = error.source();
+    }
+    (status, text + "\n").into_response()
+}
