@@ -257,7 +257,7 @@ impl<T> Cached<T> {
     /// [`is_expired`](GenerationSynchronizer::is_expired). Blocking while it is loaded.
     #[inline]
     pub fn get(&self) -> Result<Arc<T>, Error> {
-        match self.fresh(|entry| Arc::clone(&entry.value)) {
+        match self.get_if_fresh() {
             Some(value) => Ok(value),
             None => self.get_slow(self.default_terms()).map(|entry| Arc::clone(&entry.value)),
         }
@@ -276,7 +276,7 @@ impl<T> Cached<T> {
     ///
     /// As [`get`](Self::get); waits for another thread's load only if there is no value yet.
     pub fn get_stale_ok(&self) -> Result<Arc<T>, Error> {
-        match self.fresh(|entry| Arc::clone(&entry.value)) {
+        match self.get_if_fresh() {
             Some(value) => Ok(value),
             None => {
                 let terms = Terms { stale_while_reloading: true, ..self.default_terms() };
@@ -297,7 +297,7 @@ impl<T> Cached<T> {
     ///
     /// As [`get`](Self::get).
     pub fn get_fresh(&self, deadline: Instant) -> Result<Arc<T>, Error> {
-        match self.fresh(|entry| Arc::clone(&entry.value)) {
+        match self.get_if_fresh() {
             Some(value) => Ok(value),
             None => {
                 let deadline = Some(deadline);
@@ -305,6 +305,18 @@ impl<T> Cached<T> {
                 self.get_slow(terms).map(|entry| Arc::clone(&entry.value))
             }
         }
+    }
+
+    /// The value if it is fresh, without loading it otherwise: for an event loop, which lets another thread call
+    /// [`get`](Self::get) then.
+    ///
+    /// # Progress
+    ///
+    /// As [`get`](Self::get) while the value is fresh.
+    #[inline]
+    #[must_use]
+    pub fn get_if_fresh(&self) -> Option<Arc<T>> {
+        self.fresh(|entry| Arc::clone(&entry.value))
     }
 
     /// As [`get`](Self::get), with the generation that the value was loaded at.

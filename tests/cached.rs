@@ -93,6 +93,7 @@ fn a_value_is_loaded_once_and_again_after_each_update() {
     let table = anonymous();
     let (source, loads, loader) = source();
     let cached = Cached::new(sync(&table), loader);
+    assert!(cached.get_if_fresh().is_none());
     assert_eq!(loads.load(SeqCst), 0, "nothing is loaded before the first use");
     for _ in 0..100 {
         assert_eq!(*cached.get().unwrap(), 1);
@@ -102,11 +103,13 @@ fn a_value_is_loaded_once_and_again_after_each_update() {
         set(&source, Ok(value));
         assert_eq!(*cached.get().unwrap(), value - 1, "nobody has said so");
         sync(&table).mark_updated().unwrap();
+        assert!(cached.get_if_fresh().is_none());
         assert_eq!(*cached.get().unwrap(), value);
+        assert_eq!(cached.get_if_fresh().as_deref(), Some(&value));
     }
     assert_eq!(loads.load(SeqCst), 9);
     let counters = cached.counters();
-    assert_eq!((counters.hits, counters.reloads, counters.errors, counters.stale_answers), (107, 9, 0, 0));
+    assert_eq!((counters.hits, counters.reloads, counters.errors, counters.stale_answers), (115, 9, 0, 0));
 }
 
 #[test]
