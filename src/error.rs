@@ -182,10 +182,11 @@ pub enum ErrorKind {
          update of its own"
     )]
     Inherited,
-    /// Another process kept the table's file locked.
+    /// Somebody kept a part of the table's file locked: an [`update`](crate::GenerationSynchronizer::update) that does not
+    /// end, or a process that was stopped while it reset the table.
     #[error(
-        "another process has kept the table's file locked for {seconds} s, expected far less than one; lslocks names the \
-         process, which may be stopped"
+        "a part of the table's file has been locked for {seconds} s, by an update that does not end or by a stopped process; \
+         `grep -l OFDLCK /proc/*/fdinfo/*` names the processes: let that one go on, or end it"
     )]
     #[non_exhaustive]
     Locked {

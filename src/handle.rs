@@ -181,15 +181,16 @@ impl Table {
     /// Ends this incarnation of the table and begins another: every key's state is expired in every process, and keys
     /// that nobody attaches to any more are gone. No update is lost, whoever makes it meanwhile.
     ///
-    /// Waits for [updates](crate::GenerationSynchronizer::update) in flight, and keeps others from beginning meanwhile; but
-    /// no longer than the [`pending_limit`](TableOptions::pending_limit).
+    /// Waits for [updates](crate::GenerationSynchronizer::update) in flight, and holds others up meanwhile, but no longer
+    /// than the [`pending_limit`](TableOptions::pending_limit). So it must not be called within an update.
     ///
     /// The new file has the capacity, mode and owner of the old one. An anonymous table cannot be replaced: there,
     /// every key gets a new generation, and all keys stay.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::ReadOnly`]; or a new file cannot be made, and then nothing has changed.
+    /// [`ErrorKind::ReadOnly`]; [`ErrorKind::Locked`] if an update does not end; or a new file cannot be made. Then nothing
+    /// has changed.
     pub fn reset(&self) -> Result<(), Error> {
         if self.is_read_only() {
             return Err(self.error(ErrorKind::ReadOnly));
@@ -425,9 +426,17 @@ fn succeeding(file: &TableFile, options: &TableOptions) -> Result<Blueprint, Err
     Ok(Blueprint::succeeding(&file.facts, &file.stat()?, options))
 }
 
-/// Keeps updates of `table` from beginning, once those in flight have ended. After `patience`, does without.
-fn exclude_updates(table: &Incarnation, patience: Duration) -> Result<Option<RangeLock>, Error> {
-    with_patience(patience, || table.mapping().try_exclude_updates())
+/// Keeps updates of `table` from beginning, once those in flight have ended. What is held must be kept.
+fn exclude_updates(table: &Incarnation, patience: Duration) -> Result<[Option<RangeLock>; 2], Error> {
+    let mapping = table.mapping();
+    let gate = with_patience(patience, || mapping.try_hold_updates_up())?;
+    let excluded = with_patience(patience, || mapping.try_exclude_updates())?;
+    if excluded.is_none() && mapping.has_updates_in_flight() {
+        return Err(ErrorKind::Locked { seconds: patience.as_secs() }.into());
+    }
+    // Or somebody holds the lock for himself alone who began to reset the table, and was stopped, or killed and left it to
+    // a child. Then no update is in flight either.
+    Ok([gate, excluded])
 }
 
 /// Asks `attempt` again and again until it gives something, for as long as `patience` lasts.

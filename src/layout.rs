@@ -46,7 +46,8 @@
 //!
 //! Locks on the file, of open file descriptions: whoever has an update pending shares one on the bytes of the key's slot.
 //! Whoever clears the pending updates of dead processes has it alone; so has, from the first slot to the end of the file
-//! (length 0), whoever begins to retire the table. `flock` is for replacing the file and for renewing it after a reboot.
+//! (length 0), whoever begins to retire the table, and who waits for that has the bytes of the state alone: whoever is about
+//! to begin an update lets him go first, for some milliseconds. `flock` is for replacing the file and for renewing it after a reboot.
 //!
 //! A tag that is not zero says that the slot of the same index belongs for ever to a key whose word B has this first
 //! byte (the most significant one; a zero is replaced by 1). A tag may be missing. It saves looking at slots: in a full
@@ -79,7 +80,7 @@ pub(crate) const RETIRED: u32 = 3;
 const BYTE_ORDER: u32 = if cfg!(target_endian = "little") { 1 } else { 2 };
 const CHECKED: usize = 80;
 const BOOT_OFFSET: usize = 128;
-const STATE_OFFSET: usize = 144;
+pub(crate) const STATE_OFFSET: usize = 144;
 const SEGMENTS_OFFSET: usize = 148;
 
 /// How many slots of segment `k` a key may stand in.

@@ -56,7 +56,7 @@
 //! | between claim and first generation | a slot without one | whoever attaches to that key |
 //! | while growing | a file longer than needed | whoever grows it next |
 //! | while updating | the update, or none: it is one instruction | |
-//! | within `update`, before or after the commit | a pending update without a lock | whoever checks the key next, within a millisecond of its last look |
+//! | within `update`, before or after the commit | a pending update without a lock | whoever checks the key next, within a millisecond of its last look, when no other update of the key is in flight |
 //! | between changing the source and `mark_updated` | a change that nobody was told of | the application: mark it again, or better use `update` |
 //! | while resetting or replacing | a retiring table, and at most one hidden file beside it | whoever uses the table next |
 //!
@@ -74,7 +74,10 @@
 //!   [`pending_limit`](TableOptions::pending_limit).
 //! - An `update` opens the table's file once more: it takes a free descriptor, and permission. An anonymous table's is
 //!   opened through /proc.
-//! - A process with a read-only table cannot recover a killed one's update for all: it loads its own state again, once.
+//! - A process with a read-only table cannot recover a killed one's update for all: it loads its own state again, once in
+//!   the [`pending_limit`](TableOptions::pending_limit).
+//! - An update that is in flight for longer than that in a file that was deleted, and whose maker is killed then, is announced
+//!   to nobody. A [`reset`](Table::reset) fails rather than that.
 
 #![cfg_attr(loom, allow(dead_code, reason = "the edge to the operating system is not modelled"))]
 

@@ -5,13 +5,16 @@
 //! the parent lets go of is gone for the child as well.
 
 use std::fs::File;
-use std::os::fd::BorrowedFd;
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsRawFd as _, BorrowedFd};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
+use nix::sys::stat::fstat;
 
 use crate::error::Error;
+use crate::mapping::Identity;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -42,20 +45,21 @@ impl Range {
 /// A lock that is held. Dropped by the process that took it, it is let go of; dropped by a forked child, it is not.
 #[derive(Debug)]
 pub(crate) struct RangeLock {
-    file: File,
+    file: ManuallyDrop<File>,
+    identity: Identity,
     range: Range,
     owner: u32,
 }
 
 impl RangeLock {
     /// Takes the lock, if nobody holds one against it. `file` must not share its description with anybody.
-    pub(crate) fn try_new(file: File, range: Range, kind: Kind) -> Result<Option<Self>, Error> {
+    pub(crate) fn try_new(file: File, identity: Identity, range: Range, kind: Kind) -> Result<Option<Self>, Error> {
         let wanted = match kind {
             Kind::Shared => libc::F_RDLCK,
             Kind::Exclusive => libc::F_WRLCK,
         };
         match fcntl(&file, FcntlArg::F_OFD_SETLK(&range.describe(wanted))) {
-            Ok(_) => Ok(Some(Self { file, range, owner: std::process::id() })),
+            Ok(_) => Ok(Some(Self { file: ManuallyDrop::new(file), identity, range, owner: std::process::id() })),
             Err(Errno::EAGAIN | Errno::EACCES) => Ok(None),
             Err(errno) => Err(Error::system("locking a part of the table's file", errno)),
         }
@@ -69,16 +73,25 @@ impl RangeLock {
 
 impl Drop for RangeLock {
     fn drop(&mut self) {
+        // Who closes all descriptors to become a daemon may have given the number to another file.
+        if !fstat(&*self.file).is_ok_and(|stat| Identity::of(&stat) == self.identity) {
+            return;
+        }
         // Closing the descriptor would not do while a child has it.
         if !self.is_inherited() {
-            let _ = fcntl(&self.file, FcntlArg::F_OFD_SETLK(&self.range.describe(libc::F_UNLCK)));
+            let _ = fcntl(&*self.file, FcntlArg::F_OFD_SETLK(&self.range.describe(libc::F_UNLCK)));
         }
+        let _ = nix::unistd::close(self.file.as_raw_fd());
     }
 }
 
-/// Whether somebody shares a lock on a part of the range, other than through the description of `file`.
-pub(crate) fn is_shared(file: BorrowedFd<'_>, range: Range) -> nix::Result<bool> {
+/// What kind of lock somebody holds on a part of the range, other than through the description of `file`.
+pub(crate) fn held(file: BorrowedFd<'_>, range: Range) -> nix::Result<Option<Kind>> {
     let mut answer = range.describe(libc::F_WRLCK);
     fcntl(file, FcntlArg::F_OFD_GETLK(&mut answer))?;
-    Ok(answer.l_type == libc::F_RDLCK as libc::c_short)
+    Ok(match libc::c_int::from(answer.l_type) {
+        libc::F_RDLCK => Some(Kind::Shared),
+        libc::F_WRLCK => Some(Kind::Exclusive),
+        _ => None,
+    })
 }

@@ -24,16 +24,21 @@ use nix::unistd::{SysconfVar, sysconf};
 
 use crate::error::{Error, ErrorKind};
 use crate::layout::{
-    Facts, HEADER_SIZE, HEADER_WORDS_OFFSET, Header, MAX_SIZE, Slot, Tag, segment_offset, segment_slots,
+    Facts, HEADER_SIZE, HEADER_WORDS_OFFSET, Header, MAX_SIZE, STATE_OFFSET, Slot, Tag, segment_offset, segment_slots,
     segments_within,
 };
-use crate::lock::{Kind, Range, RangeLock, is_shared};
+use crate::lock::{Kind, Range, RangeLock, held};
 use crate::slot::HighWater;
 use crate::table::Memory;
 
 pub(crate) use chain::{Chain, Places, SlotRef};
 use descriptor::FileRef;
 pub(crate) use descriptor::{DESCRIPTORS, Identity};
+
+/// All slots, however many there will be.
+const SLOTS: Range = Range { start: HEADER_SIZE as u64, length: 0 };
+/// The header's state, whose lock says that it is about to change.
+const GATE: Range = Range { start: STATE_OFFSET as u64, length: 4 };
 
 /// A table's file in memory.
 #[derive(Debug)]
@@ -187,21 +192,38 @@ impl Mapping {
 
     /// Keeps updates from beginning; `None` while one is in flight.
     pub(crate) fn try_exclude_updates(&self) -> Result<Option<RangeLock>, Error> {
-        self.try_lock_range(Range { start: HEADER_SIZE as u64, length: 0 }, Kind::Exclusive)
+        self.try_lock_range(SLOTS, Kind::Exclusive)
+    }
+
+    /// Asks those who are about to begin an update to wait; `None` while somebody else does.
+    pub(crate) fn try_hold_updates_up(&self) -> Result<Option<RangeLock>, Error> {
+        self.try_lock_range(GATE, Kind::Exclusive)
     }
 
     fn try_lock_range(&self, range: Range, kind: Kind) -> Result<Option<RangeLock>, Error> {
         let file = self.file.open_again()?;
-        RangeLock::try_new(file, range, kind).map_err(|error| self.file.place(error))
+        RangeLock::try_new(file, self.file.identity, range, kind).map_err(|error| self.file.place(error))
     }
 
-    /// Whether somebody shares a lock on the bytes of `slot`; `false` where that cannot be told.
-    ///
+    /// What kind of lock somebody holds on the bytes of `slot`; `None` also where that cannot be told.
+    pub(crate) fn held(&self, slot: &Slot) -> Option<Kind> {
+        self.held_range(self.range_of(slot))
+    }
+
+    /// Whether an update of some key is in flight; `false` also where that cannot be told.
+    pub(crate) fn has_updates_in_flight(&self) -> bool {
+        self.held_range(SLOTS) == Some(Kind::Shared)
+    }
+
+    /// Whether somebody [holds updates up](Self::try_hold_updates_up).
+    pub(crate) fn is_held_up(&self) -> bool {
+        self.held_range(GATE).is_some()
+    }
+
     /// One system call. The descriptor is not asked first whether it still leads to the file, so who is told that nobody
-    /// does must make sure of it.
-    pub(crate) fn is_shared(&self, slot: &Slot) -> bool {
-        let range = self.range_of(slot);
-        self.file.with_any(|file| is_shared(file, range).ok()).flatten().unwrap_or(false)
+    /// holds a lock cannot rely on it.
+    fn held_range(&self, range: Range) -> Option<Kind> {
+        self.file.with_any(|file| held(file, range).ok()).flatten().flatten()
     }
 
     /// Gives the memory and the descriptor of a table that was replaced back to the system, while threads may still

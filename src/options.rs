@@ -107,7 +107,8 @@ impl TableOptions {
     /// counts it as lost, although its maker seems to be alive; 30 seconds unless set.
     ///
     /// A child that was forked in the middle of an update keeps it alive after its maker was killed. State is then served
-    /// for this long before it is loaded again. [`reset`](Table::reset) waits for updates in flight as long.
+    /// for this long before it is loaded again. [`reset`](Table::reset) waits for updates in flight as long, and
+    /// then fails.
     pub fn pending_limit(mut self, limit: Duration) -> Self {
         self.pending_limit = limit;
         self

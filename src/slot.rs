@@ -50,6 +50,11 @@ impl Word {
         (self.0 >> 56) as u8
     }
 
+    /// Whether this is `other`, whoever waits.
+    pub(crate) fn is_same(self, other: Self) -> bool {
+        (self.0 ^ other.0) & !WAITING_BIT == 0
+    }
+
     /// The generation after an update that found this word; `None` if the update must be made in a successor.
     #[inline]
     pub(crate) fn updated(self) -> Option<Generation> {
@@ -371,8 +376,8 @@ impl Header {
 
 /// What a holder has seen of a generation word: its generation, or nothing.
 ///
-/// Pending updates are no part of it: they are not finished. But where one was lost and nobody could clear it, its count
-/// is, so that whoever loaded the state after the loss knows it by that.
+/// Pending updates are no part of it: they are not finished. But where some were lost and nobody could clear them, the
+/// number of that loss is, so that who loaded the state after the loss is known by it. Such a sight equals no live word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Sight(u64);
 
@@ -384,8 +389,13 @@ impl Sight {
         Self(word.0 & GENERATION)
     }
 
-    pub(crate) fn with_pending(word: Word) -> Self {
-        Self(word.0 & (GENERATION | PENDING))
+    fn after_loss(word: Word, number: u8) -> Self {
+        Self(word.0 & GENERATION | RETIRED_BIT | u64::from(number) << 56)
+    }
+
+    /// The same for somebody else, who counts losses for himself.
+    pub(crate) fn without_loss(self) -> Self {
+        Self(self.0 & GENERATION)
     }
 
     #[inline]

@@ -13,6 +13,9 @@ use crate::slot::{Countdown, Seen, Sight, Turn, Vigil, Word};
 /// Every so many updates of a key, its updater looks at the clock, and at the file if it is time.
 const UPDATES_PER_LOOK: u64 = 64;
 
+/// How often to ask for a pending update's lock while others take it and let go of it.
+const ROUNDS: u32 = 16;
+
 /// Keeps one piece of state fresh: remembers the generation that its holder has seen, and compares it with the shared
 /// one.
 ///
@@ -58,7 +61,7 @@ impl Clone for GenerationSynchronizer {
     /// Another synchronizer of the same key, which has seen what this one has seen.
     fn clone(&self) -> Self {
         let places = Places::new(self.places.latest().clone());
-        Self::assemble(places, self.seen.get(), self.table.clone(), self.key.clone())
+        Self::assemble(places, self.seen.get().without_loss(), self.table.clone(), self.key.clone())
     }
 }
 
@@ -149,8 +152,7 @@ impl GenerationSynchronizer {
     fn is_overtaken(&self, seen: Sight) -> bool {
         let word = self.places.slot().word();
         if word.is_live() && self.table.is_latest(self.places.latest().owner()) {
-            let is_fresh = seen.is(word) || seen.is_before_updates_of(word) && self.is_in_flight(word);
-            return !is_fresh;
+            return !self.is_fresh(seen, word);
         }
         let now = coarse_now();
         if self.retry.is_due(now) && self.move_on().is_err() {
@@ -159,36 +161,53 @@ impl GenerationSynchronizer {
         true
     }
 
-    /// Whether the updates that `word` says are pending have a maker who may still finish them. If not, this is their
-    /// end: the key is updated in their place.
-    fn is_in_flight(&self, word: Word) -> bool {
-        if self.vigil.has_given_up(word) {
-            return false;
+    fn is_fresh(&self, seen: Sight, word: Word) -> bool {
+        if word.pending() == 0 {
+            self.vigil.end();
         }
+        seen.is(word) || seen.is_before_updates_of(word) && self.is_in_flight(seen, word)
+    }
+
+    /// Whether the updates that `word` says are pending have a maker who may still finish them, so that what was `seen` is
+    /// as fresh as before. If not, this is their end: the key is updated in their place.
+    fn is_in_flight(&self, seen: Sight, word: Word) -> bool {
         let now = precise_now();
-        if !self.vigil.is_due(now) {
+        let is_old = || u128::from(self.vigil.age(word, now)) >= self.table.pending_limit().as_micros();
+        let has_lost = self.vigil.has_lost(word);
+        if has_lost && !is_old() {
+            return seen == self.vigil.sight(word);
+        }
+        if !has_lost && !self.vigil.is_due(now) {
             return true;
         }
         let place = self.places.latest();
         let mapping = place.owner().mapping();
-        if mapping.is_shared(place) {
-            if u128::from(self.vigil.age(word, now)) < self.table.pending_limit().as_micros() {
-                return true;
+        for _ in 0..ROUNDS {
+            let present = place.word();
+            if !present.is_same(word) {
+                return seen.is(present) || seen.is_before_updates_of(present);
             }
-            if !self.read_only {
-                place.expire();
-                return false;
+            match mapping.held(place) {
+                Some(Kind::Shared) if !is_old() => return true,
+                Some(Kind::Shared) if self.read_only => break,
+                Some(Kind::Shared) => {
+                    place.expire();
+                    return false;
+                }
+                // Somebody else is about to recover them.
+                Some(Kind::Exclusive) => std::thread::yield_now(),
+                None if self.read_only => break,
+                None => match mapping.try_lock(place, Kind::Exclusive) {
+                    Ok(Some(_lock)) => place.recover(),
+                    // Somebody else was faster, or another update has begun.
+                    Ok(None) => {}
+                    Err(_) => break,
+                },
             }
-        } else if !self.read_only
-            && let Ok(lock) = mapping.try_lock(place, Kind::Exclusive)
-        {
-            // Without the lock, somebody else is at it, or another update has begun.
-            if lock.is_some() {
-                place.recover();
-            }
-            return false;
         }
-        self.vigil.give_up(word);
+        // They are lost, but not for all. It may be that one was abandoned and another begun just when this process looked:
+        // then the loss is none, and hides one that comes later. So it holds no longer than the limit.
+        self.vigil.lose(word, now);
         false
     }
 

@@ -16,10 +16,15 @@
 //! The lock is taken before the count is raised, and let go of after it is lowered. So who holds the lock for itself
 //! alone knows that everybody who is counted is dead.
 //!
+//! While another update of the same key is in flight, its lock hides that a dead one's is gone: readers notice when it has
+//! ended.
+//!
 //! Whoever resets the table takes a lock on all of its slots first, so that no update is in flight while there are two
-//! tables: a maker that is killed then would leave its count in the one that nobody looks at.
+//! tables: a maker that is killed then would leave its count in the one that nobody looks at. As updates may overlap
+//! without end, those that are about to begin let him go first, if they come upon his other lock, on the header's state.
 
 use std::fmt;
+use std::time::Duration;
 
 use crate::error::{Error, ErrorKind};
 use crate::generation::Generation;
@@ -27,6 +32,11 @@ use crate::handle::with_patience;
 use crate::incarnation::Place;
 use crate::lock::{Kind, RangeLock};
 use crate::synchronizer::GenerationSynchronizer;
+
+/// How long an update that is about to begin lets somebody go first who waits to reset the table.
+///
+/// Not for ever: what he waits for may be another update of this same thread.
+const COURTESY: Duration = Duration::from_millis(50);
 
 /// Why an update failed, and what that means for the source.
 #[derive(Debug)]
@@ -80,7 +90,8 @@ impl GenerationSynchronizer {
     /// While `commit` runs, the update is *pending*: the others serve what they have, and do not load it again. It ends
     /// when `commit` returns or panics, and also if that gives an error, as some of the source may have been changed; to
     /// say that nothing was, use [`begin_update`](Self::begin_update) and [`abandon`](Update::abandon). If the process is
-    /// killed, every other one notices at its next check, or within a millisecond of its last look at the lock.
+    /// killed, every other one notices at its next check, or within a millisecond of its last look at the lock; while other
+    /// updates of the key are in flight, when they have ended.
     ///
     /// The caller's own state counts as up to date afterwards if it was before, as with
     /// [`mark_updated`](Self::mark_updated).
@@ -108,7 +119,7 @@ impl GenerationSynchronizer {
     /// # Progress
     ///
     /// Blocking only while another process resets the table, or recovers a killed one's update. It opens the table's file
-    /// once more, and makes eight system calls in all.
+    /// once more, and makes some ten system calls.
     pub fn update<T, E>(&self, commit: impl FnOnce() -> Result<T, E>) -> Result<T, UpdateError<E>> {
         update_all(&[self], commit)
     }
@@ -126,8 +137,10 @@ impl GenerationSynchronizer {
         self.check_writable()?;
         let limit = self.table().pending_limit();
         let (place, lock) = self.begin(|place| {
+            let mapping = place.owner().mapping();
+            with_patience(COURTESY, || Ok::<_, Error>((!mapping.is_held_up()).then_some(())))?;
             // Only who resets the table, or recovers an update, has it for itself, and not for long.
-            with_patience(limit, || place.owner().mapping().try_lock(place, Kind::Shared))?
+            with_patience(limit, || mapping.try_lock(place, Kind::Shared))?
                 .ok_or_else(|| self.error(ErrorKind::Locked { seconds: limit.as_secs() }))
         })?;
         Ok(Update { sync: self, place, lock, is_open: true })

@@ -509,17 +509,150 @@ fn a_reset_waits_for_the_updates_in_flight() {
 }
 
 #[test]
-fn a_reset_does_not_wait_longer_than_the_limit() {
-    let (_folder, path) = path();
+fn a_reset_gives_up_at_the_limit_and_has_changed_nothing() {
+    let (folder, path) = path();
     let table = Table::options().pending_limit(Duration::from_millis(20)).open(&path).unwrap();
     let (writer, reader) = (sync(&table), sync(&table));
+    let generation = reader.sync_gen();
     let update = writer.begin_update().unwrap();
-    table.reset().unwrap();
-    reader.refresh().unwrap();
-    assert!(!reader.is_expired());
-    // It is announced where the others are now.
+    let error = table.reset().unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::Locked { .. }) && error.path() == Some(&*path), "{error}");
+    assert_eq!((sync(&table).sync_gen(), std::fs::read_dir(folder.path()).unwrap().count()), (generation, 1));
     update.finish().unwrap();
     assert!(reader.is_expired());
+    table.reset().unwrap();
+    assert_eq!(table.slots().count(), 0);
+}
+
+#[test]
+fn updates_that_overlap_without_end_do_not_keep_a_reset_from_beginning() {
+    let (_folder, path) = path();
+    let table = Table::options().pending_limit(Duration::from_secs(20)).open(&path).unwrap();
+    let words = shared_words(2);
+    let (stop, updates) = (&words[0], &words[1]);
+    let work = || {
+        let (sync, other) = (sync(&table), GenerationSynchronizer::new(&table, "other").unwrap());
+        while stop.load(SeqCst) == 0 {
+            let commit = || Ok::<_, ()>(std::thread::sleep(Duration::from_millis(2)));
+            update_all(&[&sync, &other], commit).unwrap();
+            updates.fetch_add(1, SeqCst);
+        }
+    };
+    let children = [(); 4].map(|()| in_child(work));
+    await_value(updates, 20);
+    for _ in 0..3 {
+        table.reset().expect("it was never its turn");
+    }
+    stop.store(1, SeqCst);
+    children.into_iter().for_each(Child::succeeds);
+}
+
+#[test]
+fn a_dead_update_is_noticed_when_a_living_one_beside_it_has_ended() {
+    tables(|table| {
+        let source = &shared_words(1)[0];
+        for finish in [false, true] {
+            let (writer, reader) = (sync(table), sync(table));
+            let victim = updater(table, source, Killed::AfterCommit);
+            let living = writer.begin_update().unwrap();
+            victim.kill();
+            past_the_bound();
+            assert!(!reader.is_expired(), "the living one's lock hides it");
+            match finish {
+                true => drop(living.finish().unwrap()),
+                false => living.abandon(),
+            }
+            past_the_bound();
+            assert!(reader.is_expired());
+            reader.refresh().unwrap();
+            past_the_bound();
+            let _ = reader.is_expired();
+            assert_eq!(pending(table), 0);
+        }
+    });
+}
+
+#[test]
+fn who_cannot_recover_does_not_take_another_update_for_the_lost_one() {
+    const LIMIT: Duration = Duration::from_millis(60);
+    let (_folder, path) = path();
+    let table = Table::open(&path).unwrap();
+    let writer = sync(&table);
+    let read_only = Table::options().read_only(true).pending_limit(LIMIT).open(&path).unwrap();
+    let reader = sync(&read_only);
+    // It takes too long, and then it is abandoned: to the reader it was lost.
+    let update = writer.begin_update().unwrap();
+    let start = Instant::now();
+    while !reader.is_expired() {
+        assert!(start.elapsed() < Duration::from_secs(20), "stale for good");
+    }
+    assert!(reader.is_expired(), "it stays so until the state is loaded");
+    reader.refresh().unwrap();
+    assert!(!reader.is_expired(), "a storm of loads");
+    update.abandon();
+    // The next one looks the same in the table.
+    let source = &shared_words(1)[0];
+    let victim = updater(&table, source, Killed::BeforeCommit);
+    let state = reader.refresh_with(|| Ok::<_, ()>(source.load(SeqCst))).unwrap();
+    source.store(state + 1, SeqCst);
+    victim.kill();
+    await_expiry(&reader);
+    assert_eq!(pending(&table), 1, "a reader wrote to the table");
+}
+
+#[test]
+fn an_update_is_no_older_than_itself() {
+    let table = Table::options().pending_limit(Duration::from_millis(200)).anonymous().unwrap();
+    let (writer, reader) = (sync(&table), sync(&table));
+    let update = writer.begin_update().unwrap();
+    assert!(!reader.is_expired());
+    update.abandon();
+    std::thread::sleep(Duration::from_millis(300));
+    // Used meanwhile, as a state is.
+    (0..200).for_each(|_| assert!(!reader.is_expired()));
+    let update = writer.begin_update().unwrap();
+    past_the_bound();
+    assert!(!reader.is_expired(), "it was taken for the one before");
+    update.abandon();
+}
+
+#[test]
+fn nobody_loads_because_an_update_was_abandoned() {
+    let table = anonymous();
+    let (writer, reader) = (sync(&table), sync(&table));
+    let stop = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while stop.load(SeqCst) == 0 {
+                writer.begin_update().unwrap().abandon();
+            }
+        });
+        let start = Instant::now();
+        while start.elapsed() < Duration::from_millis(500) {
+            assert!(!reader.is_expired(), "nothing was changed");
+        }
+        stop.store(1, SeqCst);
+    });
+}
+
+#[test]
+fn a_commit_that_closes_all_descriptors_does_no_harm_to_those_that_get_their_numbers() {
+    let (folder, path) = path();
+    let table = Table::open(&path).unwrap();
+    let (writer, reader) = (sync(&table), sync(&table));
+    let innocent = folder.path().join("innocent");
+    in_child(|| {
+        let open = || std::fs::File::create(&innocent).unwrap();
+        let files = writer
+            .update(|| {
+                (3..1024).for_each(|number| _ = nix::unistd::close(number));
+                Ok::<_, ()>([(); 32].map(|()| open()))
+            })
+            .unwrap();
+        assert!(files.iter().all(|file| file.metadata().is_ok()), "a stranger's descriptor was closed");
+        assert!(!writer.is_expired() && reader.is_expired());
+    })
+    .succeeds();
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! The words that a process keeps to itself, shared by its threads.
 
-use super::{GENERATION, PENDING, Sight, WAITING_BIT, Word};
+use super::{GENERATION, Sight, WAITING_BIT, Word};
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
 
 /// What one holder has seen.
@@ -92,6 +92,8 @@ impl Stopwatch {
 }
 
 /// What a holder knows of updates that are pending. Times are microseconds.
+///
+/// Threads that overlap may take one update's time for another's, which costs a load of the state.
 #[derive(Debug)]
 pub(crate) struct Vigil {
     /// When the next look for their makers may be had.
@@ -99,17 +101,20 @@ pub(crate) struct Vigil {
     /// The generation at which they were found pending, and when that was.
     generation: AtomicU64,
     since: AtomicU64,
-    /// A word whose updates nobody will finish, and which could not be recovered.
+    /// A word whose updates nobody will finish, and which could not be recovered; zero if there is none.
     lost: AtomicU64,
+    /// How many such losses were found.
+    losses: AtomicU64,
 }
 
+// ORDERING: relaxed throughout: what is known orders nothing.
 impl Vigil {
     /// A reader asks the kernel no more often than this.
     const PAUSE: u64 = 1000;
 
     pub(crate) fn new() -> Self {
         let zero = || AtomicU64::new(0);
-        Self { look: Turn::at(0), generation: zero(), since: zero(), lost: zero() }
+        Self { look: Turn::at(0), generation: zero(), since: zero(), lost: zero(), losses: zero() }
     }
 
     /// Whether it is time to look for the makers of what is pending.
@@ -117,28 +122,38 @@ impl Vigil {
         self.look.take(now, Self::PAUSE)
     }
 
-    /// How long the updates of `word` have been pending, as far as this holder has seen.
+    /// How long the updates of `word` have been pending, or have been known to be lost, as far as this holder has seen.
     pub(crate) fn age(&self, word: Word, now: u64) -> u64 {
-        // ORDERING: relaxed, here and below. Threads that overlap may take one update's time for another's, which
-        // costs a load of the state.
         if self.generation.swap(word.0 & GENERATION, Ordering::Relaxed) != word.0 & GENERATION {
             self.since.store(now, Ordering::Relaxed);
         }
         now.saturating_sub(self.since.load(Ordering::Relaxed))
     }
 
-    pub(crate) fn give_up(&self, word: Word) {
+    /// Nothing is pending: what is next is another update, though the generation may be the same.
+    pub(crate) fn end(&self) {
+        self.generation.store(0, Ordering::Relaxed);
+        self.lost.store(0, Ordering::Relaxed);
+    }
+
+    /// The updates of `word` are lost, and whoever has not loaded the state since is expired.
+    pub(crate) fn lose(&self, word: Word, now: u64) {
+        self.losses.fetch_add(1, Ordering::Relaxed);
+        self.generation.store(word.0 & GENERATION, Ordering::Relaxed);
+        self.since.store(now, Ordering::Relaxed);
         self.lost.store(word.0 & !WAITING_BIT, Ordering::Relaxed);
     }
 
-    pub(crate) fn has_given_up(&self, word: Word) -> bool {
+    pub(crate) fn has_lost(&self, word: Word) -> bool {
         self.lost.load(Ordering::Relaxed) == word.0 & !WAITING_BIT
     }
 
     /// What a ticket for the present `word` is to say.
     pub(crate) fn sight(&self, word: Word) -> Sight {
-        // A full count does not tell one update more.
-        if self.has_given_up(word) && word.0 < PENDING { Sight::with_pending(word) } else { Sight::of(word) }
+        match self.has_lost(word) {
+            true => Sight::after_loss(word, self.losses.load(Ordering::Relaxed) as u8),
+            false => Sight::of(word),
+        }
     }
 }
 
