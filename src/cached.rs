@@ -472,7 +472,7 @@ impl<T> Cached<T> {
     }
 
     fn load_error(&self, failure: &Failure) -> Error {
-        self.sync.place(Error::load(&failure.error))
+        self.sync.explain(Error::load(&failure.error))
     }
 
     /// The loads of this process.

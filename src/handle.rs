@@ -149,7 +149,7 @@ impl Table {
             }
             Err(ErrorKind::Retired.into())
         };
-        find().map_err(|error| self.place(error).with_key(key.as_str()))
+        find().map_err(|error| self.explain(error).with_key(key.as_str()))
     }
 
     /// All keys of the table, in no order, as they are found while the iterator runs.
@@ -195,7 +195,7 @@ impl Table {
         if self.is_read_only() {
             return Err(self.error(ErrorKind::ReadOnly));
         }
-        self.begin_successor().map_err(|error| self.place(error))
+        self.begin_successor().map_err(|error| self.explain(error))
     }
 
     fn begin_successor(&self) -> Result<(), Error> {
@@ -229,10 +229,10 @@ impl Table {
 
     /// An error about this table.
     pub(crate) fn error(&self, kind: ErrorKind) -> Error {
-        self.place(kind.into())
+        self.explain(kind.into())
     }
 
-    pub(crate) fn place(&self, error: Error) -> Error {
+    pub(crate) fn explain(&self, error: Error) -> Error {
         match self.path() {
             Some(path) => error.at(path),
             None => error,
@@ -270,11 +270,11 @@ impl Table {
             }
             Err(ErrorKind::Retired.into())
         };
-        attach().map_err(|error: Error| self.place(error).with_key(key.as_str()))
+        attach().map_err(|error: Error| self.explain(error).with_key(key.as_str()))
     }
 
     /// The latest incarnation; another one than before if that was retired or its file is gone.
-    fn current(&self) -> Result<&Arc<Incarnation>, Error> {
+    pub(crate) fn current(&self) -> Result<&Arc<Incarnation>, Error> {
         self.look_if_due();
         for _ in 0..ATTEMPTS {
             let latest = self.latest();

@@ -9,7 +9,8 @@ use sha2::{Digest as _, Sha256};
 use crate::error::Error;
 use crate::file::{Presence, TableFile, View, boot_id, now};
 use crate::key::CacheKey;
-use crate::layout::Facts;
+use crate::layout::{Facts, Slot};
+use crate::lock::Kind;
 use crate::mapping::{Mapping, SlotRef};
 use crate::slot::{Digest, Stopwatch};
 use crate::table::Slots;
@@ -62,6 +63,20 @@ impl Incarnation {
     pub(crate) fn find(self: &Arc<Self>, key: &CacheKey) -> Result<Option<Place>, Error> {
         let digest = self.digest(key);
         SlotRef::pick(self, |this| Ok(this.slots.find(digest)?.filter(|slot| slot.word().generation().is_some())))
+    }
+
+    /// Ends the updates that are pending at `slot`, if nobody is left to do so: the key is updated in their place. `false`
+    /// if that cannot be told now, as others take the lock and let go of it.
+    ///
+    /// # Errors
+    ///
+    /// The lock cannot be taken by this process.
+    pub(crate) fn recover(&self, slot: &Slot) -> Result<bool, Error> {
+        let lock = self.mapping().try_lock(slot, Kind::Exclusive)?;
+        if lock.is_some() {
+            self.slots.announce(slot, slot.recover());
+        }
+        Ok(lock.is_some())
     }
 
     /// Whether the file is no longer what its path names.

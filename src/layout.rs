@@ -30,19 +30,23 @@
 //! | 128 | 16 | boot id: two words, the boot in which the table was last opened for the first time |
 //! | 144 | 4 | state: 1 live, 2 retiring, 3 retired |
 //! | 148 | 4 | number of segments |
-//! | 256 | 4 | table-wide wake word, alone in its cache lines |
+//! | 256 | 4 | wake word of the table, alone in its cache lines: for who waits for several keys, or for any |
 //!
 //! | slot offset | bytes | |
 //! |---|---|---|
 //! | 0 | 8 | generation word, see below |
 //! | 8 | 16 | digest: words A and B, the first 16 bytes of SHA-256(salt, key), little-endian; a zero word is replaced by 1 |
-//! | 24 | 4 | wake word |
+//! | 24 | 4 | wake word: for who waits for this key |
 //! | 28 | 4 | length of the key in bytes; 0 while the label is not written |
 //! | 32 | 8 | first generation of the slot |
 //! | 40 | 88 | label: the key's first 88 bytes, zero-filled |
 //!
 //! The generation word: bits 63..56 updates that are pending (255: that many or more), bit 55 somebody waits, bit 54 the
 //! table has a successor, bits 53..0 the generation, which is never below 2^40.
+//!
+//! A wake word is a count that processes sleep on, as on a futex that is shared between processes. Its lowest bit says that
+//! somebody does; who wakes them all adds 1 before. Whoever updates a key and finds bit 55 clears it, and then wakes both the
+//! key's sleepers and the table's. The table's are also woken by a new key, when its label is written.
 //!
 //! Locks on the file, of open file descriptions: whoever has an update pending shares one on the bytes of the key's slot.
 //! Whoever clears the pending updates of dead processes has it alone; so has, from the first slot to the end of the file
@@ -60,6 +64,7 @@
 use sha2::{Digest as _, Sha256};
 
 use crate::error::ErrorKind;
+use crate::slot::WakeWord;
 use crate::sync::{AtomicU8, AtomicU32, AtomicU64};
 
 pub(crate) const MAGIC: [u8; 8] = *b"gensync\0";
@@ -101,11 +106,11 @@ pub(crate) struct Header {
     pub(crate) wake: WakeLine,
 }
 
-/// The table-wide wake word in cache lines of its own: nobody writes here unless somebody watches the whole table.
+/// The table's wake word in cache lines of its own: nobody writes here unless somebody sleeps on it.
 #[derive(Debug)]
 #[repr(C, align(128))]
 pub(crate) struct WakeLine {
-    pub(crate) word: AtomicU32,
+    pub(crate) word: WakeWord,
 }
 
 /// One byte of a digest, beside its slot.
@@ -120,7 +125,7 @@ pub(crate) struct Slot {
     pub(crate) generation: AtomicU64,
     pub(crate) digest_a: AtomicU64,
     pub(crate) digest_b: AtomicU64,
-    pub(crate) wake: AtomicU32,
+    pub(crate) wake: WakeWord,
     pub(crate) key_length: AtomicU32,
     pub(crate) first: AtomicU64,
     pub(crate) label: [AtomicU64; LABEL_SIZE / 8],

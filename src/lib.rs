@@ -88,6 +88,7 @@ mod cached;
 mod error;
 #[cfg(not(loom))]
 mod file;
+mod futex;
 mod generation;
 #[cfg(not(loom))]
 pub mod guide;
@@ -115,6 +116,8 @@ mod synchronizer;
 mod table;
 #[cfg(not(loom))]
 mod update;
+#[cfg(not(loom))]
+mod wait;
 
 pub use error::{Error, ErrorKind};
 pub use generation::Generation;
@@ -128,4 +131,5 @@ pub use {
     options::{OwnerCheck, TableOptions},
     synchronizer::{GenerationSynchronizer, Ticket},
     update::{Update, UpdateError, update_all},
+    wait::{WaitSet, Waited},
 };

@@ -1,11 +1,13 @@
 //! The protocol over boxed memory: every interleaving of a few steps under loom, many random ones under std.
 //!
 //! Under loom (`RUSTFLAGS="--cfg loom" cargo test --lib --release`) each model runs all executions with at most three
-//! preemptions. Without it, the same functions run on threads, many times.
+//! preemptions, or as many as it says. Without it, the same functions run on threads, many times.
+
+mod waiting;
 
 use crate::error::{Error, ErrorKind};
 use crate::layout::{Header, LABEL_SIZE, LIVE, Slot, Tag, WakeLine, segment_slots};
-use crate::slot::{Digest, Seen, Sight};
+use crate::slot::{Digest, Seen, Sight, WakeWord};
 use crate::sync::{Arc, AtomicU8, AtomicU32, AtomicU64, Ordering, thread};
 use crate::table::{Memory, Slots};
 
@@ -45,7 +47,7 @@ fn slots(capacity: u64, segments: u32) -> Arc<Slots<Boxed>> {
         generation: word(),
         digest_a: word(),
         digest_b: word(),
-        wake: AtomicU32::new(0),
+        wake: WakeWord::new(),
         key_length: AtomicU32::new(0),
         first: word(),
         label: std::array::from_fn::<_, { LABEL_SIZE / 8 }, _>(|_| word()),
@@ -59,7 +61,7 @@ fn slots(capacity: u64, segments: u32) -> Arc<Slots<Boxed>> {
         boot: [word(), word()],
         state: AtomicU32::new(LIVE),
         segments: AtomicU32::new(1),
-        wake: WakeLine { word: AtomicU32::new(0) },
+        wake: WakeLine { word: WakeWord::new() },
     };
     Arc::new(Slots::new(Boxed { header, segments: (0..segments).map(segment).collect() }, capacity))
 }
@@ -67,7 +69,7 @@ fn slots(capacity: u64, segments: u32) -> Arc<Slots<Boxed>> {
 impl Slots<Boxed> {
     /// Attaches and says which slot it got, by its address; `None` if the table is being retired.
     fn attached(&self, digest: Digest) -> Option<usize> {
-        self.attach(digest, || START, b"").expect("there is room").map(|slot| std::ptr::from_ref(slot) as usize)
+        self.attach(digest, || START, b"key").expect("there is room").map(|slot| std::ptr::from_ref(slot) as usize)
     }
 
     /// How many slots hold `digest` whole, which must be no other than the one that is found.
@@ -86,14 +88,18 @@ impl Slots<Boxed> {
 }
 
 fn model(run: impl Fn() + Send + Sync + 'static) {
+    model_with(3, run);
+}
+
+fn model_with(preemptions: usize, run: impl Fn() + Send + Sync + 'static) {
     #[cfg(loom)]
     {
         let mut builder = loom::model::Builder::new();
-        builder.preemption_bound = Some(3);
+        builder.preemption_bound = Some(preemptions);
         builder.check(run);
     }
     #[cfg(not(loom))]
-    for _ in 0..2000 {
+    for _ in 0..1000 * preemptions {
         run();
     }
 }

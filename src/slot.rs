@@ -4,6 +4,7 @@
 //! An update is a release, a check an acquire, of the same generation word.
 
 mod local;
+mod wake;
 
 use crate::generation::Generation;
 use crate::layout::{Header, LABEL_SIZE, LIVE, RETIRED, RETIRING, Slot, Tag};
@@ -12,6 +13,7 @@ use crate::sync::{AtomicU64, Ordering, fence};
 pub(crate) use local::Seen;
 #[cfg(not(loom))]
 pub(crate) use local::{CHECKS_PER_LOOK, Count, Countdown, HighWater, Published, Stopwatch, Turn, Users, Vigil};
+pub(crate) use wake::WakeWord;
 
 const GENERATION: u64 = (1 << 54) - 1;
 /// No generation is lower, whatever the clock says: 2^40 microseconds are the 13th of January 1970.
@@ -55,10 +57,24 @@ impl Word {
         (self.0 ^ other.0) & !WAITING_BIT == 0
     }
 
+    /// Whether somebody may sleep until the generation moves on.
+    #[inline]
+    pub(crate) fn is_awaited(self) -> bool {
+        self.0 & WAITING_BIT != 0
+    }
+
     /// The generation after an update that found this word; `None` if the update must be made in a successor.
     #[inline]
     pub(crate) fn updated(self) -> Option<Generation> {
         if self.is_live() { Generation::new((self.0 & GENERATION) + 1) } else { None }
+    }
+
+    /// As [`updated`](Self::updated), but `None` also if there is somebody to wake.
+    #[inline]
+    pub(crate) fn updated_unawaited(self) -> Option<Generation> {
+        // One test of both bits, as an update is little more than that.
+        let is_plain = self.0 & (RETIRED_BIT | WAITING_BIT) == 0 && self.0 & GENERATION >= LOWEST;
+        if is_plain { Generation::new((self.0 & GENERATION) + 1) } else { None }
     }
 }
 
@@ -153,9 +169,28 @@ impl Slot {
         self.change(|word| Some(counted_out(word)));
     }
 
-    /// One update in the place of all that are pending. For who knows that none of them will be finished.
-    pub(crate) fn recover(&self) {
-        self.change(|word| (word & PENDING != 0).then_some((word & !PENDING).wrapping_add(1)));
+    /// One update in the place of all that are pending. For who knows that none of them will be finished. Returns the word
+    /// before it.
+    pub(crate) fn recover(&self) -> Word {
+        self.change(|word| (word & PENDING != 0).then_some((word & !PENDING).wrapping_add(1)))
+    }
+
+    /// Says that somebody is about to sleep until the generation moves on: whoever moves it on wakes him. Returns the word
+    /// that this finds. To be called when the wake word is armed.
+    pub(crate) fn await_update(&self) -> Word {
+        // ORDERING: relaxed, in spite of a bit that somebody else has set: `WakeWord::arm` orders it.
+        let word = self.generation.load(Ordering::Relaxed);
+        if word & WAITING_BIT != 0 || word & GENERATION == 0 {
+            return Word(word);
+        }
+        // ORDERING: as in `bump`.
+        Word(self.generation.fetch_or(WAITING_BIT, Ordering::AcqRel))
+    }
+
+    /// To be called before those who wait are woken: each of them who has still to wait says so again.
+    pub(crate) fn end_waiting(&self) {
+        // ORDERING: as in `bump`.
+        self.generation.fetch_and(!WAITING_BIT, Ordering::AcqRel);
     }
 
     /// Moves on to `candidate` if the slot has no generation yet. All who attach may do it; the first one counts.
@@ -171,14 +206,15 @@ impl Slot {
         let _ = self.generation.compare_exchange(0, first, Ordering::Release, Ordering::Relaxed);
     }
 
-    /// One update that nobody adopts; a slot that has not begun is left alone.
-    pub(crate) fn expire(&self) {
-        self.change(|word| (word & GENERATION != 0).then_some(word.wrapping_add(1)));
+    /// One update that nobody adopts; a slot that has not begun is left alone. Returns the word before it.
+    pub(crate) fn expire(&self) -> Word {
+        self.change(|word| (word & GENERATION != 0).then_some(word.wrapping_add(1)))
     }
 
-    /// The last update of this table: bumps, sets the retired bit. Does nothing the second time.
-    pub(crate) fn retire(&self) {
-        self.change(|word| (word & RETIRED_BIT == 0).then_some(word.wrapping_add(1) | RETIRED_BIT));
+    /// The last update of this table: bumps, sets the retired bit. Does nothing the second time. Returns the word before
+    /// this call.
+    pub(crate) fn retire(&self) -> Word {
+        self.change(|word| (word & RETIRED_BIT == 0).then_some(word.wrapping_add(1) | RETIRED_BIT))
     }
 
     /// Moves past `floor` and the present generation, and clears what processes of an earlier boot left.
@@ -408,6 +444,11 @@ impl Sight {
     pub(crate) fn is(self, word: Word) -> bool {
         // Nothing seen is zero, as is the word of an emptied mapping.
         word.0 & !WAITING_BIT == self.0 && self.0 != 0
+    }
+
+    /// Whether `word` is what was seen, as far as a sleeper is concerned: a new generation would wake him.
+    pub(crate) fn may_sleep_on(self, word: Word) -> bool {
+        self.is(word) || self.is_before_updates_of(word)
     }
 
     /// Whether `word` is what was seen, but for updates that are pending.

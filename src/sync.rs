@@ -6,7 +6,10 @@
 pub(crate) use std::sync::atomic::{AtomicPtr, AtomicU8, AtomicU32, AtomicU64, Ordering, fence};
 
 #[cfg(loom)]
-pub(crate) use loom::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering, fence};
+pub(crate) use loom::sync::{
+    Condvar, Mutex,
+    atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering, fence},
+};
 
 #[cfg(all(test, loom))]
 pub(crate) use loom::{sync::Arc, thread};

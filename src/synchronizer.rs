@@ -5,7 +5,6 @@ use crate::generation::Generation;
 use crate::handle::{ATTEMPTS, PAUSE, Table, coarse_now, precise_now};
 use crate::incarnation::{Incarnation, Place};
 use crate::key::CacheKey;
-use crate::layout::Slot;
 use crate::lock::Kind;
 use crate::mapping::Places;
 use crate::slot::{Countdown, Seen, Sight, Turn, Vigil, Word};
@@ -73,6 +72,10 @@ impl Clone for GenerationSynchronizer {
 pub struct Ticket(Sight);
 
 impl Ticket {
+    pub(crate) fn may_sleep_on(self, word: Word) -> bool {
+        self.0.may_sleep_on(word)
+    }
+
     /// The generation that it stands for; `None` if there was no table to attach to.
     #[must_use]
     pub fn generation(self) -> Option<Generation> {
@@ -191,18 +194,15 @@ impl GenerationSynchronizer {
                 Some(Kind::Shared) if !is_old() => return true,
                 Some(Kind::Shared) if self.read_only => break,
                 Some(Kind::Shared) => {
-                    place.expire();
+                    self.announce(place, place.expire());
                     return false;
                 }
                 // Somebody else is about to recover them.
                 Some(Kind::Exclusive) => std::thread::yield_now(),
                 None if self.read_only => break,
-                None => match mapping.try_lock(place, Kind::Exclusive) {
-                    Ok(Some(_lock)) => place.recover(),
-                    // Somebody else was faster, or another update has begun.
-                    Ok(None) => {}
-                    Err(_) => break,
-                },
+                // If that fails for now, somebody else was faster, or another update has begun.
+                None if place.owner().recover(place).is_err() => break,
+                None => {}
             }
         }
         // They are lost, but not for all. It may be that one was abandoned and another begun just when this process looked:
@@ -219,10 +219,10 @@ impl GenerationSynchronizer {
     }
 
     /// Attaches to the key in the latest incarnation of the table. Nothing seen before counts there.
-    fn move_on(&self) -> Result<&Slot, Error> {
+    fn move_on(&self) -> Result<&Place, Error> {
         self.seen.adopt(Sight::NOTHING);
         self.places.append(self.table.attach(&self.key)?);
-        Ok(self.places.slot())
+        Ok(self.places.latest())
     }
 
     #[inline]
@@ -237,11 +237,11 @@ impl GenerationSynchronizer {
         if word.is_live() {
             return Ok(self.vigil.sight(word));
         }
-        self.in_successor(|slot| Some(slot.word()).filter(|word| word.is_live()).map(Sight::of))
+        self.in_successor(|place| Some(place.word()).filter(|word| word.is_live()).map(Sight::of))
     }
 
     /// Moves on until `action` succeeds, as the table may be replaced again and again.
-    fn in_successor<R>(&self, action: impl Fn(&Slot) -> Option<R>) -> Result<R, Error> {
+    fn in_successor<R>(&self, action: impl Fn(&Place) -> Option<R>) -> Result<R, Error> {
         for _ in 0..ATTEMPTS {
             if let Some(result) = action(self.move_on()?) {
                 return Ok(result);
@@ -252,11 +252,29 @@ impl GenerationSynchronizer {
 
     /// An error about this key.
     pub(crate) fn error(&self, kind: ErrorKind) -> Error {
-        self.place(kind.into())
+        self.explain(kind.into())
     }
 
-    pub(crate) fn place(&self, error: Error) -> Error {
-        self.table.place(error).with_key(self.key.as_str())
+    pub(crate) fn explain(&self, error: Error) -> Error {
+        self.table.explain(error).with_key(self.key.as_str())
+    }
+
+    /// What the holder has seen, as a ticket.
+    pub(crate) fn seen_ticket(&self) -> Ticket {
+        Ticket(self.seen.get())
+    }
+
+    /// The key's slot, as far as this holder has moved on.
+    pub(crate) fn place(&self) -> &Place {
+        self.places.latest()
+    }
+
+    /// Whether somebody who has loaded the state with `ticket` need not wait any longer. A table that cannot be attached to
+    /// is news as often as that is tried.
+    pub(crate) fn is_news(&self, ticket: Ticket) -> bool {
+        self.table.look_if_due();
+        let is_lost = ticket.0 == Sight::NOTHING && !self.places.slot().word().is_live();
+        !(is_lost && !self.retry.is_due(coarse_now())) && self.is_overtaken(ticket.0)
     }
 
     /// Whether nothing has happened since `ticket` was taken: no update, and none that is pending.
@@ -362,8 +380,8 @@ impl GenerationSynchronizer {
     fn bump(&self, follow: impl FnOnce(Word)) -> Result<Generation, Error> {
         self.check_writable()?;
         let before = self.places.slot().bump();
-        let Some(generation) = before.updated() else {
-            return self.bump_successor();
+        let Some(generation) = before.updated_unawaited() else {
+            return self.bump_slow(before, follow);
         };
         follow(before);
         if generation.get().is_multiple_of(UPDATES_PER_LOOK) {
@@ -377,11 +395,25 @@ impl GenerationSynchronizer {
         if self.read_only { Err(self.error(ErrorKind::ReadOnly)) } else { Ok(()) }
     }
 
+    /// Somebody waits for the update that found `before`, or it must be made in the successor.
+    #[cold]
+    fn bump_slow(&self, before: Word, follow: impl FnOnce(Word)) -> Result<Generation, Error> {
+        let Some(generation) = before.updated() else { return self.bump_successor() };
+        // If another thread has moved on since, this wakes others in vain, and those at the old place were woken when it was
+        // retired.
+        self.announce(self.places.latest(), before);
+        follow(before);
+        Ok(generation)
+    }
+
     /// The table was retired when the update came: make it in the successor. Nobody who attaches there can have loaded
     /// the state before this process found the retired bit, but for the update's being made.
-    #[cold]
     fn bump_successor(&self) -> Result<Generation, Error> {
-        self.in_successor(|slot| slot.bump().updated())
+        self.in_successor(|place| self.announce(place, place.bump()).updated())
+    }
+
+    fn announce(&self, place: &Place, before: Word) -> Word {
+        place.owner().slots().announce(place, before)
     }
 
     /// Counts an update in, in the latest incarnation, where `lock` must be taken first. Gives the place, and the lock.
@@ -405,7 +437,7 @@ impl GenerationSynchronizer {
 
     /// Counts an update out that was begun at `place`, and announces it.
     pub(crate) fn finish(&self, place: &Place) -> Result<Generation, Error> {
-        let before = place.finish_update();
+        let before = self.announce(place, place.finish_update());
         match before.updated() {
             Some(generation) => {
                 self.seen.follow(before);

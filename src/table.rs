@@ -29,10 +29,22 @@
 //! claimer reads the state after its claim, with full fences on both sides: either it sees that the table is retiring,
 //! and attaches to the successor, or the sweep sees its slot. The sweep changes each slot once, however often it runs,
 //! so whoever finds a retiring table does it again rather than wait for a process that may be dead.
+//!
+//! **Waiting** is for a generation to move on, and nobody pays for it but those who do it and those who wake them. Who
+//! waits arms a wake word, sets the waiting bit of the generation word, and looks at the generation that this finds: is
+//! it still the one he has seen, he sleeps until the wake word moves on from what it was when he armed it. Whoever moves
+//! the generation on learns of the bit by the same instruction; he clears it, moves the wake word on, and wakes all.
+//!
+//! - The bit may be cleared by an updater that meant others. He then moves the wake word on, so who set it in vain does not
+//!   fall asleep, or is woken, and goes round again.
+//! - A waiter that died leaves a bit and an armed wake word, which cost the next update one call of the system.
+//! - An updater that died after his change leaves sleepers. So nobody sleeps long at a time.
+//!
+//! Each slot has a wake word for those who wait for its key, and the table one for those who wait for several.
 
 use crate::error::{Error, ErrorKind};
 use crate::layout::{Header, Slot, Tag, probe_limit, segment_slots};
-use crate::slot::{Digest, Holder};
+use crate::slot::{Digest, Holder, Word};
 
 /// Where a table's words are: a mapped file, or boxes in tests and models.
 pub(crate) trait Memory {
@@ -153,10 +165,33 @@ impl<M: Memory> Slots<M> {
         if slot.word().generation().is_none() {
             slot.begin(start());
         }
-        if !slot.has_label() {
+        let is_new = !slot.has_label();
+        if is_new {
             slot.write_label(label);
         }
-        Ok(self.header().is_live_after_claim().then_some(slot))
+        let is_live = self.header().is_live_after_claim();
+        if is_new {
+            // There is no waiting bit yet that could tell who watches the table.
+            self.header().wake.word.wake();
+        }
+        Ok(is_live.then_some(slot))
+    }
+
+    /// To be called for each change of a generation, with the word before it: wakes those who wait for it. Returns that
+    /// word.
+    #[inline]
+    pub(crate) fn announce(&self, slot: &Slot, before: Word) -> Word {
+        if before.is_awaited() {
+            self.wake(slot);
+        }
+        before
+    }
+
+    #[cold]
+    fn wake(&self, slot: &Slot) {
+        slot.end_waiting();
+        slot.wake.wake();
+        self.header().wake.word.wake();
     }
 
     /// The slots of the first `segments` segments that somebody has begun to claim.
@@ -172,6 +207,11 @@ impl<M: Memory> Slots<M> {
         Ok(())
     }
 
+    /// Changes every slot by `change`, which returns the word before it.
+    fn change_all(&self, change: impl Fn(&Slot) -> Word) -> Result<(), Error> {
+        self.each(|slot| _ = self.announce(slot, change(slot)))
+    }
+
     /// How many slots a search looks at before it comes to the claimed slot at `index` of `segment`, that one included.
     pub(crate) fn probe_length(&self, segment: u32, index: u64, digest: Digest) -> Option<u64> {
         let mask = segment_slots(self.capacity, segment) - 1;
@@ -183,12 +223,15 @@ impl<M: Memory> Slots<M> {
     /// Retires every slot. The state says "retiring" from here on, until the caller ends it.
     pub(crate) fn retire(&self) -> Result<(), Error> {
         self.header().begin_retiring();
-        self.each(Slot::retire)
+        // A slot that was retired before is announced again, as whoever did it may have died before he could do that.
+        self.change_all(Slot::retire)?;
+        self.header().wake.word.wake();
+        Ok(())
     }
 
     /// One update of every key.
     pub(crate) fn expire_all(&self) -> Result<(), Error> {
-        self.each(Slot::expire)
+        self.change_all(Slot::expire)
     }
 
     /// Moves every generation past `floor`, see [`Slot::renew`].
