@@ -56,14 +56,19 @@ impl<T> Policy<T> {
     /// When a value that was loaded at `now` is too old. Both are milliseconds.
     pub(crate) fn expiry(&self, now: u64) -> u64 {
         let Some(max_age) = self.max_age else { return u64::MAX };
-        let shorter = if self.jitter > 0.0 { self.jitter * random_fraction() } else { 0.0 };
-        now.saturating_add(max_age.mul_f64(1.0 - shorter).as_millis() as u64)
+        let age = milliseconds(max_age);
+        let shorter = if self.jitter > 0.0 { (age as f64 * self.jitter * random_fraction()) as u64 } else { 0 };
+        now.saturating_add(age.saturating_sub(shorter))
     }
 
-    /// In milliseconds.
-    pub(crate) fn pause_after_failure(&self) -> u64 {
-        if self.max_staleness.is_some() { self.retry_pause.as_millis() as u64 } else { 0 }
+    /// When to try again after a load that failed at `now`. Both are milliseconds.
+    pub(crate) fn retry(&self, now: u64) -> u64 {
+        if self.max_staleness.is_some() { now.saturating_add(milliseconds(self.retry_pause)) } else { now }
     }
+}
+
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// From 0 to 1. Asked of the system, as forked children would have any other generator's state in common.

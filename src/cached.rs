@@ -519,7 +519,7 @@ impl<T> Cached<T> {
             }
             Err(error) => {
                 self.tally.errors.add_one();
-                let retry = coarse_now() + self.policy.pause_after_failure();
+                let retry = self.policy.retry(coarse_now());
                 let mut failure = Failure { error, since, retry };
                 flight.land(|state| {
                     failure.since = state.failure.as_ref().map_or(since, |earlier| earlier.since);

@@ -354,6 +354,29 @@ fn a_value_is_no_older_than_its_age_limit() {
 }
 
 #[test]
+fn the_longest_durations_are_as_good_as_for_ever() {
+    let table = anonymous();
+    let (source, loads, loader) = source();
+    let cached = Cached::builder(sync(&table), loader)
+        .max_age(Duration::MAX)
+        .jitter(0.5)
+        .fail_safe(Duration::MAX)
+        .retry_pause(Duration::MAX)
+        .build()
+        .unwrap();
+    for _ in 0..3 {
+        assert_eq!(*cached.get().unwrap(), 1);
+    }
+    assert_eq!(loads.load(SeqCst), 1);
+    set(&source, Err("down"));
+    sync(&table).mark_updated().unwrap();
+    for _ in 0..3 {
+        assert_eq!(*cached.get().unwrap(), 1);
+    }
+    assert_eq!(loads.load(SeqCst), 2, "no pause");
+}
+
+#[test]
 fn jitter_keeps_values_from_ageing_all_at_once() {
     let table = anonymous();
     let (source, loads, loader) = source();
