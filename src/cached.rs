@@ -109,6 +109,7 @@ struct Tally {
     reloads: Count,
     errors: Count,
     stale: Count,
+    overtaken: Count,
     longest: Count,
 }
 
@@ -126,6 +127,9 @@ pub struct Counters {
     pub errors: u64,
     /// Calls that were answered with an expired value: during a load, in a callback, or because loading failed.
     pub stale_answers: u64,
+    /// Loads that were overtaken by an update before they ended, so that what they loaded was expired from the start. If
+    /// nearly all are, the loader may be making that update itself.
+    pub overtaken: u64,
     /// How long the longest load took, failed ones included; in microseconds' resolution.
     pub longest_load: Duration,
 }
@@ -283,12 +287,13 @@ impl<T> Cached<T> {
     /// What this `Cached` has done so far.
     #[must_use]
     pub fn counters(&self) -> Counters {
-        let Tally { reloads, errors, stale, longest } = &self.tally;
+        let Tally { reloads, errors, stale, overtaken, longest } = &self.tally;
         Counters {
             hits: self.hits.get(),
             reloads: reloads.get(),
             errors: errors.get(),
             stale_answers: stale.get(),
+            overtaken: overtaken.get(),
             longest_load: Duration::from_micros(longest.get()),
         }
     }
@@ -343,7 +348,8 @@ impl<T> Cached<T> {
 
     /// Whether an update has come between the beginning of the load and now.
     fn is_overtaken(&self, entry: &Entry<T>) -> bool {
-        entry.ticket.generation().is_some() && self.sync.is_expired_since(entry.ticket)
+        let mut tickets = self.tickets(entry);
+        tickets.any(|(sync, ticket)| ticket.generation().is_some() && sync.is_expired_since(ticket))
     }
 
     #[cold]
@@ -431,6 +437,9 @@ impl<T> Cached<T> {
                 let old = self.current.swap(Some(Arc::clone(&entry)));
                 self.tally.reloads.add_one();
                 let is_overtaken = self.is_overtaken(&entry);
+                if is_overtaken {
+                    self.tally.overtaken.add_one();
+                }
                 let overtaken = flight.succeed(is_overtaken);
                 if let (Some(on_reload), Some(old)) = (&self.policy.on_reload, &old) {
                     on_reload(&old.value, &entry.value);

@@ -561,7 +561,7 @@ fn get_if_fresh_does_not_verify() {
 fn a_loader_that_marks_a_key_of_its_value_is_reported_and_does_not_loop() {
     let table = anonymous();
     let dependency = GenerationSynchronizer::new(&table, "other").unwrap();
-    for marker in [sync(&table)] {
+    for marker in [sync(&table), dependency.clone()] {
         let (_, loads, loader) = source();
         let reports = Arc::new(Mutex::new(Vec::new()));
         let report = reports.clone();
@@ -579,6 +579,7 @@ fn a_loader_that_marks_a_key_of_its_value_is_reported_and_does_not_loop() {
         }
         let reports = reports.lock().unwrap();
         assert!(matches!(reports[..], [ErrorKind::Overtaken { loads: 8, .. }, ErrorKind::Overtaken { loads: 16, .. }]));
+        assert_eq!(cached.counters().overtaken, 20);
     }
 }
 
