@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::cached::Cached;
 use crate::error::{Error, ErrorKind, Source};
+use crate::slot::Count;
 use crate::synchronizer::GenerationSynchronizer;
 
 type OnError = Box<dyn Fn(&Error) + Send + Sync>;
@@ -28,9 +29,18 @@ pub(crate) struct Policy<T> {
 }
 
 pub(crate) struct Verification<T> {
-    pub(crate) every: u64,
+    every: u64,
+    /// The hits that might have been verified.
+    hits: Count,
     /// Reports two values if they differ.
     pub(crate) compare: OnPair<T>,
+}
+
+impl<T> Verification<T> {
+    /// To be asked at each hit.
+    pub(crate) fn is_due(&self) -> bool {
+        self.hits.add_one().is_multiple_of(self.every)
+    }
 }
 
 impl<T> Policy<T> {
@@ -56,14 +66,19 @@ impl<T> Policy<T> {
     /// When a value that was loaded at `now` is too old. Both are milliseconds.
     pub(crate) fn expiry(&self, now: u64) -> u64 {
         let Some(max_age) = self.max_age else { return u64::MAX };
-        let shorter = if self.jitter > 0.0 { self.jitter * random_fraction() } else { 0.0 };
-        now.saturating_add(max_age.mul_f64(1.0 - shorter).as_millis() as u64)
+        let age = milliseconds(max_age);
+        let shorter = if self.jitter > 0.0 { (age as f64 * self.jitter * random_fraction()) as u64 } else { 0 };
+        now.saturating_add(age.saturating_sub(shorter))
     }
 
-    /// In milliseconds.
-    pub(crate) fn pause_after_failure(&self) -> u64 {
-        if self.max_staleness.is_some() { self.retry_pause.as_millis() as u64 } else { 0 }
+    /// When to try again after a load that failed at `now`. Both are milliseconds.
+    pub(crate) fn retry(&self, now: u64) -> u64 {
+        if self.max_staleness.is_some() { now.saturating_add(milliseconds(self.retry_pause)) } else { now }
     }
+}
+
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// From 0 to 1. Asked of the system, as forked children would have any other generator's state in common.
@@ -93,6 +108,18 @@ fn random_fraction() -> f64 {
 /// # drop(now);
 /// # Ok(()) }
 /// ```
+///
+/// # Callbacks
+///
+/// [`on_reload`](Self::on_reload), [`on_error`](Self::on_error) and the report of [`verify`](Self::verify) run in the thread
+/// that loaded, when its load has ended and the new value is in place, while no lock is held. No other load of the value
+/// begins before they return: they never overlap, and come in the order of the loads. Meanwhile other threads get what was
+/// loaded, and wait only if that is expired again.
+///
+/// A callback that asks for the value gets the one that is in place, expired or not, or the error of the load that failed:
+/// it never loads, whichever method it calls. It must not wait for another thread that asks for the value.
+///
+/// If a callback panics, so does the call that loaded; the next one goes on as usual.
 #[must_use = "a builder does nothing until `build` is called"]
 pub struct CachedBuilder<T> {
     sync: GenerationSynchronizer,
@@ -135,9 +162,9 @@ impl<T> CachedBuilder<T> {
     }
 
     /// Called for every load that fails, and whenever eight more loads in a row were each overtaken by an update
-    /// ([`ErrorKind::Overtaken`]), as happens if the loader marks its own key updated.
+    /// ([`ErrorKind::Overtaken`]), as happens if the loader marks its own key updated, or one that the value depends on.
     ///
-    /// It runs in the thread that loaded, while no lock is held.
+    /// What it may do: see [Callbacks](Self#callbacks).
     pub fn on_error(mut self, callback: impl Fn(&Error) + Send + Sync + 'static) -> Self {
         self.policy.on_error = Some(Box::new(callback));
         self
@@ -168,18 +195,21 @@ impl<T> CachedBuilder<T> {
 
     /// Called with the old value and the new one after each load but the first.
     ///
-    /// It runs in the thread that loaded, while no lock is held, when the new value is in place. Two loads' callbacks may
-    /// overlap.
+    /// What it may do: see [Callbacks](Self#callbacks).
     pub fn on_reload(mut self, callback: impl Fn(&T, &T) + Send + Sync + 'static) -> Self {
         self.policy.on_reload = Some(Box::new(callback));
         self
     }
 
-    /// For development: loads a fresh value nevertheless at each `every`-th hit, and reports the one that was cached and
-    /// the one that was loaded if they differ, as somebody has then changed the source and not marked it updated.
+    /// For development: loads a fresh value nevertheless at each `every`-th hit of a call that may load, and reports the one
+    /// that was cached and the one that was loaded if they differ, as somebody has then changed the source and not marked
+    /// it updated.
     ///
     /// A change between its commit and its `mark_updated` is reported as well; one that is made in an
-    /// [`update`](GenerationSynchronizer::update) is not.
+    /// [`update`](GenerationSynchronizer::update), of this key or of one that the value depends on, is not. If the load
+    /// fails, [`on_error`](Self::on_error) is told, and the call gets the cached value.
+    ///
+    /// What the report may do: see [Callbacks](Self#callbacks).
     pub fn verify(mut self, every: u64, report: impl Fn(&T, &T) + Send + Sync + 'static) -> Self
     where
         T: PartialEq,
@@ -189,7 +219,7 @@ impl<T> CachedBuilder<T> {
                 report(cached, loaded);
             }
         };
-        self.policy.verification = Some(Verification { every, compare: Box::new(compare) });
+        self.policy.verification = Some(Verification { every, hits: Count::default(), compare: Box::new(compare) });
         self
     }
 

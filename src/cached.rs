@@ -2,20 +2,23 @@
 
 #![forbid(unsafe_code)]
 
+mod flights;
+
 use std::fmt;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::ThreadId;
+use std::iter;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 
 use crate::builder::{CachedBuilder, Policy, Verification};
-use crate::error::{Error, ErrorKind, Source};
+use crate::error::{Error, ErrorKind};
 use crate::generation::Generation;
 use crate::handle::coarse_now;
 use crate::slot::{CHECKS_PER_LOOK, Count};
 use crate::synchronizer::{GenerationSynchronizer, Ticket};
 use crate::update::UpdateError;
+use flights::{Failure, Flight, Flights, Next};
 
 /// How many loads in a row must have been overtaken by updates before that is reported.
 const OVERTAKEN: u64 = 8;
@@ -78,6 +81,10 @@ pub(crate) struct Entry<T> {
 }
 
 /// A value, and the generation that it was loaded at. From [`Cached::snapshot`].
+///
+/// Every announced update of the key makes the generation another one. It does not name the value, as an `ETag` must, if
+/// other things expire the value too: [`depends_on`](CachedBuilder::depends_on), [`max_age`](CachedBuilder::max_age) and
+/// [`verify`](CachedBuilder::verify) give several values of one generation.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Snapshot<T> {
@@ -88,92 +95,12 @@ pub struct Snapshot<T> {
 }
 
 impl<T> Entry<T> {
+    fn value(&self) -> Arc<T> {
+        Arc::clone(&self.value)
+    }
+
     fn snapshot(&self) -> Snapshot<T> {
-        Snapshot { value: Arc::clone(&self.value), generation: self.ticket.generation() }
-    }
-}
-
-/// The loads of one process. A forked child makes its own, as another thread may have held the mutex at the fork.
-struct Flights {
-    process: u32,
-    state: Mutex<State>,
-    landed: Condvar,
-}
-
-#[derive(Default)]
-struct State {
-    /// Who is loading.
-    pilot: Option<ThreadId>,
-    /// How many loads have begun; also the number of the last one.
-    begun: u64,
-    /// The number of the last one that succeeded.
-    succeeded: u64,
-    /// The loads in a row, up to the last one, that were overtaken by updates.
-    overtaken: u64,
-    /// If the last load failed.
-    failure: Option<Failure>,
-}
-
-impl State {
-    /// Makes this thread the pilot, if there is none.
-    fn take_off(&mut self) -> bool {
-        let is_free = self.pilot.is_none();
-        if is_free {
-            self.pilot = Some(std::thread::current().id());
-            self.begun += 1;
-        }
-        is_free
-    }
-}
-
-#[derive(Clone)]
-struct Failure {
-    error: Source,
-    /// When the first of the loads that failed in a row began, in milliseconds of the coarse clock.
-    since: u64,
-    /// When it may be tried again.
-    retry: u64,
-}
-
-impl Flights {
-    fn new() -> Arc<Self> {
-        Arc::new(Self { process: std::process::id(), state: Mutex::default(), landed: Condvar::new() })
-    }
-
-    fn is_inherited(&self) -> bool {
-        self.process != std::process::id()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // No code of the user's runs under the lock.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn wait<'a>(&self, state: MutexGuard<'a, State>, deadline: Option<Instant>) -> Option<MutexGuard<'a, State>> {
-        let Some(deadline) = deadline else {
-            return Some(self.landed.wait(state).unwrap_or_else(PoisonError::into_inner));
-        };
-        let left = deadline.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())?;
-        Some(self.landed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0)
-    }
-}
-
-/// A load under way. Dropped, as when the loader panics, it lets the next one begin.
-struct Flight<'a>(&'a Flights);
-
-impl Flight<'_> {
-    /// Records how it ended, before anybody else may load.
-    fn land<R>(&self, record: impl FnOnce(&mut State) -> R) -> Option<R> {
-        // In a child that the loader forked, there is nobody to tell, and the mutex may be anyone's.
-        (!self.0.is_inherited()).then(|| record(&mut self.0.lock()))
-    }
-}
-
-impl Drop for Flight<'_> {
-    fn drop(&mut self) {
-        if self.land(|state| state.pilot = None).is_some() {
-            self.0.landed.notify_all();
-        }
+        Snapshot { value: self.value(), generation: self.ticket.generation() }
     }
 }
 
@@ -182,6 +109,7 @@ struct Tally {
     reloads: Count,
     errors: Count,
     stale: Count,
+    overtaken: Count,
     longest: Count,
 }
 
@@ -197,8 +125,11 @@ pub struct Counters {
     pub reloads: u64,
     /// Loads that failed.
     pub errors: u64,
-    /// Calls that were answered with an expired value: during a load, or because loading failed.
+    /// Calls that were answered with an expired value: during a load, in a callback, or because loading failed.
     pub stale_answers: u64,
+    /// Loads that were overtaken by an update before they ended, so that what they loaded was expired from the start. If
+    /// nearly all are, the loader may be making that update itself.
+    pub overtaken: u64,
     /// How long the longest load took, failed ones included; in microseconds' resolution.
     pub longest_load: Duration,
 }
@@ -214,8 +145,8 @@ struct Terms {
 impl<T> Cached<T> {
     /// A value of the source behind `sync`'s key, loaded by `loader` at its first use.
     ///
-    /// The loader must read the source itself, and must not mark its own key updated. For more choice, see
-    /// [`builder`](Self::builder).
+    /// The loader must read the source itself, and must not mark its own key updated, nor one that the value depends on. For
+    /// more choice, see [`builder`](Self::builder).
     pub fn new<E>(sync: GenerationSynchronizer, loader: impl Fn() -> Result<T, E> + Send + Sync + 'static) -> Self
     where
         E: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -235,7 +166,7 @@ impl<T> Cached<T> {
     }
 
     pub(crate) fn assemble(sync: GenerationSynchronizer, policy: Policy<T>) -> Self {
-        let flights = ArcSwap::new(Flights::new());
+        let flights = ArcSwap::from_pointee(Flights::new());
         let (current, hits, tally) = (ArcSwapOption::empty(), Count::default(), Tally::default());
         Self { current, sync, hits, policy, flights, tally }
     }
@@ -250,17 +181,17 @@ impl<T> Cached<T> {
     ///
     /// # Panics
     ///
-    /// If the loader does; then another thread loads.
+    /// If the loader or a callback does; then the next thread may load.
     ///
     /// # Progress
     ///
-    /// Lock-free while the value is fresh: no allocation, no system call but those of
+    /// Lock-free while the value is fresh: no allocation after each thread's first call, no system call but those of
     /// [`is_expired`](GenerationSynchronizer::is_expired). Blocking while it is loaded.
     #[inline]
     pub fn get(&self) -> Result<Arc<T>, Error> {
-        match self.get_if_fresh() {
+        match self.fresh(true, Entry::value) {
             Some(value) => Ok(value),
-            None => self.get_slow(self.default_terms()).map(|entry| Arc::clone(&entry.value)),
+            None => self.get_slow(self.default_terms()).map(|entry| entry.value()),
         }
     }
 
@@ -277,11 +208,11 @@ impl<T> Cached<T> {
     ///
     /// As [`get`](Self::get); waits for another thread's load only if there is no value yet.
     pub fn get_stale_ok(&self) -> Result<Arc<T>, Error> {
-        match self.get_if_fresh() {
+        match self.fresh(true, Entry::value) {
             Some(value) => Ok(value),
             None => {
                 let terms = Terms { stale_while_reloading: true, ..self.default_terms() };
-                self.get_slow(terms).map(|entry| Arc::clone(&entry.value))
+                self.get_slow(terms).map(|entry| entry.value())
             }
         }
     }
@@ -298,18 +229,18 @@ impl<T> Cached<T> {
     ///
     /// As [`get`](Self::get).
     pub fn get_fresh(&self, deadline: Instant) -> Result<Arc<T>, Error> {
-        match self.get_if_fresh() {
+        match self.fresh(true, Entry::value) {
             Some(value) => Ok(value),
             None => {
                 let deadline = Some(deadline);
                 let terms = Terms { stale_while_reloading: false, stale_after_failure: false, deadline };
-                self.get_slow(terms).map(|entry| Arc::clone(&entry.value))
+                self.get_slow(terms).map(|entry| entry.value())
             }
         }
     }
 
-    /// The value if it is fresh, without loading it otherwise: for an event loop, which lets another thread call
-    /// [`get`](Self::get) then.
+    /// The value if it is fresh, without loading it otherwise, nor to [verify](CachedBuilder::verify) it: for an event loop,
+    /// which lets another thread call [`get`](Self::get) then.
     ///
     /// # Progress
     ///
@@ -317,7 +248,7 @@ impl<T> Cached<T> {
     #[inline]
     #[must_use]
     pub fn get_if_fresh(&self) -> Option<Arc<T>> {
-        self.fresh(|entry| Arc::clone(&entry.value))
+        self.fresh(false, Entry::value)
     }
 
     /// As [`get`](Self::get), with the generation that the value was loaded at.
@@ -330,7 +261,7 @@ impl<T> Cached<T> {
     ///
     /// As [`get`](Self::get).
     pub fn snapshot(&self) -> Result<Snapshot<T>, Error> {
-        match self.fresh(Entry::snapshot) {
+        match self.fresh(true, Entry::snapshot) {
             Some(snapshot) => Ok(snapshot),
             None => self.get_slow(self.default_terms()).map(|entry| entry.snapshot()),
         }
@@ -356,12 +287,13 @@ impl<T> Cached<T> {
     /// What this `Cached` has done so far.
     #[must_use]
     pub fn counters(&self) -> Counters {
-        let Tally { reloads, errors, stale, longest } = &self.tally;
+        let Tally { reloads, errors, stale, overtaken, longest } = &self.tally;
         Counters {
             hits: self.hits.get(),
             reloads: reloads.get(),
             errors: errors.get(),
             stale_answers: stale.get(),
+            overtaken: overtaken.get(),
             longest_load: Duration::from_micros(longest.get()),
         }
     }
@@ -370,13 +302,13 @@ impl<T> Cached<T> {
         Terms { stale_while_reloading: self.policy.stale_while_reloading, stale_after_failure: true, deadline: None }
     }
 
-    /// Something of the present value, if that is fresh.
+    /// Something of the present value, if that is fresh. It may only be verified if the call `may_load`.
     #[inline]
-    fn fresh<R>(&self, pick: impl Fn(&Entry<T>) -> R) -> Option<R> {
+    fn fresh<R>(&self, may_load: bool, pick: impl Fn(&Entry<T>) -> R) -> Option<R> {
         let current = self.current.load();
         let entry = current.as_ref()?;
         if !self.policy.is_plain || !self.sync.is_unchanged(entry.ticket) {
-            return self.fresh_slow(entry, pick);
+            return self.fresh_slow(entry, may_load, pick);
         }
         // Counts for the looks at the table's file, too.
         if !self.hits.add_one_or_so().is_multiple_of(CHECKS_PER_LOOK) || self.is_fresh_at_look(entry) {
@@ -393,65 +325,69 @@ impl<T> Cached<T> {
     }
 
     #[cold]
-    fn fresh_slow<R>(&self, entry: &Entry<T>, pick: impl Fn(&Entry<T>) -> R) -> Option<R> {
+    fn fresh_slow<R>(&self, entry: &Entry<T>, may_load: bool, pick: impl Fn(&Entry<T>) -> R) -> Option<R> {
         if !self.is_fresh(entry) {
             return None;
         }
-        let hits = self.hits.add_one();
-        let verification = self.policy.verification.as_ref().filter(|due| hits.is_multiple_of(due.every));
-        let loaded = verification.and_then(|verification| self.verify(entry, verification));
+        self.hits.add_one();
+        let is_due = may_load && self.policy.verification.as_ref().is_some_and(Verification::is_due);
+        let loaded = if is_due { self.verify(entry) } else { None };
         Some(pick(loaded.as_deref().unwrap_or(entry)))
     }
 
-    fn is_fresh(&self, entry: &Entry<T>) -> bool {
-        !self.sync.is_expired_since(entry.ticket) && (self.policy.is_plain || self.is_fresh_otherwise(entry))
+    /// The keys that `entry` is made of, each with its ticket.
+    fn tickets(&self, entry: &Entry<T>) -> impl Iterator<Item = (&GenerationSynchronizer, Ticket)> {
+        let dependencies = self.policy.dependencies.iter().zip(entry.dependencies.iter().copied());
+        iter::once((&self.sync, entry.ticket)).chain(dependencies)
     }
 
-    fn is_fresh_otherwise(&self, entry: &Entry<T>) -> bool {
-        let mut dependencies = self.policy.dependencies.iter().zip(&entry.dependencies);
-        dependencies.all(|(sync, ticket)| !sync.is_expired_since(*ticket))
+    fn is_fresh(&self, entry: &Entry<T>) -> bool {
+        self.tickets(entry).all(|(sync, ticket)| !sync.is_expired_since(ticket))
             && (self.policy.max_age.is_none() || coarse_now() < entry.expires)
+    }
+
+    /// Whether an update has come between the beginning of the load and now.
+    fn is_overtaken(&self, entry: &Entry<T>) -> bool {
+        let mut tickets = self.tickets(entry);
+        tickets.any(|(sync, ticket)| ticket.generation().is_some() && sync.is_expired_since(ticket))
     }
 
     #[cold]
     fn get_slow(&self, terms: Terms) -> Result<Arc<Entry<T>>, Error> {
         let flights = self.flights();
-        let mut state = flights.lock();
-        let begun_before = state.begun;
-        let mut has_waited = false;
+        let before = flights.log();
+        let mut log = before;
         loop {
             let current = self.current.load_full();
-            let fresh = current.as_ref().filter(|entry| state.succeeded > begun_before || self.is_fresh(entry));
-            if let Some(entry) = fresh {
+            if let Some(entry) = &current
+                && (log.has_succeeded_since(before) || self.is_fresh(entry))
+            {
                 self.hits.add_one();
                 return Ok(Arc::clone(entry));
             }
-            if let Some(failure) = &state.failure
-                && (has_waited || (state.pilot.is_none() && coarse_now() < failure.retry))
-            {
-                return self.after_failure(&failure.clone(), current, terms);
+            match flights.next(before, log) {
+                Next::Look => {}
+                Next::Load(flight) => {
+                    return self.load(flight, None).or_else(|failure| self.after_failure(&failure, current, terms));
+                }
+                Next::Fail(failure) => return self.after_failure(&failure, current, terms),
+                Next::Recurse => return Err(self.sync.error(ErrorKind::Recursion)),
+                Next::Rest => {
+                    return current.map(|entry| self.stale(entry)).ok_or_else(|| self.sync.error(ErrorKind::Recursion));
+                }
+                Next::Wait => match current.filter(|_| terms.stale_while_reloading) {
+                    Some(entry) => return Ok(self.stale(entry)),
+                    None if flights.wait(log, terms.deadline) => {}
+                    None => return Err(self.sync.error(ErrorKind::Deadline)),
+                },
             }
-            match state.pilot {
-                None => {
-                    state.take_off();
-                    drop(state);
-                    return self.load(&flights).or_else(|failure| self.after_failure(&failure, current, terms));
-                }
-                Some(pilot) if pilot == std::thread::current().id() => {
-                    return Err(self.sync.error(ErrorKind::Recursion));
-                }
-                Some(_) => {
-                    if terms.stale_while_reloading
-                        && let Some(entry) = current
-                    {
-                        self.tally.stale.add_one();
-                        return Ok(entry);
-                    }
-                    state = flights.wait(state, terms.deadline).ok_or_else(|| self.sync.error(ErrorKind::Deadline))?;
-                    has_waited = true;
-                }
-            }
+            log = flights.log();
         }
+    }
+
+    fn stale(&self, entry: Arc<Entry<T>>) -> Arc<Entry<T>> {
+        self.tally.stale.add_one();
+        entry
     }
 
     /// What a caller gets whose load failed, or who waited for one that did.
@@ -464,8 +400,7 @@ impl<T> Cached<T> {
         let age = Duration::from_millis(coarse_now().saturating_sub(failure.since));
         match (old, self.policy.max_staleness) {
             (Some(entry), Some(max_staleness)) if terms.stale_after_failure && age <= max_staleness => {
-                self.tally.stale.add_one();
-                Ok(entry)
+                Ok(self.stale(entry))
             }
             _ => Err(self.load_error(failure)),
         }
@@ -482,13 +417,14 @@ impl<T> Cached<T> {
             if !flights.is_inherited() {
                 return flights;
             }
-            self.flights.compare_and_swap(&flights, Flights::new());
+            self.flights.compare_and_swap(&flights, Arc::new(Flights::new()));
+            // Never dropped: another thread may have been changing what is in there at the fork.
+            std::mem::forget(flights);
         }
     }
 
-    /// Loads the value; the caller has made itself the pilot.
-    fn load(&self, flights: &Flights) -> Result<Arc<Entry<T>>, Failure> {
-        let flight = Flight(flights);
+    /// Loads the value, or only sees whether `verified` still is what would be loaded.
+    fn load(&self, mut flight: Flight<'_>, verified: Option<&Entry<T>>) -> Result<Arc<Entry<T>>, Failure> {
         let dependencies = self.policy.dependencies.iter().map(GenerationSynchronizer::ticket).collect();
         let ticket = self.sync.ticket();
         let (start, since) = (Instant::now(), coarse_now());
@@ -500,33 +436,35 @@ impl<T> Cached<T> {
                 let entry = Arc::new(Entry { value: Arc::new(value), ticket, dependencies, expires });
                 let old = self.current.swap(Some(Arc::clone(&entry)));
                 self.tally.reloads.add_one();
-                let is_overtaken = ticket.generation().is_some() && self.sync.is_expired_since(ticket);
-                let overtaken = flight.land(|state| {
-                    state.succeeded = state.begun;
-                    state.failure = None;
-                    state.overtaken = if is_overtaken { state.overtaken + 1 } else { 0 };
-                    state.overtaken
-                });
-                drop(flight);
-                if let (Some(on_reload), Some(old)) = (&self.policy.on_reload, old) {
+                let is_overtaken = self.is_overtaken(&entry);
+                if is_overtaken {
+                    self.tally.overtaken.add_one();
+                }
+                let overtaken = flight.succeed(is_overtaken);
+                if let (Some(on_reload), Some(old)) = (&self.policy.on_reload, &old) {
                     on_reload(&old.value, &entry.value);
                 }
-                let loads = overtaken.unwrap_or(0);
-                if is_overtaken && loads.is_multiple_of(OVERTAKEN) {
+                if let Some(loads) = overtaken.filter(|loads| is_overtaken && loads.is_multiple_of(OVERTAKEN)) {
                     self.report(|| self.sync.error(ErrorKind::Overtaken { loads }));
                 }
+                if let Some(verified) = verified {
+                    self.compare(verified, &entry);
+                }
+                // Before the old value: dropping that may take its time, and need this one.
+                drop(flight);
                 Ok(entry)
             }
             Err(error) => {
                 self.tally.errors.add_one();
-                let retry = coarse_now() + self.policy.pause_after_failure();
-                let mut failure = Failure { error, since, retry };
-                flight.land(|state| {
-                    failure.since = state.failure.as_ref().map_or(since, |earlier| earlier.since);
-                    state.failure = Some(failure.clone());
-                });
-                drop(flight);
+                let retry = self.policy.retry(coarse_now());
+                let mut failure = Failure { error, since, retry, load: flight.number() };
+                match verified {
+                    None => flight.fail(&mut failure),
+                    // There is a fresh value, and no reason not to load when it expires.
+                    Some(_) => flight.land(),
+                }
                 self.report(|| self.load_error(&failure));
+                drop(flight);
                 Err(failure)
             }
         }
@@ -541,17 +479,19 @@ impl<T> Cached<T> {
     /// Loads the value although `entry` is fresh by its generation, to see whether it is. Gives what was loaded, if
     /// anything.
     #[cold]
-    fn verify(&self, entry: &Entry<T>, verification: &Verification<T>) -> Option<Arc<Entry<T>>> {
+    fn verify(&self, entry: &Entry<T>) -> Option<Arc<Entry<T>>> {
         let flights = self.flights();
-        if !flights.lock().take_off() {
-            return None;
+        self.load(flights.try_take_off()?, Some(entry)).ok()
+    }
+
+    /// Reports two values if they differ and should not: no update has come between their loads, and none is in flight.
+    fn compare(&self, cached: &Entry<T>, loaded: &Entry<T>) {
+        if let Some(verification) = &self.policy.verification
+            && (cached.ticket, &cached.dependencies) == (loaded.ticket, &loaded.dependencies)
+            && self.tickets(loaded).all(|(sync, ticket)| sync.is_unchanged(ticket))
+        {
+            (verification.compare)(&cached.value, &loaded.value);
         }
-        let loaded = self.load(&flights).ok()?;
-        let is_unchanged = loaded.ticket == entry.ticket && self.sync.is_unchanged(loaded.ticket);
-        if is_unchanged && loaded.dependencies == entry.dependencies {
-            (verification.compare)(&entry.value, &loaded.value);
-        }
-        Some(loaded)
     }
 }
 

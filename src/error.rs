@@ -206,10 +206,11 @@ pub enum ErrorKind {
     /// The loader of a [`Cached`](crate::Cached) asked for the very value that it is to load.
     #[error("the loader asks for the value that it is to load; let it read the source itself")]
     Recursion,
-    /// Each of several loads of a [`Cached`](crate::Cached) in a row was overtaken by an update.
+    /// Each of several loads of a [`Cached`](crate::Cached) in a row was overtaken by an update, of its key or of one that it
+    /// depends on.
     #[error(
-        "the key was updated during each of the last {loads} loads; a loader must not mark its own key updated, and a \
-         key that is updated faster than it is loaded should be several keys"
+        "the key, or one that it depends on, was updated during each of the last {loads} loads; a loader must mark none of \
+         them updated, and a key that is updated faster than it is loaded should be several keys"
     )]
     #[non_exhaustive]
     Overtaken {

@@ -26,7 +26,7 @@
 //! $ curl -sw "$w" localhost:8080/settings
 //! {"version":2,"greeting":"Good morning"} worker 23902 generation 1795545965124527
 //! $ curl -s localhost:8080/healthz
-//! {"counters":{"errors":0,"hits":0,"longest_load_us":0,"reloads":0,"stale_answers":0},"generation":1795545965124527,"worker":23904}
+//! {"counters":{"errors":0,"hits":0,"longest_load_us":0,"overtaken":0,"reloads":0,"stale_answers":0},"generation":1795545965124527,"worker":23904}
 //! ```
 //!
 //! With `--die-before-bump`:

@@ -141,6 +141,7 @@ async fn healthz(State(worker): State<Arc<Worker>>) -> Response {
             "reloads": counters.reloads,
             "errors": counters.errors,
             "stale_answers": counters.stale_answers,
+            "overtaken": counters.overtaken,
             "longest_load_us": counters.longest_load.as_micros() as u64,
         },
     }))

@@ -60,8 +60,9 @@ impl Count {
         count
     }
 
+    /// Not below zero, as what is taken may be a count that was lost.
     pub(crate) fn take_one(&self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| count.checked_sub(1));
     }
 
     pub(crate) fn raise_to(&self, figure: u64) {
@@ -302,5 +303,17 @@ impl Users {
     /// Lets nobody in any more; `true` if nobody is in, and the caller is to close the descriptor.
     pub(crate) fn close(&self) -> bool {
         self.0.fetch_or(Self::CLOSED, Ordering::AcqRel) == 0
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::Count;
+
+    #[test]
+    fn a_count_does_not_go_below_zero() {
+        let count = Count::default();
+        count.take_one();
+        assert_eq!((count.get(), count.add_one_or_so(), count.add_one()), (0, 1, 2));
     }
 }
