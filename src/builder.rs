@@ -71,6 +71,11 @@ impl<T> Policy<T> {
         now.saturating_add(age.saturating_sub(shorter))
     }
 
+    /// In milliseconds.
+    pub(crate) fn retry_pause(&self) -> u64 {
+        milliseconds(self.retry_pause)
+    }
+
     /// When to try again after a load that failed at `now`. Both are milliseconds.
     pub(crate) fn retry(&self, now: u64) -> u64 {
         if self.max_staleness.is_some() { now.saturating_add(milliseconds(self.retry_pause)) } else { now }
@@ -155,7 +160,7 @@ impl<T> CachedBuilder<T> {
     }
 
     /// How long to wait after a load that failed before the next one, so that a broken source is not stormed; one second
-    /// unless set. Of use with [`fail_safe`](Self::fail_safe) alone, and to within the clock's tick, some milliseconds.
+    /// unless set. Of use with [`fail_safe`](Self::fail_safe) and for [waits](Cached::wait) alone, and to within the clock's tick, some milliseconds.
     pub fn retry_pause(mut self, pause: Duration) -> Self {
         self.policy.retry_pause = pause;
         self

@@ -9,15 +9,17 @@ use std::iter;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use arc_swap::{ArcSwap, ArcSwapOption};
+use arc_swap::ArcSwapOption;
 
 use crate::builder::{CachedBuilder, Policy, Verification};
 use crate::error::{Error, ErrorKind};
 use crate::generation::Generation;
 use crate::handle::coarse_now;
+use crate::process::PerProcess;
 use crate::slot::{CHECKS_PER_LOOK, Count};
 use crate::synchronizer::{GenerationSynchronizer, Ticket};
 use crate::update::UpdateError;
+use crate::wait::{Awaited, Waited, wait_for_any};
 use flights::{Failure, Flight, Flights, Next};
 
 /// How many loads in a row must have been overtaken by updates before that is reported.
@@ -66,7 +68,7 @@ pub struct Cached<T> {
     sync: GenerationSynchronizer,
     hits: Count,
     policy: Policy<T>,
-    flights: ArcSwap<Flights>,
+    flights: PerProcess<Flights>,
     tally: Tally,
 }
 
@@ -142,6 +144,10 @@ struct Terms {
     deadline: Option<Instant>,
 }
 
+impl Terms {
+    const FRESH: Self = Self { stale_while_reloading: false, stale_after_failure: false, deadline: None };
+}
+
 impl<T> Cached<T> {
     /// A value of the source behind `sync`'s key, loaded by `loader` at its first use.
     ///
@@ -166,7 +172,7 @@ impl<T> Cached<T> {
     }
 
     pub(crate) fn assemble(sync: GenerationSynchronizer, policy: Policy<T>) -> Self {
-        let flights = ArcSwap::from_pointee(Flights::new());
+        let flights = PerProcess::new();
         let (current, hits, tally) = (ArcSwapOption::empty(), Count::default(), Tally::default());
         Self { current, sync, hits, policy, flights, tally }
     }
@@ -232,8 +238,7 @@ impl<T> Cached<T> {
         match self.fresh(true, Entry::value) {
             Some(value) => Ok(value),
             None => {
-                let deadline = Some(deadline);
-                let terms = Terms { stale_while_reloading: false, stale_after_failure: false, deadline };
+                let terms = Terms { deadline: Some(deadline), ..Terms::FRESH };
                 self.get_slow(terms).map(|entry| entry.value())
             }
         }
@@ -267,6 +272,100 @@ impl<T> Cached<T> {
         }
     }
 
+    /// Blocks until the value that is in place is expired, and returns the fresh one; if none is in place yet, loads it.
+    ///
+    /// As [`GenerationSynchronizer::wait`], it ends at once if the value is expired already, and several updates may be told
+    /// as one; it also ends when the value is too old, or a key that it depends on is updated. What counts as in place is up
+    /// to all threads: one that must act on each new value while others may load it calls
+    /// [`wait_past`](Self::wait_past) with the one that it has.
+    ///
+    /// # Errors
+    ///
+    /// As [`get`](Self::get), whatever was built to hide errors. The next wait does not try again before the
+    /// [`retry_pause`](CachedBuilder::retry_pause) has passed, so that a loop does not storm a broken source.
+    ///
+    /// # Progress
+    ///
+    /// Blocking, without polling: as [`GenerationSynchronizer::wait`].
+    pub fn wait(&self) -> Result<Arc<T>, Error> {
+        loop {
+            if let Some(value) = self.wait_until(None, None)? {
+                return Ok(value);
+            }
+        }
+    }
+
+    /// As [`wait`](Self::wait), no longer than `timeout`: `None` says that the time was up. A load is not cut short.
+    ///
+    /// # Errors
+    ///
+    /// As [`wait`](Self::wait).
+    ///
+    /// # Progress
+    ///
+    /// As [`wait`](Self::wait).
+    pub fn wait_timeout(&self, timeout: Duration) -> Result<Option<Arc<T>>, Error> {
+        self.wait_until(None, Instant::now().checked_add(timeout))
+    }
+
+    /// As [`wait_timeout`](Self::wait_timeout), until `deadline`.
+    ///
+    /// # Errors
+    ///
+    /// As [`wait`](Self::wait).
+    ///
+    /// # Progress
+    ///
+    /// As [`wait`](Self::wait).
+    pub fn wait_deadline(&self, deadline: Instant) -> Result<Option<Arc<T>>, Error> {
+        self.wait_until(None, Some(deadline))
+    }
+
+    /// Blocks until there is a fresh value other than `known`, which this `Cached` gave, and returns it.
+    ///
+    /// # Errors
+    ///
+    /// As [`wait`](Self::wait).
+    ///
+    /// # Progress
+    ///
+    /// As [`wait`](Self::wait).
+    pub fn wait_past(&self, known: &Arc<T>) -> Result<Arc<T>, Error> {
+        loop {
+            if let Some(value) = self.wait_until(Some(known), None)? {
+                return Ok(value);
+            }
+        }
+    }
+
+    /// Until there is a fresh value that is not `known`; any other than the present one if none is.
+    fn wait_until(&self, known: Option<&Arc<T>>, deadline: Option<Instant>) -> Result<Option<Arc<T>>, Error> {
+        let known = |entry: &Arc<Entry<T>>| known.is_none_or(|known| Arc::ptr_eq(known, &entry.value));
+        if let Some(entry) = self.current.load_full().filter(known) {
+            let awaited: Vec<_> = self.tickets(&entry).map(|(sync, ticket)| Awaited { sync, ticket }).collect();
+            let age = self.policy.max_age.map(|_| entry.expires.saturating_sub(coarse_now()));
+            let expires = age.and_then(|age| Instant::now().checked_add(Duration::from_millis(age)));
+            // Nobody need keep an old value for this one's sake.
+            drop(entry);
+            let end = deadline.into_iter().chain(expires).min();
+            if wait_for_any(&awaited, end) == Waited::TimedOut && end == deadline {
+                return Ok(None);
+            }
+        }
+        if let Some(ended) = self.flights.get().last_failure() {
+            let retry = ended.saturating_add(self.policy.retry_pause()).saturating_sub(coarse_now());
+            let pause = Duration::from_millis(retry);
+            match deadline.map(|deadline| deadline.saturating_duration_since(Instant::now())) {
+                Some(left) if left < pause => {
+                    std::thread::sleep(left);
+                    return Ok(None);
+                }
+                _ => std::thread::sleep(pause),
+            }
+        }
+        self.get_slow(Terms::FRESH).map(|entry| Some(entry.value()))
+    }
+
     /// Changes the source by `commit`, and announces it to all processes, this one too, whatever happens in between: see
     /// [`GenerationSynchronizer::update`].
     ///
@@ -274,11 +373,14 @@ impl<T> Cached<T> {
     ///
     /// As there.
     pub fn update<R, E>(&self, commit: impl FnOnce() -> Result<R, E>) -> Result<R, UpdateError<E>> {
-        self.sync.update(commit)
+        // By another one of the key, as the value's own has not seen what is not loaded.
+        self.sync.clone().update(commit)
     }
 
     /// The synchronizer of the value's key, for other ways to announce an update. What it has
-    /// [seen](GenerationSynchronizer::sync_gen) is none of the value's concern.
+    /// [seen](GenerationSynchronizer::sync_gen) is the generation of the value in place, so that other ways to wait, such as
+    /// [`pollable`](GenerationSynchronizer::pollable), tell when the value's own key was updated. So an update of its own would
+    /// count as seen: announce by a clone of it, or by [`update`](Self::update).
     #[must_use]
     pub fn synchronizer(&self) -> &GenerationSynchronizer {
         &self.sync
@@ -354,7 +456,7 @@ impl<T> Cached<T> {
 
     #[cold]
     fn get_slow(&self, terms: Terms) -> Result<Arc<Entry<T>>, Error> {
-        let flights = self.flights();
+        let flights = self.flights.get();
         let before = flights.log();
         let mut log = before;
         loop {
@@ -410,19 +512,6 @@ impl<T> Cached<T> {
         self.sync.explain(Error::load(&failure.error))
     }
 
-    /// The loads of this process.
-    fn flights(&self) -> Arc<Flights> {
-        loop {
-            let flights = self.flights.load_full();
-            if !flights.is_inherited() {
-                return flights;
-            }
-            self.flights.compare_and_swap(&flights, Arc::new(Flights::new()));
-            // Never dropped: another thread may have been changing what is in there at the fork.
-            std::mem::forget(flights);
-        }
-    }
-
     /// Loads the value, or only sees whether `verified` still is what would be loaded.
     fn load(&self, mut flight: Flight<'_>, verified: Option<&Entry<T>>) -> Result<Arc<Entry<T>>, Failure> {
         let dependencies = self.policy.dependencies.iter().map(GenerationSynchronizer::ticket).collect();
@@ -435,6 +524,7 @@ impl<T> Cached<T> {
                 let expires = self.policy.expiry(coarse_now());
                 let entry = Arc::new(Entry { value: Arc::new(value), ticket, dependencies, expires });
                 let old = self.current.swap(Some(Arc::clone(&entry)));
+                self.sync.adopt(ticket);
                 self.tally.reloads.add_one();
                 let is_overtaken = self.is_overtaken(&entry);
                 if is_overtaken {
@@ -456,8 +546,9 @@ impl<T> Cached<T> {
             }
             Err(error) => {
                 self.tally.errors.add_one();
-                let retry = self.policy.retry(coarse_now());
-                let mut failure = Failure { error, since, retry, load: flight.number() };
+                let ended = coarse_now();
+                let retry = self.policy.retry(ended);
+                let mut failure = Failure { error, since, ended, retry, load: flight.number() };
                 match verified {
                     None => flight.fail(&mut failure),
                     // There is a fresh value, and no reason not to load when it expires.
@@ -480,7 +571,7 @@ impl<T> Cached<T> {
     /// anything.
     #[cold]
     fn verify(&self, entry: &Entry<T>) -> Option<Arc<Entry<T>>> {
-        let flights = self.flights();
+        let flights = self.flights.get();
         self.load(flights.try_take_off()?, Some(entry)).ok()
     }
 

@@ -13,11 +13,13 @@ use crate::generation::Generation;
 use crate::incarnation::{Incarnation, Place};
 use crate::info::{SlotInfo, Stats};
 use crate::key::CacheKey;
-use crate::layout::{MAX_SIZE, segment_offset};
+use crate::layout::{Header, MAX_SIZE, segment_offset};
 use crate::lock::RangeLock;
 use crate::mapping::{Chain, Identity, Mapping};
+use crate::notifier::Notifier;
 use crate::options::{TableOptions, default_path};
-use crate::slot::Turn;
+use crate::process::PerProcess;
+use crate::slot::{Armed, Turn, WakeWord};
 
 /// At least so many milliseconds pass between two looks at a table's file, and between two attempts to attach to one
 /// that cannot be attached to.
@@ -55,6 +57,14 @@ struct Shared {
     incarnations: Chain<Arc<Incarnation>>,
     /// When the next look at the file is due.
     look: Turn,
+    notifier: PerProcess<Notifier>,
+}
+
+impl Shared {
+    fn new(options: TableOptions, source: Source, first: Arc<Incarnation>) -> Self {
+        let (incarnations, look) = (Chain::new(first), Turn::at(0));
+        Self { options, source, incarnations, look, notifier: PerProcess::new() }
+    }
 }
 
 #[derive(Debug)]
@@ -113,7 +123,7 @@ impl Table {
 
     fn open_source(source: Source, options: TableOptions) -> Result<Self, Error> {
         let first = open(&source, &options, None)?;
-        Ok(Self(Arc::new(Shared { options, source, incarnations: Chain::new(first), look: Turn::at(0) })))
+        Ok(Self(Arc::new(Shared::new(options, source, first))))
     }
 
     pub(crate) fn create_anonymous(options: TableOptions) -> Result<Self, Error> {
@@ -122,8 +132,7 @@ impl Table {
         let file = TableFile::of_file(Blueprint::new(&options, size)?.anonymous()?, &options)?;
         let mapping = Mapping::of_file(file.file, None, &file.facts, file.segments, false)?;
         let first = Arc::new(Incarnation::new(mapping, file.facts, None));
-        let source = Source::Anonymous;
-        Ok(Self(Arc::new(Shared { options, source, incarnations: Chain::new(first), look: Turn::at(0) })))
+        Ok(Self(Arc::new(Shared::new(options, Source::Anonymous, first))))
     }
 
     /// The path of the table's file; `None` for an anonymous one.
@@ -271,6 +280,28 @@ impl Table {
             Err(ErrorKind::Retired.into())
         };
         attach().map_err(|error: Error| self.explain(error).with_key(key.as_str()))
+    }
+
+    pub(crate) fn notifier(&self) -> Arc<Notifier> {
+        self.0.notifier.get()
+    }
+
+    /// Arms the table's wake word, if a process can sleep on it.
+    pub(crate) fn arm(&self) -> Option<(&WakeWord, Armed)> {
+        let header = self.writable_header()?;
+        let armed = header.wake.word.arm();
+        header.is_live().then_some((&header.wake.word, armed))
+    }
+
+    /// Wakes all who sleep on the table's wake word.
+    pub(crate) fn wake_sleepers(&self) {
+        if let Some(header) = self.writable_header() {
+            header.wake.word.wake();
+        }
+    }
+
+    fn writable_header(&self) -> Option<&Header> {
+        if self.is_read_only() { None } else { self.current().ok().map(|current| current.slots().header()) }
     }
 
     /// The latest incarnation; another one than before if that was retired or its file is gone.

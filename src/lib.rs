@@ -85,6 +85,8 @@
 mod builder;
 #[cfg(not(loom))]
 mod cached;
+#[cfg(all(feature = "tokio", not(loom)))]
+mod changed;
 mod error;
 #[cfg(not(loom))]
 mod file;
@@ -108,7 +110,13 @@ mod mapping;
 #[cfg(test)]
 mod models;
 #[cfg(not(loom))]
+mod notifier;
+#[cfg(not(loom))]
 mod options;
+#[cfg(not(loom))]
+mod pollable;
+#[cfg(not(loom))]
+mod process;
 mod slot;
 mod sync;
 #[cfg(not(loom))]
@@ -118,7 +126,11 @@ mod table;
 mod update;
 #[cfg(not(loom))]
 mod wait;
+#[cfg(not(loom))]
+mod watch;
 
+#[cfg(all(feature = "tokio", not(loom)))]
+pub use changed::{Changed, Changes};
 pub use error::{Error, ErrorKind};
 pub use generation::Generation;
 #[cfg(not(loom))]
@@ -129,7 +141,9 @@ pub use {
     info::{SlotInfo, Stats},
     key::{CacheKey, KeyNormalizer},
     options::{OwnerCheck, TableOptions},
+    pollable::Pollable,
     synchronizer::{GenerationSynchronizer, Ticket},
     update::{Update, UpdateError, update_all},
     wait::{WaitSet, Waited},
+    watch::Watch,
 };

@@ -13,6 +13,8 @@ use crate::sync::{AtomicU64, Ordering, fence};
 pub(crate) use local::Seen;
 #[cfg(not(loom))]
 pub(crate) use local::{CHECKS_PER_LOOK, Count, Countdown, HighWater, Published, Stopwatch, Turn, Users, Vigil};
+#[cfg(not(loom))]
+pub(crate) use wake::Armed;
 pub(crate) use wake::WakeWord;
 
 const GENERATION: u64 = (1 << 54) - 1;

@@ -277,6 +277,13 @@ impl GenerationSynchronizer {
         !(is_lost && !self.retry.is_due(coarse_now())) && self.is_overtaken(ticket.0)
     }
 
+    /// Whether there is news for `ticket`. If not, whoever makes it wakes those who sleep on the table's wake word; but for a
+    /// table that this process cannot write to.
+    pub(crate) fn await_news(&self, ticket: Ticket) -> bool {
+        let is_blind = || self.read_only || !self.places.slot().word().is_live();
+        self.is_news(ticket) || !is_blind() && !ticket.may_sleep_on(self.places.latest().await_update())
+    }
+
     /// Whether nothing has happened since `ticket` was taken: no update, and none that is pending.
     #[inline]
     pub(crate) fn is_unchanged(&self, ticket: Ticket) -> bool {

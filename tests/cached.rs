@@ -911,3 +911,96 @@ fn a_builder_refuses_what_makes_no_sense() {
     assert!(text(builder().jitter(0.5).build()).contains("max_age"));
     assert!(text(builder().verify(0, |_, _| ()).build()).contains("expected 1 or more"));
 }
+
+#[test]
+fn a_wait_returns_the_value_that_comes_after_the_one_in_place() {
+    let table = anonymous();
+    let (source, loads, loader) = source();
+    let cached = Cached::new(sync(&table), loader);
+    assert_eq!(*cached.wait().unwrap(), 1, "there was none in place");
+    assert!(cached.wait_timeout(Duration::from_millis(5)).unwrap().is_none());
+    assert!(cached.wait_deadline(Instant::now()).unwrap().is_none());
+    thread::scope(|scope| {
+        let waiters = [(); 3].map(|()| scope.spawn(|| *cached.wait().unwrap()));
+        // Not only once: a waiter may come after the first update.
+        while !waiters.iter().all(|waiter| waiter.is_finished()) {
+            set(&source, Ok(2));
+            sync(&table).mark_updated().unwrap();
+            thread::sleep(Duration::from_millis(1));
+        }
+        assert!(waiters.into_iter().all(|waiter| waiter.join().unwrap() == 2));
+    });
+    // Expired already.
+    cached.update(|| change(&source, 3)).unwrap();
+    assert_eq!(*cached.wait_deadline(Instant::now()).unwrap().unwrap(), 3);
+    assert_eq!(loads.load(SeqCst), cached.counters().reloads);
+}
+
+#[test]
+fn a_wait_past_a_known_value_misses_none_that_another_thread_has_loaded() {
+    let table = anonymous();
+    let (source, _, loader) = source();
+    let cached = Cached::new(sync(&table), loader);
+    let known = cached.get().unwrap();
+    cached.update(|| change(&source, 2)).unwrap();
+    assert_eq!(*cached.get().unwrap(), 2);
+    assert_eq!(*cached.wait_past(&known).unwrap(), 2);
+}
+
+#[test]
+fn a_wait_ends_with_each_key_and_with_age() {
+    let table = anonymous();
+    let other = GenerationSynchronizer::new(&table, "other").unwrap();
+    let elsewhere = sync(&anonymous());
+    let (source, _, loader) = source();
+    let cached = Cached::builder(sync(&table), loader)
+        .depends_on(&other)
+        .depends_on(&elsewhere)
+        .max_age(Duration::from_millis(300))
+        .build()
+        .unwrap();
+    cached.get().unwrap();
+    for (value, key) in [(2, &other), (3, &elsewhere), (4, &sync(&table))] {
+        let before = cached.counters().reloads;
+        set(&source, Ok(value));
+        key.mark_updated().unwrap();
+        assert_eq!(*cached.wait().unwrap(), value);
+        assert_eq!(cached.counters().reloads, before + 1);
+    }
+    set(&source, Ok(5));
+    assert_eq!(*cached.wait().unwrap(), 5, "nobody has said so, but it is too old");
+}
+
+#[test]
+fn a_loop_of_waits_does_not_storm_a_broken_source() {
+    let table = anonymous();
+    let (source, loads, loader) = source();
+    let cached = Cached::builder(sync(&table), loader).retry_pause(Duration::from_millis(100)).build().unwrap();
+    cached.get().unwrap();
+    set(&source, Err("down"));
+    sync(&table).mark_updated().unwrap();
+    let start = Instant::now();
+    for _ in 0..4 {
+        assert!(cached.wait().is_err());
+    }
+    assert!(start.elapsed() > Duration::from_millis(250), "the source was stormed");
+    assert!(cached.wait_timeout(Duration::from_millis(1)).unwrap().is_none());
+    assert_eq!(loads.load(SeqCst), 5);
+    set(&source, Ok(2));
+    assert_eq!(*cached.wait().unwrap(), 2);
+}
+
+#[test]
+fn the_synchronizer_of_a_value_has_seen_what_is_in_place() {
+    let table = anonymous();
+    let (source, _, loader) = source();
+    let cached = Cached::new(sync(&table), loader);
+    cached.get().unwrap();
+    for value in 2..5 {
+        assert!(!cached.synchronizer().is_expired());
+        cached.update(|| change(&source, value)).unwrap();
+        assert!(cached.synchronizer().is_expired(), "what it has changed itself is not in place yet");
+        cached.synchronizer().wait();
+        assert_eq!(*cached.get().unwrap(), value);
+    }
+}

@@ -8,8 +8,8 @@ use std::time::Instant;
 
 use crate::error::Source;
 use crate::handle::coarse_now;
+use crate::process::OfProcess;
 
-/// A forked child makes its own, as another thread may have held the mutex at the fork.
 pub(super) struct Flights {
     process: u32,
     state: Mutex<State>,
@@ -52,6 +52,8 @@ pub(super) struct Failure {
     pub(super) error: Source,
     /// When the first of the loads that failed in a row began, in milliseconds of the coarse clock.
     pub(super) since: u64,
+    /// When this one ended.
+    pub(super) ended: u64,
     /// When it may be tried again.
     pub(super) retry: u64,
     /// The number of the load.
@@ -72,17 +74,24 @@ pub(super) enum Next<'a> {
     Recurse,
 }
 
-impl Flights {
-    pub(super) fn new() -> Self {
+impl OfProcess for Flights {
+    fn new() -> Self {
         Self { process: std::process::id(), state: Mutex::default(), changed: Condvar::new() }
     }
 
-    pub(super) fn is_inherited(&self) -> bool {
+    fn is_inherited(&self) -> bool {
         self.process != std::process::id()
     }
+}
 
+impl Flights {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// When the last load ended, if it failed; in milliseconds of the coarse clock.
+    pub(super) fn last_failure(&self) -> Option<u64> {
+        self.lock().failure.as_ref().map(|failure| failure.ended)
     }
 
     pub(super) fn log(&self) -> Log {

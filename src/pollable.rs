@@ -1,0 +1,88 @@
+//! Waiting in an event loop: a descriptor that is readable when a key was updated.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::sync::Arc;
+
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use crate::error::Error;
+use crate::notifier::{Registration, Target};
+use crate::synchronizer::GenerationSynchronizer;
+
+/// A descriptor that becomes readable when a key was updated: for `poll`, `epoll` and what is made of them.
+///
+/// Made by [`GenerationSynchronizer::pollable`]. It is the process's own: a child that was forked since shares its parent's,
+/// and must make one for itself.
+///
+/// ```
+/// use gensync::{GenerationSynchronizer, Table};
+/// use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+/// # use std::os::fd::AsFd;
+///
+/// # fn load_routes() -> Result<(), gensync::Error> { Ok(()) }
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let table = Table::options().anonymous()?;
+/// let sync = GenerationSynchronizer::new(&table, "routes")?;
+/// let pollable = sync.pollable()?;
+/// # GenerationSynchronizer::new(&table, "routes")?.mark_updated()?;
+/// loop {
+///     poll(&mut [PollFd::new(pollable.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE)?; // among others
+///     if pollable.acknowledge() {
+///         sync.refresh_with(load_routes)?;
+///     }
+/// #   break;
+/// }
+/// # Ok(()) }
+/// ```
+#[derive(Debug)]
+pub struct Pollable {
+    descriptor: Arc<EventFd>,
+    _registration: Registration,
+}
+
+impl Pollable {
+    /// Makes it unreadable until the next update; `false` if it was already. To be called before the state is loaded, so that
+    /// an update during the load makes it readable again.
+    ///
+    /// # Progress
+    ///
+    /// One system call, which does not block.
+    pub fn acknowledge(&self) -> bool {
+        self.descriptor.read().is_ok()
+    }
+}
+
+impl AsFd for Pollable {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.descriptor.as_fd()
+    }
+}
+
+impl AsRawFd for Pollable {
+    fn as_raw_fd(&self) -> RawFd {
+        self.descriptor.as_fd().as_raw_fd()
+    }
+}
+
+impl GenerationSynchronizer {
+    /// A descriptor that becomes readable with each update of the key, from the generation on that this synchronizer has seen
+    /// now: if it is expired, at once. Several updates may be told as one.
+    ///
+    /// All descriptors and tasks of a [`Table`](crate::Table) in one process share one thread, which begins with the first and
+    /// ends with the last. Its signals are blocked.
+    ///
+    /// # Errors
+    ///
+    /// No descriptor is left, or no thread can be started.
+    ///
+    /// # Progress
+    ///
+    /// Takes a lock, which no other process has a part in, for the time of a look at each key that is waited for.
+    pub fn pollable(&self) -> Result<Pollable, Error> {
+        let descriptor = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
+            .map_err(|errno| self.explain(Error::system("making a descriptor to poll", errno)))?;
+        let descriptor = Arc::new(descriptor);
+        let registration = Registration::new(self.clone(), Target::Descriptor(Arc::clone(&descriptor)))?;
+        Ok(Pollable { descriptor, _registration: registration })
+    }
+}

@@ -1,0 +1,158 @@
+//! Watching a whole table, for tools.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use crate::error::Error;
+use crate::futex::BLIND;
+use crate::handle::Table;
+use crate::incarnation::Incarnation;
+use crate::info::SlotInfo;
+use crate::layout::{Slot, segment_slots};
+use crate::wait::{SLICE, time_left};
+
+/// The changes of a table's keys, as they come: an iterator that blocks until there is one, and never ends.
+///
+/// Made by [`Table::watch`].
+#[derive(Debug)]
+pub struct Watch {
+    table: Table,
+    incarnation: Arc<Incarnation>,
+    /// The generations that were told, by segment and slot; 0 for a slot without a key.
+    seen: Vec<Vec<u64>>,
+    found: VecDeque<SlotInfo>,
+}
+
+impl Table {
+    /// Watches all keys of the table: gives each change of a generation from now on, with the key's label. A key that is
+    /// created meanwhile is a change, too. Several updates of a key may be told as one; all keys that have changed at one time
+    /// are told in no order.
+    ///
+    /// After a [`reset`](Self::reset), the keys that are attached to in the new table are told as they come.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// use gensync::{GenerationSynchronizer, Table};
+    ///
+    /// # fn main() -> Result<(), gensync::Error> {
+    /// let table = Table::options().anonymous()?;
+    /// let mut watch = table.watch()?;
+    /// let sync = GenerationSynchronizer::new(&table, "routes")?;
+    /// let change = watch.next_timeout(Duration::from_secs(10)).expect("a key was created");
+    /// assert_eq!((&*change.label(), Some(change.generation())), ("routes", sync.sync_gen()));
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// The table was replaced, and its successor cannot be opened.
+    ///
+    /// # Progress
+    ///
+    /// Each change costs a look at all slots of the table, and the update that makes it a call of the system.
+    pub fn watch(&self) -> Result<Watch, Error> {
+        let incarnation = Arc::clone(self.current()?);
+        let mut watch = Watch { table: self.clone(), incarnation, seen: Vec::new(), found: VecDeque::new() };
+        watch.look();
+        watch.found.clear();
+        Ok(watch)
+    }
+}
+
+impl Watch {
+    /// The next change, if it comes within `timeout`.
+    ///
+    /// # Progress
+    ///
+    /// Blocking, without polling, as [`wait`](crate::GenerationSynchronizer::wait); with a read-only table, it looks every 10
+    /// milliseconds.
+    pub fn next_timeout(&mut self, timeout: Duration) -> Option<SlotInfo> {
+        self.next_until(Instant::now().checked_add(timeout))
+    }
+
+    /// The next change, if it comes until `deadline`.
+    ///
+    /// # Progress
+    ///
+    /// As [`next_timeout`](Self::next_timeout).
+    pub fn next_deadline(&mut self, deadline: Instant) -> Option<SlotInfo> {
+        self.next_until(Some(deadline))
+    }
+
+    fn next_until(&mut self, deadline: Option<Instant>) -> Option<SlotInfo> {
+        loop {
+            if let Some(change) = self.found.pop_front() {
+                return Some(change);
+            }
+            let table = self.table.clone();
+            let armed = table.arm();
+            let has_moved = self.look();
+            if has_moved || !self.found.is_empty() {
+                continue;
+            }
+            let limit = time_left(deadline, SLICE)?;
+            match armed {
+                Some((word, armed)) => word.sleep(armed, limit),
+                None => sleep(limit.min(BLIND)),
+            }
+        }
+    }
+
+    /// Looks at every slot, and collects what has changed. Returns whether they are those of another incarnation than before.
+    fn look(&mut self) -> bool {
+        // If the successor cannot be opened now, that is tried again the next time.
+        let next = self.table.current().ok().filter(|current| !Arc::ptr_eq(current, &self.incarnation)).cloned();
+        let has_moved = next.is_some();
+        if let Some(next) = next {
+            self.incarnation = next;
+            self.seen.clear();
+        }
+        let slots = self.incarnation.slots();
+        let segments = slots.memory().reachable();
+        for segment in self.seen.len() as u32..segments {
+            self.seen.push(vec![0; segment_slots(self.incarnation.facts().capacity, segment) as usize]);
+        }
+        for (segment, index, slot) in slots.claimed(segments) {
+            // Told when it has a name.
+            if !slot.has_label() || !self.await_update(slot) {
+                continue;
+            }
+            let seen = &mut self.seen[segment as usize][index as usize];
+            if let Some(info) = SlotInfo::of(slot)
+                && info.generation().get() != *seen
+            {
+                *seen = info.generation().get();
+                self.found.push_back(info);
+            }
+        }
+        has_moved
+    }
+
+    /// Has updates of the slot wake this watch; `false` if the slot is not to be looked at.
+    fn await_update(&self, slot: &Slot) -> bool {
+        if self.table.is_read_only() {
+            return slot.word().is_live();
+        }
+        let word = slot.await_update();
+        // It may be that nobody else looks whether its maker is alive.
+        if word.pending() > 0 && self.incarnation.mapping().held(slot).is_none() {
+            let _ = self.incarnation.recover(slot);
+        }
+        word.is_live()
+    }
+}
+
+impl Iterator for Watch {
+    type Item = SlotInfo;
+
+    fn next(&mut self) -> Option<SlotInfo> {
+        loop {
+            if let Some(change) = self.next_until(None) {
+                return Some(change);
+            }
+        }
+    }
+}

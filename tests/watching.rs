@@ -1,0 +1,281 @@
+//! Guards against changes that tools, event loops and tasks do not hear of, and against threads that outlive their purpose.
+
+mod support;
+
+use std::collections::{HashMap, HashSet};
+use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::time::{Duration, Instant};
+
+use gensync::{GenerationSynchronizer, Pollable, Table};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use support::{Child, await_value, in_child, path, shared_words};
+
+const LIMIT: Duration = Duration::from_secs(20);
+const NOT_YET: Duration = Duration::from_millis(20);
+
+fn attach(table: &Table, key: &str) -> GenerationSynchronizer {
+    GenerationSynchronizer::new(table, key).unwrap()
+}
+
+fn anonymous() -> Table {
+    Table::options().anonymous().unwrap()
+}
+
+fn is_readable(pollable: &Pollable, limit: Duration) -> bool {
+    let timeout = PollTimeout::try_from(limit).unwrap();
+    poll(&mut [PollFd::new(pollable.as_fd(), PollFlags::POLLIN)], timeout).unwrap() == 1
+}
+
+/// How many threads this process has that wait for updates.
+fn notifiers() -> usize {
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+    let name = |task: std::io::Result<std::fs::DirEntry>| std::fs::read_to_string(task.unwrap().path().join("comm"));
+    tasks.filter_map(|task| name(task).ok()).filter(|name| name == "gensync\n").count()
+}
+
+fn eventually(otherwise: &str, is_so: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !is_so() {
+        assert!(start.elapsed() < LIMIT, "{otherwise}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[test]
+fn a_watch_tells_changes_of_other_processes_and_new_keys() {
+    let (_folder, path) = path();
+    let table = Table::options().capacity(4).open(&path).unwrap();
+    let known = attach(&table, "known");
+    for read_only in [false, true] {
+        let mut watch = Table::options().read_only(read_only).open(&path).unwrap().watch().unwrap();
+        assert_eq!(watch.next_timeout(NOT_YET), None, "nothing has changed since the watch began");
+        in_child(|| _ = known.mark_updated().unwrap()).succeeds();
+        let change = watch.next().unwrap();
+        assert_eq!((&*change.label(), Some(change.generation())), ("known", table.generation("known").unwrap()));
+        // More than fit into the first segments.
+        in_child(|| (0..100).for_each(|i| drop(attach(&table, &format!("{read_only} {i}"))))).succeeds();
+        let new: HashSet<_> = (0..100).map(|_| watch.next_timeout(LIMIT).unwrap().label().into_owned()).collect();
+        assert_eq!(new.len(), 100);
+        assert_eq!(watch.next_timeout(NOT_YET), None);
+    }
+}
+
+#[test]
+fn a_watch_ends_with_the_last_generation_of_each_key() {
+    const UPDATES: u64 = 20_000;
+    let (_folder, path) = path();
+    let table = Table::open(&path).unwrap();
+    let keys: Vec<_> = (0..20).map(|i| format!("key {i}")).collect();
+    let syncs: Vec<_> = keys.iter().map(|key| attach(&table, key)).collect();
+    let mut watch = table.watch().unwrap();
+    let before: HashMap<_, _> = keys.iter().map(|key| (key.clone(), table.generation(key).unwrap().unwrap())).collect();
+    let done = &shared_words(1)[0];
+    let children = [0, 1].map(|first| {
+        in_child(|| {
+            for i in first..UPDATES {
+                syncs[(i * 7) as usize % syncs.len()].mark_updated().unwrap();
+            }
+            done.fetch_add(1, SeqCst);
+        })
+    });
+    let mut last = before.clone();
+    let mut slow = 0;
+    loop {
+        let is_over = done.load(SeqCst) == 2;
+        let start = Instant::now();
+        match watch.next_timeout(LIMIT / 10) {
+            Some(change) => {
+                let generation = last.get_mut(&*change.label()).unwrap();
+                assert!(change.generation() > *generation, "told twice");
+                *generation = change.generation();
+                slow += u64::from(!is_over && start.elapsed() > Duration::from_millis(400));
+            }
+            None if is_over => break,
+            None => {}
+        }
+        if keys.iter().all(|key| table.generation(key).unwrap() == Some(last[key])) && done.load(SeqCst) == 2 {
+            break;
+        }
+    }
+    children.into_iter().for_each(Child::succeeds);
+    for key in &keys {
+        assert_eq!(Some(last[key]), table.generation(key).unwrap(), "the last change of {key} was missed");
+    }
+    assert_eq!(slow, 0, "a wake-up was lost");
+}
+
+#[test]
+fn a_watch_follows_a_table_that_is_reset_or_deleted() {
+    let (_folder, path) = path();
+    let table = Table::open(&path).unwrap();
+    let sync = attach(&table, "key");
+    let mut watch = table.watch().unwrap();
+    for reset in [true, false] {
+        match reset {
+            true => in_child(|| table.reset().unwrap()).succeeds(),
+            false => std::fs::remove_file(&path).unwrap(),
+        }
+        // Attached to again by whoever uses it.
+        let user = in_child(|| {
+            sync.wait();
+            sync.refresh().unwrap();
+        });
+        let change = watch.next_timeout(LIMIT).expect("the watch stayed with the old table");
+        assert_eq!(change.label(), "key");
+        user.succeeds();
+    }
+}
+
+#[test]
+fn a_watch_finds_an_update_whose_maker_was_killed() {
+    let table = anonymous();
+    let sync = attach(&table, "key");
+    let mut watch = table.watch().unwrap();
+    let there = &shared_words(1)[0];
+    let maker = in_child(|| {
+        let _update = sync.begin_update().unwrap();
+        there.store(1, SeqCst);
+        std::thread::sleep(Duration::MAX);
+    });
+    await_value(there, 1);
+    assert_eq!(watch.next_timeout(NOT_YET), None, "the update has not completed");
+    maker.kill();
+    assert_eq!(watch.next_timeout(LIMIT).expect("nobody else would look").pending(), 0);
+}
+
+#[test]
+fn a_descriptor_is_readable_after_each_update() {
+    let (_folder, path) = path();
+    for table in [anonymous(), Table::open(&path).unwrap()] {
+        let (sync, writer) = (attach(&table, "key"), attach(&table, "key"));
+        let pollable = sync.pollable().unwrap();
+        assert!(!is_readable(&pollable, NOT_YET) && !pollable.acknowledge());
+        for _ in 0..100 {
+            in_child(|| _ = writer.mark_updated().unwrap()).succeeds();
+            assert!(is_readable(&pollable, LIMIT));
+            assert!(pollable.acknowledge() && !pollable.acknowledge());
+            assert!(sync.is_expired());
+            sync.refresh().unwrap();
+        }
+        // Of what was not seen when it was made.
+        writer.mark_updated().unwrap();
+        assert!(is_readable(&sync.pollable().unwrap(), LIMIT));
+    }
+}
+
+#[test]
+fn a_descriptor_is_readable_after_a_reset_and_with_a_read_only_table() {
+    let (_folder, path) = path();
+    let table = Table::open(&path).unwrap();
+    let writer = attach(&table, "key");
+    let read_only = Table::options().read_only(true).open(&path).unwrap();
+    let syncs = [attach(&table, "key"), attach(&read_only, "key")];
+    let pollables = syncs.each_ref().map(|sync| sync.pollable().unwrap());
+    for round in 0..6 {
+        match round % 2 {
+            0 => in_child(|| _ = writer.mark_updated().unwrap()).succeeds(),
+            _ => in_child(|| {
+                table.reset().unwrap();
+                drop(attach(&table, "key"));
+            })
+            .succeeds(),
+        }
+        for pollable in &pollables {
+            assert!(is_readable(pollable, LIMIT), "round {round}");
+            pollable.acknowledge();
+        }
+    }
+}
+
+#[test]
+fn no_update_is_missed_between_descriptors_that_come_and_go() {
+    let table = anonymous();
+    let value = &shared_words(1)[0];
+    let stop = &shared_words(1)[0];
+    let writer = in_child(|| {
+        let sync = attach(&table, "key");
+        while stop.load(SeqCst) == 0 {
+            value.fetch_add(1, SeqCst);
+            sync.mark_updated().unwrap();
+            std::thread::yield_now();
+        }
+    });
+    let slow = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                let sync = attach(&table, "key");
+                for _ in 0..1000 {
+                    let pollable = sync.pollable().unwrap();
+                    let start = Instant::now();
+                    assert!(is_readable(&pollable, LIMIT));
+                    slow.fetch_add(u64::from(start.elapsed() > Duration::from_millis(400)), SeqCst);
+                    pollable.acknowledge();
+                    let before = value.load(SeqCst);
+                    let seen = sync.refresh_with(|| Ok::<_, ()>(value.load(SeqCst))).unwrap();
+                    assert!(seen >= before);
+                }
+            });
+        }
+    });
+    stop.store(1, SeqCst);
+    writer.succeeds();
+    assert_eq!(slow.into_inner(), 0, "a wake-up was lost");
+}
+
+#[test]
+fn one_thread_serves_all_and_ends_with_the_last() {
+    in_child(|| {
+        let (table, other) = (anonymous(), anonymous());
+        assert_eq!(notifiers(), 0, "a thread was started that nobody asked for");
+        let pollables: Vec<_> = (0..100).map(|i| attach(&table, &format!("{i}")).pollable().unwrap()).collect();
+        assert_eq!(notifiers(), 1);
+        let another = attach(&other, "key").pollable().unwrap();
+        assert_eq!(notifiers(), 2);
+        drop(another);
+        eventually("a thread outlives its last descriptor", || notifiers() == 1);
+        drop(pollables);
+        eventually("a thread outlives its last descriptor", || notifiers() == 0);
+        let again = attach(&table, "0").pollable().unwrap();
+        assert_eq!(notifiers(), 1);
+        attach(&table, "0").mark_updated().unwrap();
+        assert!(is_readable(&again, LIMIT));
+    })
+    .succeeds();
+}
+
+#[test]
+fn a_forked_child_has_descriptors_of_its_own() {
+    let table = anonymous();
+    let sync = attach(&table, "key");
+    let pollable = sync.pollable().unwrap();
+    for _ in 0..50 {
+        in_child(|| {
+            let own = sync.pollable().unwrap();
+            attach(&table, "key").mark_updated().unwrap();
+            assert!(is_readable(&own, LIMIT));
+            drop((own, &pollable));
+        })
+        .succeeds();
+        assert!(is_readable(&pollable, LIMIT), "the parent's thread was disturbed");
+        pollable.acknowledge();
+        sync.refresh().unwrap();
+    }
+}
+
+#[test]
+fn without_a_descriptor_there_is_a_clear_error() {
+    let (_folder, path) = path();
+    let table = Table::open(&path).unwrap();
+    in_child(|| {
+        let sync = attach(&table, "key");
+        let limit = std::fs::File::open("/dev/null").unwrap().as_raw_fd() as u64;
+        nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE, limit, limit).unwrap();
+        let error = sync.pollable().unwrap_err();
+        assert_eq!((error.path(), error.key()), (Some(&*path), Some("key")));
+        assert!(std::error::Error::source(&error).unwrap().to_string().contains("Too many open files"));
+        assert_eq!(notifiers(), 0);
+    })
+    .succeeds();
+}
