@@ -23,10 +23,13 @@ fn threads() -> usize {
     std::fs::read_dir("/proc/self/task").unwrap().count()
 }
 
+fn run(work: impl Future<Output = ()>) {
+    tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(work);
+}
+
 /// Runs `work` in a process of its own, whose threads can be counted.
 fn in_runtime<F: Future<Output = ()>>(work: impl FnOnce() -> F) {
-    in_child(|| tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(work()))
-        .succeeds();
+    in_child(|| run(work())).succeeds();
 }
 
 #[test]
@@ -157,18 +160,18 @@ fn a_future_that_a_fork_inherits_works_in_the_child() {
     let table = Table::options().anonymous().unwrap();
     let sync = attach(&table, "key");
     in_child(|| {
-        let mut changed = Box::pin(sync.changed());
-        run(async { assert!(timeout(NOT_YET, &mut changed).await.is_err()) });
+        let mut changed = Some(Box::pin(sync.changed()));
+        run(async { assert!(timeout(NOT_YET, changed.as_mut().unwrap()).await.is_err()) });
         in_child(|| {
+            let mut changed = changed.take().unwrap();
             run(async {
                 assert!(timeout(NOT_YET, &mut changed).await.is_err());
                 attach(&table, "key").mark_updated().unwrap();
-                timeout(LIMIT, &mut changed).await.unwrap().unwrap();
+                timeout(LIMIT, changed).await.unwrap().unwrap();
             });
-            drop(changed);
         })
         .succeeds();
-        run(async { timeout(LIMIT, changed).await.unwrap().unwrap() });
+        run(async { timeout(LIMIT, changed.unwrap()).await.unwrap().unwrap() });
     })
     .succeeds();
 }
