@@ -12,6 +12,7 @@ pub struct SlotInfo {
     generation: Generation,
     updates: u64,
     pending: u8,
+    is_awaited: bool,
 }
 
 impl SlotInfo {
@@ -19,7 +20,8 @@ impl SlotInfo {
     pub(crate) fn of(slot: &Slot) -> Option<Self> {
         let ((label, key_length), word) = (slot.label(), slot.word());
         let (digest, generation) = (slot.digest()?.words(), word.generation()?);
-        Some(Self { label, key_length, digest, generation, updates: slot.updates(), pending: word.pending() })
+        let (updates, pending, is_awaited) = (slot.updates(), word.pending(), word.is_awaited());
+        Some(Self { label, key_length, digest, generation, updates, pending, is_awaited })
     }
 
     /// The key's first bytes, at most 88. For people: nothing is looked up by it. Empty while the process that creates
@@ -64,6 +66,13 @@ impl SlotInfo {
     #[must_use]
     pub fn pending(&self) -> u8 {
         self.pending
+    }
+
+    /// Whether somebody waits for the key, or for any key of the table, or did until it was killed or its time was up. Each
+    /// update ends it, until those who are woken wait again.
+    #[must_use]
+    pub fn is_awaited(&self) -> bool {
+        self.is_awaited
     }
 }
 

@@ -19,8 +19,9 @@
 //! # Ok(()) }
 //! ```
 //!
-//! [`Cached`] keeps a value; [`GenerationSynchronizer`], which it is made of, tells when any other state is expired. See
-//! [which call to use](guide::which_call), and [what can go wrong](guide::what_can_go_wrong).
+//! [`Cached`] keeps a value; [`GenerationSynchronizer`], which it is made of, tells when any other state is expired, and can
+//! [wait](GenerationSynchronizer::wait) until it is. See [which call to use](guide::which_call), and
+//! [what can go wrong](guide::what_can_go_wrong).
 //!
 //! # Guarantees
 //!
@@ -33,8 +34,11 @@
 //! - Checks, [`mark_updated`](GenerationSynchronizer::mark_updated) and [`Cached::get`] of a fresh value never block, never
 //!   allocate and make no system call on their fast path. While an update is pending, a check asks the kernel at most once
 //!   a millisecond.
+//! - Who waits is woken by each change that comes after the generation he has seen, without polling; an update calls the
+//!   system to wake only if somebody waits for its key, or was killed while he did: that costs one call, once.
 //! - A child may be forked at any time, and uses what it inherits: no lock stands in its way that a thread of the parent
-//!   held. No thread is started.
+//!   held. No thread is started, but one for a table whose [descriptors](GenerationSynchronizer::pollable) or tasks are
+//!   asked for, which ends with the last of them.
 //! - Where freshness cannot be known, the answer is "expired".
 //! - What another process writes into the file causes wrong answers at worst: no undefined behaviour and no panic.
 //!   (Truncating the file is the exception: a SIGBUS. Anonymous tables are sealed against it.)
@@ -57,6 +61,8 @@
 //! | while growing | a file longer than needed | whoever grows it next |
 //! | while updating | the update, or none: it is one instruction | |
 //! | within `update`, before or after the commit | a pending update without a lock | whoever checks the key next, within a millisecond of its last look, when no other update of the key is in flight |
+//! | between an update and waking those who wait | sleepers | they themselves, within half a second |
+//! | while waiting | a mark that somebody waits | the next update of the key, by one system call |
 //! | between changing the source and `mark_updated` | a change that nobody was told of | the application: mark it again, or better use `update` |
 //! | while resetting or replacing | a retiring table, and at most one hidden file beside it | whoever uses the table next |
 //!

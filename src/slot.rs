@@ -74,8 +74,9 @@ impl Word {
     /// As [`updated`](Self::updated), but `None` also if there is somebody to wake.
     #[inline]
     pub(crate) fn updated_unawaited(self) -> Option<Generation> {
-        // One test of both bits, as an update is little more than that.
-        let is_plain = self.0 & (RETIRED_BIT | WAITING_BIT) == 0 && self.0 & GENERATION >= LOWEST;
+        // One comparison for all, as an update is little more than that: without the pending ones, either bit makes the
+        // word greater than any generation.
+        let is_plain = (LOWEST << 8..RETIRED_BIT << 8).contains(&(self.0 << 8));
         if is_plain { Generation::new((self.0 & GENERATION) + 1) } else { None }
     }
 }

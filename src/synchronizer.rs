@@ -274,7 +274,7 @@ impl GenerationSynchronizer {
     pub(crate) fn is_news(&self, ticket: Ticket) -> bool {
         self.table.look_if_due();
         let is_lost = ticket.0 == Sight::NOTHING && !self.places.slot().word().is_live();
-        !(is_lost && !self.retry.is_due(coarse_now())) && self.is_overtaken(ticket.0)
+        (!is_lost || self.retry.is_due(coarse_now())) && self.is_overtaken(ticket.0)
     }
 
     /// Whether there is news for `ticket`. If not, whoever makes it wakes those who sleep on the table's wake word; but for a
