@@ -142,7 +142,7 @@ impl Registration {
         let mut state = notifier.lock();
         state.last += 1;
         let id = state.last;
-        let entry = state.entries.entry(id).insert_entry(Entry { sync, target }).into_mut();
+        let entry = state.entries.entry(id).or_insert(Entry { sync, target });
         let due = entry.is_due().then(|| entry.take_target());
         let started = if state.is_running { Ok(()) } else { notifier.start(&table) };
         state.is_running |= started.is_ok();

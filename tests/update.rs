@@ -533,7 +533,10 @@ fn updates_that_overlap_without_end_do_not_keep_a_reset_from_beginning() {
     let work = || {
         let (sync, other) = (sync(&table), GenerationSynchronizer::new(&table, "other").unwrap());
         while stop.load(SeqCst) == 0 {
-            let commit = || Ok::<_, ()>(std::thread::sleep(Duration::from_millis(2)));
+            let commit = || {
+                std::thread::sleep(Duration::from_millis(2));
+                Ok::<_, ()>(())
+            };
             update_all(&[&sync, &other], commit).unwrap();
             updates.fetch_add(1, SeqCst);
         }
