@@ -213,7 +213,12 @@ impl Table {
         };
         for _ in 0..ATTEMPTS {
             let current = self.current()?;
-            let _excluded = exclude_updates(current, self.pending_limit())?;
+            let excluded = exclude_updates(current, self.pending_limit());
+            if !self.is_latest(current) {
+                // Another thread has moved on, and there may be nothing left to lock.
+                continue;
+            }
+            let _excluded = excluded?;
             match TableFile::open(path, &self.0.options)? {
                 Some(file) if Identity::of(&file.stat()?) == current.mapping().identity() => {
                     let prepared = succeeding(&file, &self.0.options)?.prepare(path)?;
