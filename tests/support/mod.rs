@@ -3,6 +3,8 @@
 #![allow(dead_code, reason = "each test file uses a part of it")]
 #![expect(unsafe_code, reason = "forks, and shares a page between processes")]
 
+pub(crate) mod source;
+
 use std::io::Write as _;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
