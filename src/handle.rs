@@ -1,5 +1,7 @@
 //! `Table`: a table as a process holds it, through all of its incarnations.
 
+mod sleep;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,13 +15,13 @@ use crate::generation::Generation;
 use crate::incarnation::{Incarnation, Place};
 use crate::info::{SlotInfo, Stats};
 use crate::key::CacheKey;
-use crate::layout::{Header, MAX_SIZE, segment_offset};
+use crate::layout::{MAX_SIZE, segment_offset};
 use crate::lock::RangeLock;
 use crate::mapping::{Chain, Identity, Mapping};
 use crate::notifier::Notifier;
 use crate::options::{TableOptions, default_path};
 use crate::process::PerProcess;
-use crate::slot::{Armed, Turn, WakeWord};
+use crate::slot::Turn;
 
 /// At least so many milliseconds pass between two looks at a table's file, and between two attempts to attach to one
 /// that cannot be attached to.
@@ -285,28 +287,6 @@ impl Table {
             Err(ErrorKind::Retired.into())
         };
         attach().map_err(|error: Error| self.explain(error).with_key(key.as_str()))
-    }
-
-    pub(crate) fn notifier(&self) -> Arc<Notifier> {
-        self.0.notifier.get()
-    }
-
-    /// Arms the table's wake word, if a process can sleep on it.
-    pub(crate) fn arm(&self) -> Option<(&WakeWord, Armed)> {
-        let header = self.writable_header()?;
-        let armed = header.wake.word.arm();
-        header.is_live().then_some((&header.wake.word, armed))
-    }
-
-    /// Wakes all who sleep on the table's wake word.
-    pub(crate) fn wake_sleepers(&self) {
-        if let Some(header) = self.writable_header() {
-            header.wake.word.wake();
-        }
-    }
-
-    fn writable_header(&self) -> Option<&Header> {
-        if self.is_read_only() { None } else { self.current().ok().map(|current| current.slots().header()) }
     }
 
     /// The latest incarnation; another one than before if that was retired or its file is gone.

@@ -9,15 +9,14 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
-use std::thread::sleep;
 
 use nix::sys::eventfd::EventFd;
 use nix::sys::signal::{SigSet, SigmaskHow};
 
 use crate::error::Error;
-use crate::futex::BLIND;
 use crate::handle::Table;
 use crate::process::OfProcess;
 use crate::synchronizer::GenerationSynchronizer;
@@ -75,7 +74,8 @@ impl Target {
         match self {
             // It fails if nobody has read it for 2^64 - 2 times, and then it is readable.
             Self::Descriptor(descriptor) => _ = descriptor.write(1),
-            Self::Task(waker) => waker.into_iter().for_each(Waker::wake),
+            // A runtime's panic must not end the thread, which others rely on.
+            Self::Task(waker) => _ = catch_unwind(AssertUnwindSafe(|| waker.into_iter().for_each(Waker::wake))),
         }
     }
 }
@@ -118,10 +118,9 @@ impl Notifier {
                 }
                 state.entries.values_mut().filter(|entry| entry.is_due()).map(Entry::take_target).collect()
             };
-            match armed {
-                _ if !due.is_empty() => due.into_iter().for_each(Target::tell),
-                Some((word, armed)) => word.sleep(armed, SLICE),
-                None => sleep(BLIND),
+            match due.is_empty() {
+                true => table.sleep(armed, SLICE),
+                false => due.into_iter().for_each(Target::tell),
             }
         }
     }

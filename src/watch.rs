@@ -2,11 +2,9 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use crate::error::Error;
-use crate::futex::BLIND;
 use crate::handle::Table;
 use crate::incarnation::Incarnation;
 use crate::info::SlotInfo;
@@ -94,10 +92,7 @@ impl Watch {
                 continue;
             }
             let limit = time_left(deadline, SLICE)?;
-            match armed {
-                Some((word, armed)) => word.sleep(armed, limit),
-                None => sleep(limit.min(BLIND)),
-            }
+            table.sleep(armed, limit);
         }
     }
 
