@@ -8,12 +8,16 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Once;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::time::Duration;
 
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, kill, raise, sigaction};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::{ForkResult, Pid, fork};
+
+/// Longer than anything takes that is not a failure.
+pub(crate) const LIMIT: Duration = Duration::from_secs(20);
 
 /// A folder of the test's own, and a path in it.
 pub(crate) fn path() -> (tempfile::TempDir, PathBuf) {
