@@ -286,11 +286,11 @@ fn killed_while_waiting() {
             // Killed before the update, or in the middle of being woken.
             let mut victim = Some(victim);
             if round % 3 == 0 {
-                victim.take().map(Child::kill);
+                drop(victim.take());
             }
             change.store(micros(), SeqCst);
             let generation = writer.mark_updated().unwrap().get();
-            victim.map(Child::kill);
+            drop(victim);
             let start = Instant::now();
             while woken.iter().any(|woken| woken.load(SeqCst) < generation) {
                 assert!(start.elapsed() < LIMIT, "a waiter missed an update after {round} kills");
