@@ -1,12 +1,12 @@
-//! Guards against SIGKILL at random points: survivors go on, no update is lost, no key is claimed twice.
+//! Guards against SIGKILL at random points: survivors go on and wake up, no update is lost, no key is claimed twice.
 
 mod support;
 
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
-use gensync::{GenerationSynchronizer, Table};
-use support::{Child, in_child, path, shared_words};
+use gensync::{GenerationSynchronizer, Table, WaitSet};
+use support::{Child, LIMIT, await_value, dawdle, in_child, is_overslept, micros, path, shared_words, system_calls};
 
 const KEYS: usize = 3000;
 const KILLS: usize = 300;
@@ -211,5 +211,192 @@ fn killed_within_updates_that_two_processes_make() {
     while table.slots().any(|slot| slot.pending() > 0) {
         assert!(start.elapsed() < Duration::from_secs(20), "pending for good");
         reader.get();
+    }
+}
+
+fn attach<const COUNT: usize>(table: &Table, keys: [&str; COUNT]) -> [GenerationSynchronizer; COUNT] {
+    keys.map(|key| GenerationSynchronizer::new(table, key).unwrap())
+}
+
+/// Waits for all of `syncs`, of which the first one will be updated.
+fn wait(syncs: &[GenerationSynchronizer], limit: Duration) -> bool {
+    match syncs {
+        [one] => one.wait_timeout(limit).is_changed(),
+        several => several.iter().collect::<WaitSet<'_>>().wait_timeout(limit) == [0],
+    }
+}
+
+fn tables() -> [(Option<tempfile::TempDir>, Table); 2] {
+    let (folder, path) = path();
+    [(None, Table::options().anonymous().unwrap()), (Some(folder), Table::open(&path).unwrap())]
+}
+
+#[test]
+fn a_waiter_that_was_killed_costs_one_wake_once() {
+    let table = Table::options().anonymous().unwrap();
+    let syncs = attach(&table, ["key", "other"]);
+    let update = || _ = syncs[0].mark_updated().unwrap();
+    let base = system_calls(|| ());
+    for members in [&syncs[..1], &syncs[..]] {
+        for killed in [1, 10] {
+            let waiters: Vec<_> = (0..killed).map(|_| in_child(|| assert!(!wait(members, LIMIT)))).collect();
+            waiters.iter().for_each(Child::await_sleep);
+            waiters.into_iter().for_each(Child::kill);
+            assert_eq!(system_calls(update), base + 1);
+            assert_eq!(system_calls(|| (0..100).for_each(|_| update())), base, "it was paid for before");
+            syncs[0].refresh().unwrap();
+        }
+    }
+}
+
+#[test]
+fn killed_while_waiting() {
+    for (_folder, table) in &tables() {
+        let words = shared_words(5);
+        let (started, overslept, change, woken) = (&words[0], &words[1], &words[2], &words[3..]);
+        let syncs = attach(table, ["key", "other"]);
+        let writer = &attach(table, ["key"])[0];
+        let members = [&syncs[..1], &syncs[..]];
+        let _survivors: Vec<_> = (0..2)
+            .map(|survivor| {
+                in_child(move || {
+                    loop {
+                        let start = micros();
+                        assert!(wait(members[survivor], LIMIT));
+                        overslept.fetch_add(is_overslept(start, change.load(SeqCst)).into(), SeqCst);
+                        let generation = members[survivor][0].refresh().unwrap();
+                        woken[survivor].store(generation.get(), SeqCst);
+                    }
+                })
+            })
+            .collect();
+        let mut random = 1;
+        for round in 0..KILLS {
+            started.store(0, SeqCst);
+            let victim = in_child(|| {
+                started.store(1, SeqCst);
+                let mut random = round as u64 + 1;
+                loop {
+                    wait(members[round % 2], Duration::from_micros(40));
+                    dawdle(&mut random, 5);
+                }
+            });
+            await_value(started, 1);
+            dawdle(&mut random, 200);
+            // Killed before the update, or in the middle of being woken.
+            let mut victim = Some(victim);
+            if round % 3 == 0 {
+                drop(victim.take());
+            }
+            change.store(micros(), SeqCst);
+            let generation = writer.mark_updated().unwrap().get();
+            drop(victim);
+            let start = Instant::now();
+            while woken.iter().any(|woken| woken.load(SeqCst) < generation) {
+                assert!(start.elapsed() < LIMIT, "a waiter missed an update after {round} kills");
+                std::thread::yield_now();
+            }
+        }
+        assert_eq!(overslept.load(SeqCst), 0, "a wake-up was lost");
+    }
+}
+
+/// Each kill may leave sleepers that find out half a second later: so there is a key for each, and one waiting for all.
+#[test]
+fn killed_while_updating_what_others_wait_for() {
+    for (_folder, table) in &tables() {
+        let words = shared_words(3 * KILLS + 2);
+        let (sources, rest) = words.split_at(KILLS);
+        let (loaded, flags) = rest.split_at(2 * KILLS);
+        let (ready, started) = (&flags[0], &flags[1]);
+        let attach = || -> Vec<_> {
+            (0..KILLS).map(|key| GenerationSynchronizer::new(table, format!("key {key}")).unwrap()).collect()
+        };
+        let syncs = attach();
+        let load = |key: usize, sync: &GenerationSynchronizer, loaded: &[AtomicU64]| {
+            let state = sync.refresh_with(|| Ok::<_, ()>(sources[key].load(SeqCst))).unwrap();
+            loaded[key].store(state, SeqCst);
+        };
+        let _waiters = [
+            in_child(|| {
+                std::thread::scope(|scope| {
+                    for (key, sync) in syncs.iter().enumerate() {
+                        scope.spawn(move || {
+                            ready.fetch_add(1, SeqCst);
+                            loop {
+                                sync.wait();
+                                load(key, sync, &loaded[..KILLS]);
+                            }
+                        });
+                    }
+                });
+            }),
+            in_child(|| {
+                let set: WaitSet<'_> = syncs.iter().collect();
+                ready.fetch_add(1, SeqCst);
+                loop {
+                    set.wait().into_iter().for_each(|key| load(key, &syncs[key], &loaded[KILLS..]));
+                }
+            }),
+        ];
+        await_value(ready, KILLS as u64 + 1);
+        let mut random = 1;
+        let writers = attach();
+        for (key, writer) in writers.iter().enumerate() {
+            started.store(0, SeqCst);
+            let victim = in_child(|| {
+                for round in 0_u64.. {
+                    // The source is changed before an update that does not outlive its maker, and within one that does.
+                    match round % 4 {
+                        0 => writer.update(|| Ok::<_, ()>(sources[key].fetch_add(1, SeqCst))).map(drop).unwrap(),
+                        _ => drop(writer.mark_updated().unwrap()),
+                    }
+                    started.store(1, SeqCst);
+                }
+            });
+            await_value(started, 1);
+            dawdle(&mut random, 300);
+            victim.kill();
+        }
+        // Nobody updates any more.
+        let start = Instant::now();
+        let is_fresh = |(key, loaded): (usize, &AtomicU64)| loaded.load(SeqCst) == sources[key % KILLS].load(SeqCst);
+        while !loaded.iter().enumerate().all(is_fresh) {
+            assert!(start.elapsed() < LIMIT, "a waiter sleeps through an update");
+            std::thread::yield_now();
+        }
+        while table.slots().any(|slot| slot.pending() > 0) {
+            assert!(start.elapsed() < LIMIT, "pending for good, though somebody waits");
+        }
+    }
+}
+
+#[test]
+fn killed_within_an_update_that_others_sleep_through() {
+    for (_folder, table) in &tables() {
+        let syncs: Vec<_> = attach(table, ["key", "other"]).into();
+        let third = &attach(&Table::options().anonymous().unwrap(), ["key"])[0];
+        let several: Vec<_> = [&syncs[0], &syncs[1], third].map(Clone::clone).into();
+        for changed in [false, true] {
+            let words = shared_words(2);
+            let (source, there) = (&words[0], &words[1]);
+            let waiters = [&syncs[..1], &syncs[..], &several[..]]
+                .map(|members| in_child(move || assert!(wait(members, LIMIT), "stale for good")));
+            waiters.iter().for_each(Child::await_sleep);
+            let maker = in_child(|| {
+                let _update = syncs[0].begin_update().unwrap();
+                source.fetch_add(u64::from(changed), SeqCst);
+                there.store(1, SeqCst);
+                std::thread::sleep(Duration::MAX);
+            });
+            await_value(there, 1);
+            waiters.iter().for_each(Child::await_sleep);
+            maker.kill();
+            waiters.into_iter().for_each(Child::succeeds);
+            assert!(wait(&syncs[..1], LIMIT) && wait(&several, LIMIT));
+            several[0].refresh().unwrap();
+            syncs[0].refresh().unwrap();
+            assert!(!wait(&syncs, Duration::from_millis(5)), "it is recovered once, not again and again");
+        }
     }
 }

@@ -10,11 +10,16 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Once;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::time::Duration;
 
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
-use nix::sys::signal::{Signal, kill, raise};
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, kill, raise, sigaction};
 use nix::sys::wait::{WaitStatus, waitpid};
+use nix::time::{ClockId, clock_gettime};
 use nix::unistd::{ForkResult, Pid, fork};
+
+/// Longer than anything takes that is not a failure.
+pub(crate) const LIMIT: Duration = Duration::from_secs(20);
 
 /// A folder of the test's own, and a path in it.
 pub(crate) fn path() -> (tempfile::TempDir, PathBuf) {
@@ -59,6 +64,21 @@ impl Child {
         self.0.unwrap()
     }
 
+    /// Waits until it sleeps in a system call.
+    pub(crate) fn await_sleep(&self) {
+        let path = format!("/proc/{}/stat", self.pid());
+        loop {
+            let stat = std::fs::read_to_string(&path).unwrap();
+            // The state stands after the name, which is in parentheses.
+            let (_, state) = stat.rsplit_once(") ").unwrap();
+            match state.as_bytes()[0] {
+                b'S' => return,
+                b'Z' => panic!("a child has ended instead of sleeping"),
+                _ => std::thread::yield_now(),
+            }
+        }
+    }
+
     pub(crate) fn succeeds(mut self) {
         let status = waitpid(self.0.take().unwrap(), None).unwrap();
         assert!(matches!(status, WaitStatus::Exited(_, 0)), "a child failed: {status:?}");
@@ -95,6 +115,46 @@ pub(crate) fn await_value(word: &AtomicU64, value: u64) {
     while word.load(SeqCst) < value {
         std::thread::yield_now();
     }
+}
+
+/// Microseconds of a clock that all processes share.
+pub(crate) fn micros() -> u64 {
+    let time = clock_gettime(ClockId::CLOCK_MONOTONIC).unwrap();
+    time.tv_sec() as u64 * 1_000_000 + time.tv_nsec() as u64 / 1000
+}
+
+/// Whether a wait that began at `start` and ends now was not ended by the change that was made at `change`, but by the
+/// waiter's looking for itself, which is every half second: its wake-up was lost.
+pub(crate) fn is_overslept(start: u64, change: u64) -> bool {
+    let end = micros();
+    end - start >= 400_000 && end.saturating_sub(change) >= 300_000
+}
+
+/// Spins for some time from nothing to `most`, which differs each time.
+pub(crate) fn dawdle(random: &mut u64, most: u64) {
+    *random ^= *random << 13;
+    *random ^= *random >> 7;
+    *random ^= *random << 17;
+    let end = micros() + *random % (most + 1);
+    while micros() < end {}
+}
+
+static INTERRUPTIONS: AtomicU64 = AtomicU64::new(0);
+
+extern "C" fn interrupt(_signal: nix::libc::c_int) {
+    INTERRUPTIONS.fetch_add(1, SeqCst);
+}
+
+/// From now on SIGUSR1 interrupts this process's system calls, which are not begun again.
+pub(crate) fn be_interrupted() {
+    let action = SigAction::new(SigHandler::Handler(interrupt), SaFlags::empty(), SigSet::empty());
+    // SAFETY: the handler does nothing but add to an atomic.
+    unsafe { sigaction(Signal::SIGUSR1, &action) }.unwrap();
+}
+
+/// How often SIGUSR1 came.
+pub(crate) fn interruptions() -> u64 {
+    INTERRUPTIONS.load(SeqCst)
 }
 
 /// How many system calls `work` makes, which runs in a forked child; some few that are not its own among them.

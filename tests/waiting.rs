@@ -1,0 +1,649 @@
+//! Guards against waits that sleep through a change, end without one, or keep the processor busy.
+
+mod support;
+
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::time::{Duration, Instant};
+
+use gensync::{GenerationSynchronizer, Table, WaitSet, Waited};
+use nix::sys::signal::{Signal, kill};
+use support::{
+    Child, LIMIT, await_value, be_interrupted, dawdle, in_child, interruptions, is_overslept, micros, path,
+    shared_words, system_calls,
+};
+
+const NOT_YET: Duration = Duration::from_millis(20);
+
+fn attach(table: &Table, key: &str) -> GenerationSynchronizer {
+    GenerationSynchronizer::new(table, key).unwrap()
+}
+
+fn anonymous() -> Table {
+    Table::options().anonymous().unwrap()
+}
+
+fn read_only(path: &Path) -> Table {
+    Table::options().read_only(true).open(path).unwrap()
+}
+
+/// Every kind of memory that processes sleep on.
+fn tables(test: impl Fn(&Table)) {
+    test(&anonymous());
+    let (_folder, path) = path();
+    test(&Table::open(&path).unwrap());
+    #[cfg(feature = "shm")]
+    {
+        static TABLES: AtomicU64 = AtomicU64::new(0);
+        let name = format!("gensync-waiting-{}-{}", std::process::id(), TABLES.fetch_add(1, SeqCst));
+        test(&Table::options().named(&name).unwrap());
+        std::fs::remove_file(format!("/dev/shm/{name}")).unwrap();
+    }
+}
+
+/// The ways to wait for the first of `syncs`.
+const WAYS: [fn(&[GenerationSynchronizer], Duration) -> bool; 3] = [
+    |syncs, limit| syncs[0].wait_timeout(limit).is_changed(),
+    // On the key's wake word, as there is nothing else to wait for.
+    |syncs, limit| syncs.iter().take(1).collect::<WaitSet<'_>>().wait_timeout(limit) == [0],
+    |syncs, limit| syncs.iter().collect::<WaitSet<'_>>().wait_timeout(limit) == [0],
+];
+
+fn time_out(syncs: &[GenerationSynchronizer]) {
+    for way in WAYS {
+        let start = Instant::now();
+        assert!(!way(syncs, NOT_YET), "nothing has changed");
+        assert!(start.elapsed() >= NOT_YET, "it did not wait");
+    }
+}
+
+#[test]
+fn an_update_before_the_wait_ends_it_at_once() {
+    tables(|table| {
+        let syncs = ["key", "other"].map(|key| attach(table, key));
+        in_child(|| _ = attach(table, "key").mark_updated().unwrap()).succeeds();
+        // As often as it is asked for, and whatever the time.
+        for way in WAYS {
+            assert!(way(&syncs, LIMIT) && way(&syncs, Duration::ZERO));
+        }
+        assert_eq!(syncs[0].wait_deadline(Instant::now()), Waited::Changed);
+        let past = Instant::now() - Duration::from_millis(1);
+        assert_eq!(syncs[0].wait_deadline(past), Waited::Changed);
+        assert_eq!(syncs.iter().collect::<WaitSet<'_>>().wait_deadline(past), [0]);
+        syncs[0].wait();
+        syncs[0].refresh().unwrap();
+        time_out(&syncs);
+    });
+}
+
+#[test]
+fn without_a_change_a_wait_ends_when_its_time_is_up() {
+    tables(|table| {
+        let syncs = ["key", "other"].map(|key| attach(table, key));
+        time_out(&syncs);
+        let set: WaitSet<'_> = syncs.iter().collect();
+        for past in [Instant::now(), Instant::now() - Duration::from_millis(1)] {
+            assert_eq!(syncs[0].wait_deadline(past), Waited::TimedOut);
+            assert!(set.wait_deadline(past).is_empty());
+        }
+        assert_eq!(syncs[0].wait_timeout(Duration::ZERO), Waited::TimedOut);
+        assert!(set.wait_timeout(Duration::ZERO).is_empty());
+        // Longer than a process sleeps at once.
+        let deadline = Instant::now() + Duration::from_millis(600);
+        assert_eq!(syncs[0].wait_deadline(deadline), Waited::TimedOut);
+        assert!(Instant::now() >= deadline);
+    });
+}
+
+#[test]
+fn a_wait_without_end_ends_with_a_change() {
+    tables(|table| {
+        for way in WAYS {
+            let syncs = ["key", "other"].map(|key| attach(table, key));
+            let waiter = in_child(|| assert!(way(&syncs, Duration::MAX)));
+            waiter.await_sleep();
+            syncs[0].mark_updated().unwrap();
+            waiter.succeeds();
+        }
+    });
+}
+
+#[test]
+fn ones_own_update_does_not_end_ones_own_wait() {
+    tables(|table| {
+        let syncs = ["key", "other"].map(|key| attach(table, key));
+        syncs[0].mark_updated().unwrap();
+        syncs[0].update(|| Ok::<_, ()>(())).unwrap();
+        time_out(&syncs);
+        syncs[0].clear().unwrap();
+        assert!(syncs[0].wait_timeout(LIMIT).is_changed(), "it was cleared for its maker, too");
+    });
+}
+
+#[test]
+fn an_update_of_another_key_ends_no_wait() {
+    tables(|table| {
+        let words = shared_words(1);
+        let syncs = ["key", "other"].map(|key| attach(table, key));
+        let third = attach(table, "third");
+        let waiters = WAYS.map(|way| {
+            in_child(|| {
+                assert!(way(&syncs, LIMIT));
+                words[0].fetch_add(1, SeqCst);
+            })
+        });
+        for _ in 0..100 {
+            waiters.iter().for_each(Child::await_sleep);
+            third.mark_updated().unwrap();
+        }
+        assert_eq!(words[0].load(SeqCst), 0);
+        syncs[0].mark_updated().unwrap();
+        waiters.into_iter().for_each(Child::succeeds);
+    });
+}
+
+#[test]
+fn several_updates_are_told_as_one() {
+    tables(|table| {
+        let syncs = ["key", "other"].map(|key| attach(table, key));
+        in_child(|| (0..100).for_each(|_| _ = attach(table, "key").mark_updated().unwrap())).succeeds();
+        assert!(syncs[0].wait_timeout(LIMIT).is_changed());
+        syncs[0].refresh().unwrap();
+        time_out(&syncs);
+    });
+}
+
+#[test]
+fn sixty_four_processes_wake_by_one_update() {
+    tables(|table| {
+        let words = shared_words(2);
+        let (overslept, change) = (&words[0], &words[1]);
+        let syncs = ["key", "other"].map(|key| attach(table, key));
+        for _ in 0..2 {
+            let waiters: Vec<_> = (0..64)
+                .map(|i| {
+                    in_child(|| {
+                        let start = micros();
+                        assert!(WAYS[i % WAYS.len()](&syncs, LIMIT));
+                        overslept.fetch_add(is_overslept(start, change.load(SeqCst)).into(), SeqCst);
+                    })
+                })
+                .collect();
+            waiters.iter().for_each(Child::await_sleep);
+            change.store(micros(), SeqCst);
+            syncs[0].mark_updated().unwrap();
+            waiters.into_iter().for_each(Child::succeeds);
+            syncs[0].refresh().unwrap();
+        }
+        assert_eq!(overslept.load(SeqCst), 0);
+    });
+}
+
+/// What processes of a storm of updates share.
+struct Storm<'a> {
+    /// The two keys of the first table, and that of the second.
+    syncs: [GenerationSynchronizer; KEYS],
+    /// The source of each key.
+    versions: &'a [AtomicU64],
+    /// When each was last updated.
+    changes: &'a [AtomicU64],
+    /// Which version each waiter has loaded.
+    loaded: &'a [AtomicU64],
+    overslept: &'a AtomicU64,
+}
+
+const KEYS: usize = 3;
+
+/// The keys that each waiter waits for, and how long at a time.
+const WAITERS: [(&[usize], Duration); 7] = [
+    (&[0], Duration::MAX),
+    (&[0], Duration::MAX),
+    // Says again and again that it waits, and then does not.
+    (&[0], Duration::from_micros(30)),
+    (&[1], Duration::MAX),
+    (&[0, 1], Duration::MAX),
+    (&[0, 1, 2], Duration::MAX),
+    (&[1, 2], Duration::from_micros(100)),
+];
+
+impl Storm<'_> {
+    fn wait_and_load(&self, waiter: usize) {
+        let (keys, limit) = WAITERS[waiter];
+        let syncs: Vec<_> = keys.iter().map(|&key| self.syncs[key].clone()).collect();
+        let set: WaitSet<'_> = syncs.iter().collect();
+        let mut random = waiter as u64 + 1;
+        loop {
+            let start = micros();
+            let changed = match &syncs[..] {
+                [one] => Vec::from_iter(one.wait_timeout(limit).is_changed().then_some(0)),
+                _ => set.wait_timeout(limit),
+            };
+            for position in changed {
+                let key = keys[position];
+                let change = self.changes[key].load(SeqCst);
+                self.overslept.fetch_add(is_overslept(start, change).into(), SeqCst);
+                // Some see one of two updates, and others both.
+                dawdle(&mut random, 5);
+                let load = || Ok::<_, ()>(self.versions[key].load(SeqCst));
+                let version = syncs[position].refresh_with(load).unwrap();
+                self.loaded[waiter * KEYS + key].store(version, SeqCst);
+            }
+            dawdle(&mut random, 10);
+        }
+    }
+
+    fn update(&self, key: usize, round: u64) {
+        let version = self.versions[key].fetch_add(1, SeqCst) + 1;
+        self.changes[key].store(micros(), SeqCst);
+        match round % 16 {
+            0 => self.syncs[key].clear().unwrap(),
+            1 => self.syncs[key].update(|| Ok::<_, ()>(())).unwrap(),
+            _ => _ = self.syncs[key].mark_updated().unwrap(),
+        }
+        for waiter in (0..WAITERS.len()).filter(|&waiter| WAITERS[waiter].0.contains(&key)) {
+            let start = Instant::now();
+            while self.loaded[waiter * KEYS + key].load(SeqCst) < version {
+                assert!(start.elapsed() < LIMIT, "waiter {waiter} missed a change of key {key} in round {round}");
+                std::thread::yield_now();
+            }
+        }
+    }
+}
+
+/// In each round two updaters make one update each, and then none until all have loaded it: who sleeps through it finds it
+/// when he looks for himself, as nothing else wakes him.
+#[test]
+fn no_wake_up_is_lost_between_two_updaters_and_many_waiters() {
+    const ROUNDS: u64 = 3000;
+    let (_folder, path) = path();
+    for [first, second] in [[anonymous(), anonymous()], [Table::open(&path).unwrap(), anonymous()]] {
+        let words = shared_words(2 * KEYS + WAITERS.len() * KEYS + 3);
+        let (versions, rest) = words.split_at(KEYS);
+        let (changes, rest) = rest.split_at(KEYS);
+        let (loaded, rest) = rest.split_at(WAITERS.len() * KEYS);
+        let (overslept, rounds) = (&rest[0], &rest[1..]);
+        let syncs = [attach(&first, "0"), attach(&first, "1"), attach(&second, "2")];
+        let storm = Storm { syncs, versions, changes, loaded, overslept };
+        let _waiters: Vec<_> = (0..WAITERS.len()).map(|waiter| in_child(|| storm.wait_and_load(waiter))).collect();
+        let updaters = [0, 1].map(|updater| {
+            let (storm, rounds) = (&storm, &rounds);
+            in_child(move || {
+                let mut random = updater as u64 + 100;
+                for round in 0..ROUNDS {
+                    rounds[updater].store(round, SeqCst);
+                    await_value(&rounds[1 - updater], round);
+                    dawdle(&mut random, 20);
+                    // Mostly the same.
+                    let key = [0, 0, 1, 0, 2, random as usize % KEYS][round as usize % 6];
+                    storm.update(key, round);
+                }
+                rounds[updater].store(ROUNDS, SeqCst);
+            })
+        });
+        updaters.into_iter().for_each(Child::succeeds);
+        assert_eq!(overslept.load(SeqCst), 0, "a wake-up was lost");
+    }
+}
+
+#[test]
+fn a_set_tells_which_have_changed() {
+    let (_folder, path) = path();
+    let (file, other) = (Table::open(&path).unwrap(), anonymous());
+    let keys = [(&file, "a"), (&file, "b"), (&other, "a"), (&other, "b"), (&file, "c")];
+    let syncs = keys.map(|(table, key)| attach(table, key));
+    let mut set = WaitSet::new();
+    assert_eq!(syncs.each_ref().map(|sync| set.add(sync)), [0, 1, 2, 3, 4]);
+    assert_eq!(set.members().len(), 5);
+    for changed in [vec![0], vec![3], vec![1, 2], vec![0, 1, 2, 3, 4], vec![4]] {
+        let waiter = in_child(|| {
+            // Some may be updated when it is awake again.
+            let mut told = vec![];
+            while told.len() < changed.len() {
+                for position in set.wait_timeout(LIMIT) {
+                    syncs[position].refresh().unwrap();
+                    told.push(position);
+                }
+            }
+            told.sort_unstable();
+            assert_eq!(told, changed);
+        });
+        waiter.await_sleep();
+        changed.iter().for_each(|&position| _ = attach(keys[position].0, keys[position].1).mark_updated().unwrap());
+        waiter.succeeds();
+        assert_eq!(set.wait(), changed);
+        assert_eq!(set.wait_timeout(LIMIT), changed, "they are told until they are loaded");
+        changed.iter().for_each(|&position| _ = syncs[position].refresh().unwrap());
+        assert!(set.wait_timeout(Duration::ZERO).is_empty());
+    }
+}
+
+#[test]
+fn a_key_may_stand_in_a_set_more_than_once() {
+    let table = anonymous();
+    let syncs = ["key", "other", "key"].map(|key| attach(&table, key));
+    let set: WaitSet<'_> = syncs.iter().chain(&syncs[..1]).collect();
+    attach(&table, "key").mark_updated().unwrap();
+    assert_eq!(set.wait(), [0, 2, 3]);
+    syncs[0].refresh().unwrap();
+    assert_eq!(set.wait(), [2], "each has seen what it has");
+}
+
+#[test]
+fn a_set_may_have_more_tables_than_a_process_can_sleep_on() {
+    const TABLES: usize = 140;
+    let tables: Vec<_> = (0..TABLES).map(|_| Table::options().capacity(1).anonymous().unwrap()).collect();
+    let syncs: Vec<_> = tables.iter().map(|table| attach(table, "key")).collect();
+    for count in [127, 128, 129, TABLES] {
+        for changed in [0, count / 2, count - 1] {
+            let waiter = in_child(|| {
+                assert_eq!(syncs[..count].iter().collect::<WaitSet<'_>>().wait_timeout(LIMIT), [changed]);
+            });
+            waiter.await_sleep();
+            syncs[changed].mark_updated().unwrap();
+            waiter.succeeds();
+        }
+    }
+}
+
+#[test]
+fn an_empty_set_can_be_waited_for_with_a_limit_only() {
+    let set = WaitSet::new();
+    let start = Instant::now();
+    assert!(set.wait_timeout(NOT_YET).is_empty());
+    assert!(start.elapsed() >= NOT_YET);
+    assert!(set.wait_deadline(start).is_empty());
+    let panic = std::panic::catch_unwind(|| set.wait()).unwrap_err();
+    assert!(panic.downcast_ref::<&str>().unwrap().contains("waiting for nothing"));
+}
+
+#[test]
+fn who_can_only_read_a_table_waits_for_others_updates() {
+    let (_folder, path) = path();
+    let table = Table::open(&path).unwrap();
+    let other = anonymous();
+    let writer = attach(&table, "key");
+    attach(&table, "other");
+    let reader = read_only(&path);
+    for _ in 0..5 {
+        let syncs = [attach(&reader, "key"), attach(&reader, "other"), attach(&other, "other")];
+        let waiters = WAYS.map(|way| in_child(|| assert!(way(&syncs, LIMIT))));
+        waiters.iter().for_each(Child::await_sleep);
+        writer.mark_updated().unwrap();
+        waiters.into_iter().for_each(Child::succeeds);
+        // It does not keep others from being told.
+        let waiter = in_child(|| assert_eq!(syncs[1..].iter().collect::<WaitSet<'_>>().wait_timeout(LIMIT), [1]));
+        waiter.await_sleep();
+        attach(&other, "other").mark_updated().unwrap();
+        waiter.succeeds();
+    }
+    let reader = attach(&reader, "key");
+    assert!(reader.wait_timeout(NOT_YET).is_timed_out());
+    // Through a reset, and past a deletion.
+    table.reset().unwrap();
+    drop(attach(&table, "key"));
+    assert!(reader.wait_timeout(LIMIT).is_changed());
+    reader.refresh().unwrap();
+    assert!(reader.wait_timeout(NOT_YET).is_timed_out());
+    std::fs::remove_file(&path).unwrap();
+    assert!(reader.wait_timeout(LIMIT).is_changed());
+}
+
+#[test]
+fn signals_do_not_end_a_wait() {
+    const SIGNALS: u64 = 300;
+    tables(|table| {
+        let syncs = ["key", "other"].map(|key| attach(table, key));
+        for way in WAYS {
+            let words = shared_words(2);
+            let (ready, returned) = (&words[0], &words[1]);
+            let waiter = in_child(|| {
+                be_interrupted();
+                ready.store(1, SeqCst);
+                assert!(way(&syncs, LIMIT));
+                assert_eq!(interruptions(), SIGNALS, "it was not put to the test");
+                returned.store(1, SeqCst);
+                // Nor do they make it longer.
+                syncs[0].refresh().unwrap();
+                assert!(!way(&syncs, NOT_YET));
+                ready.store(2, SeqCst);
+            });
+            await_value(ready, 1);
+            for _ in 0..SIGNALS {
+                waiter.await_sleep();
+                kill(waiter.pid(), Signal::SIGUSR1).unwrap();
+            }
+            waiter.await_sleep();
+            assert_eq!(returned.load(SeqCst), 0, "a signal ended it");
+            syncs[0].mark_updated().unwrap();
+            let start = Instant::now();
+            while ready.load(SeqCst) < 2 {
+                assert!(start.elapsed() < LIMIT, "signals make a wait longer");
+                if returned.load(SeqCst) == 1 {
+                    kill(waiter.pid(), Signal::SIGUSR1).unwrap();
+                }
+                std::thread::yield_now();
+            }
+            waiter.succeeds();
+        }
+    });
+}
+
+#[test]
+fn a_child_forked_while_threads_wait_can_wait_itself() {
+    tables(|table| {
+        let words = shared_words(2);
+        let (overslept, change) = (&words[0], &words[1]);
+        let stop = AtomicU64::new(0);
+        let syncs = ["key", "other"].map(|key| attach(table, key));
+        std::thread::scope(|scope| {
+            for way in WAYS {
+                let (syncs, stop) = (&syncs, &stop);
+                scope.spawn(move || {
+                    let own = syncs.each_ref().map(Clone::clone);
+                    while stop.load(SeqCst) == 0 {
+                        assert!(way(&own, LIMIT), "the thread was disturbed");
+                        own[0].refresh().unwrap();
+                    }
+                });
+            }
+            for round in 0..30 {
+                let child = in_child(|| {
+                    let start = micros();
+                    assert!(WAYS[round % WAYS.len()](&syncs, LIMIT));
+                    overslept.fetch_add(is_overslept(start, change.load(SeqCst)).into(), SeqCst);
+                });
+                child.await_sleep();
+                change.store(micros(), SeqCst);
+                attach(table, "key").mark_updated().unwrap();
+                child.succeeds();
+                syncs[0].refresh().unwrap();
+            }
+            stop.store(1, SeqCst);
+            attach(table, "key").mark_updated().unwrap();
+        });
+        assert_eq!(overslept.load(SeqCst), 0);
+    });
+}
+
+#[test]
+fn an_abandoned_update_wakes_nobody_and_one_that_is_finished_everybody() {
+    tables(|table| {
+        let words = shared_words(3);
+        let (returned, overslept, change) = (&words[0], &words[1], &words[2]);
+        let syncs = ["key", "other"].map(|key| attach(table, key));
+        let waiters = WAYS.map(|way| {
+            in_child(|| {
+                let start = micros();
+                assert!(way(&syncs, LIMIT));
+                returned.fetch_add(1, SeqCst);
+                overslept.fetch_add(is_overslept(start, change.load(SeqCst)).into(), SeqCst);
+            })
+        });
+        let writer = attach(table, "key");
+        for _ in 0..100 {
+            waiters.iter().for_each(Child::await_sleep);
+            writer.begin_update().unwrap().abandon();
+        }
+        let update = writer.begin_update().unwrap();
+        waiters.iter().for_each(Child::await_sleep);
+        // Longer than they sleep at once: they look for themselves, and at the update's lock.
+        std::thread::sleep(Duration::from_millis(600));
+        assert_eq!(returned.load(SeqCst), 0);
+        change.store(micros(), SeqCst);
+        update.finish().unwrap();
+        waiters.into_iter().for_each(Child::succeeds);
+        assert_eq!(overslept.load(SeqCst), 0);
+    });
+}
+
+#[test]
+fn a_reset_wakes_all_who_sleep_at_once() {
+    tables(|table| {
+        let words = shared_words(2);
+        let (overslept, change) = (&words[0], &words[1]);
+        for by_another in [false, true].repeat(5) {
+            let syncs = ["key", "other"].map(|key| attach(table, key));
+            let wait = |way: usize| {
+                let start = micros();
+                let limit = start + 20_000_000;
+                // The set tells both.
+                match way {
+                    0 => assert!(syncs[0].wait_timeout(LIMIT).is_changed()),
+                    _ => assert!(!syncs.iter().collect::<WaitSet<'_>>().wait_timeout(LIMIT).is_empty()),
+                }
+                assert!(micros() < limit);
+                overslept.fetch_add(is_overslept(start, change.load(SeqCst)).into(), SeqCst);
+                syncs[0].refresh().unwrap();
+            };
+            let waiters = [0, 1].map(|way| in_child(|| wait(way)));
+            std::thread::scope(|scope| {
+                // Of this process, too.
+                scope.spawn(|| wait(0));
+                waiters.iter().for_each(Child::await_sleep);
+                change.store(micros(), SeqCst);
+                match by_another {
+                    true => in_child(|| table.reset().unwrap()).succeeds(),
+                    false => table.reset().unwrap(),
+                }
+            });
+            waiters.into_iter().for_each(Child::succeeds);
+        }
+        assert_eq!(overslept.load(SeqCst), 0);
+    });
+}
+
+#[test]
+fn waiters_find_out_that_the_file_was_deleted_or_replaced() {
+    for replace in [false, true] {
+        let (folder, path) = path();
+        let table = Table::open(&path).unwrap();
+        let other = anonymous();
+        let syncs = [attach(&table, "key"), attach(&table, "other"), attach(&other, "key")];
+        let set = |members: &[GenerationSynchronizer]| {
+            let told = members.iter().collect::<WaitSet<'_>>().wait_timeout(LIMIT);
+            assert!(!told.is_empty() && !told.contains(&2));
+        };
+        let waiters = [
+            in_child(|| assert!(syncs[0].wait_timeout(LIMIT).is_changed())),
+            in_child(|| set(&syncs[..2])),
+            in_child(|| set(&syncs)),
+        ];
+        waiters.iter().for_each(Child::await_sleep);
+        match replace {
+            false => std::fs::remove_file(&path).unwrap(),
+            true => {
+                let other = folder.path().join("other");
+                attach(&Table::open(&other).unwrap(), "key");
+                std::fs::rename(&other, &path).unwrap();
+            }
+        }
+        waiters.into_iter().for_each(Child::succeeds);
+        // From then on they are together again.
+        assert!(syncs[0].wait_timeout(LIMIT).is_changed());
+        syncs[0].refresh().unwrap();
+        let waiter = in_child(|| assert!(syncs[0].wait_timeout(LIMIT).is_changed()));
+        waiter.await_sleep();
+        attach(&Table::open(&path).unwrap(), "key").mark_updated().unwrap();
+        waiter.succeeds();
+    }
+}
+
+#[test]
+fn without_a_table_waits_end_twice_a_second_and_not_more_often() {
+    const RETURNS: u32 = 4;
+    let other = anonymous();
+    let wait = |several: bool| {
+        let (folder, path) = path();
+        let table = Table::open(&path).unwrap();
+        let syncs = [attach(&table, "key"), attach(&other, "key")];
+        drop(folder);
+        let mut first = None;
+        for _ in 0..=RETURNS {
+            match several {
+                true => assert_eq!(syncs.iter().collect::<WaitSet<'_>>().wait_timeout(LIMIT), [0]),
+                false => assert!(syncs[0].wait_timeout(LIMIT).is_changed()),
+            }
+            syncs[0].refresh().unwrap_err();
+            first.get_or_insert_with(Instant::now);
+        }
+        let elapsed = first.unwrap().elapsed();
+        assert!(elapsed > RETURNS * Duration::from_millis(400), "a storm of loads: {elapsed:?}");
+        // It is there again.
+        std::fs::create_dir(path.parent().unwrap()).unwrap();
+        let start = Instant::now();
+        while syncs[0].refresh().is_err() {
+            assert!(start.elapsed() < LIMIT);
+            syncs[0].wait();
+        }
+        assert!(syncs[0].wait_timeout(NOT_YET).is_timed_out());
+        std::fs::remove_dir_all(path.parent().unwrap()).unwrap();
+    };
+    std::thread::scope(|scope| {
+        for several in [false, true] {
+            scope.spawn(move || wait(several));
+        }
+    });
+}
+
+#[test]
+fn who_waits_costs_a_handful_of_system_calls() {
+    const TIME: Duration = Duration::from_secs(2);
+    let (_folder, path) = path();
+    let (file, other) = (Table::open(&path).unwrap(), anonymous());
+    let syncs = [attach(&file, "key"), attach(&file, "other"), attach(&other, "key")];
+    let reader = [attach(&read_only(&path), "key")];
+    let base = system_calls(|| ());
+    std::thread::scope(|scope| {
+        // Each sleeps at least four times, and looks at the file.
+        for (members, most) in
+            [(&syncs[..1], 24), (&syncs[..2], 24), (&syncs[..], 40), (&syncs[2..], 24), (&reader, 500)]
+        {
+            scope.spawn(move || {
+                let calls =
+                    system_calls(|| assert!(members.iter().collect::<WaitSet<'_>>().wait_timeout(TIME).is_empty()));
+                assert!((4..=most).contains(&(calls - base)), "{} of {most} system calls", calls - base);
+            });
+        }
+    });
+}
+
+#[test]
+fn an_update_costs_a_system_call_only_if_somebody_waits() {
+    let table = anonymous();
+    let syncs = ["key", "other"].map(|key| attach(&table, key));
+    let update = || _ = syncs[0].mark_updated().unwrap();
+    let base = system_calls(|| ());
+    assert_eq!(system_calls(|| (0..1000).for_each(|_| update())), base);
+    for way in WAYS {
+        syncs[0].refresh().unwrap();
+        // Another process that waits, then one that has stopped waiting.
+        let waiter = in_child(|| assert!(way(&syncs, LIMIT)));
+        waiter.await_sleep();
+        assert_eq!(system_calls(update), base + 1);
+        waiter.succeeds();
+        syncs[0].refresh().unwrap();
+        assert!(!way(&syncs, NOT_YET));
+        assert_eq!(system_calls(update), base + 1);
+        assert_eq!(system_calls(|| (0..100).for_each(|_| update())), base, "it was paid for before");
+    }
+}
