@@ -199,13 +199,14 @@ impl GenerationSynchronizer {
                 }
                 // Somebody else is about to recover them.
                 Some(Kind::Exclusive) => std::thread::yield_now(),
-                None if self.read_only => break,
+                // Whoever made them may have abandoned them just before: so it is asked again.
+                None if self.read_only => std::thread::yield_now(),
                 // If that fails for now, somebody else was faster, or another update has begun.
                 None if place.owner().recover(place).is_err() => break,
                 None => {}
             }
         }
-        // They are lost, but not for all. It may be that one was abandoned and another begun just when this process looked:
+        // They are lost, but not for all. Should one have been abandoned and another begun each time that this process looked,
         // then the loss is none, and hides one that comes later. So it holds no longer than the limit.
         self.vigil.lose(word, now);
         false

@@ -43,9 +43,10 @@ impl Waited {
 }
 
 impl GenerationSynchronizer {
-    /// Blocks until the generation is not the one seen, that is until [`is_expired`](Self::is_expired) is `true`.
+    /// Blocks until the generation is not the one that the synchronizer has seen at the call, whatever another thread has it
+    /// see meanwhile.
     ///
-    /// An update that was made before the call ends it at once, so that none is missed between a check and a wait. Several
+    /// If the state [is expired](Self::is_expired) already, that ends it at once, so that none is missed between a check and a wait. Several
     /// updates may be told as one. Any number of threads and processes may wait for one key.
     ///
     /// While the table cannot be attached to, which counts as expired, this returns twice a second, so that a loop of
@@ -150,6 +151,9 @@ fn sleep_on_tables(awaited: &[Awaited<'_>], limit: Duration) {
     let is_blind = |(awaited, place): (&Awaited<'_>, &&Place)| {
         awaited.sync.table().is_read_only() || !place.owner().slots().header().is_live()
     };
+    if awaited.is_empty() {
+        return sleep(limit);
+    }
     if awaited.iter().zip(&places).any(is_blind) {
         return sleep(limit.min(BLIND));
     }
@@ -240,14 +244,15 @@ impl<'a> WaitSet<'a> {
 
     fn wait_until(&self, deadline: Option<Instant>) -> Vec<usize> {
         let awaited: Vec<_> = self.0.iter().map(|sync| Awaited { sync, ticket: sync.seen_ticket() }).collect();
-        match wait_for_any(&awaited, deadline) {
-            Waited::Changed => {
-                let changed =
-                    awaited.iter().enumerate().filter(|(_, awaited)| awaited.sync.is_expired_since(awaited.ticket));
-                changed.map(|(position, _)| position).collect()
+        while wait_for_any(&awaited, deadline).is_changed() {
+            let is_expired = |awaited: &Awaited<'_>| awaited.sync.is_expired_since(awaited.ticket);
+            let changed = awaited.iter().enumerate().filter(|(_, awaited)| is_expired(awaited));
+            let changed: Vec<_> = changed.map(|(position, _)| position).collect();
+            if !changed.is_empty() {
+                return changed;
             }
-            Waited::TimedOut => Vec::new(),
         }
+        Vec::new()
     }
 }
 

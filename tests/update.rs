@@ -621,21 +621,29 @@ fn an_update_is_no_older_than_itself() {
 
 #[test]
 fn nobody_loads_because_an_update_was_abandoned() {
-    let table = anonymous();
-    let (writer, reader) = (sync(&table), sync(&table));
-    let stop = AtomicU64::new(0);
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            while stop.load(SeqCst) == 0 {
-                writer.begin_update().unwrap().abandon();
-            }
-        });
-        let start = Instant::now();
-        while start.elapsed() < Duration::from_millis(500) {
-            assert!(!reader.is_expired(), "nothing was changed");
+    let (_folder, path) = path();
+    let table = Table::open(&path).unwrap();
+    let read_only = Table::options().read_only(true).open(&path).unwrap();
+    let writer = sync(&table);
+    let stop = &shared_words(1)[0];
+    let abandoner = in_child(|| {
+        while stop.load(SeqCst) == 0 {
+            writer.begin_update().unwrap().abandon();
         }
-        stop.store(1, SeqCst);
     });
+    std::thread::scope(|scope| {
+        for table in [&table, &read_only, &read_only] {
+            scope.spawn(|| {
+                let reader = sync(table);
+                let start = Instant::now();
+                while start.elapsed() < Duration::from_secs(1) {
+                    assert!(!reader.is_expired(), "nothing was changed");
+                }
+            });
+        }
+    });
+    stop.store(1, SeqCst);
+    abandoner.succeeds();
 }
 
 #[test]
