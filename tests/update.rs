@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use gensync::{ErrorKind, GenerationSynchronizer, Table, Update, UpdateError, update_all};
 use nix::sys::resource::{Resource, setrlimit};
-use support::{Child, await_value, in_child, path, shared_words, system_calls};
+use support::{Child, await_value, in_child, path, shared_words, system_calls, tables};
 
 fn anonymous() -> Table {
     Table::options().anonymous().unwrap()
@@ -24,19 +24,6 @@ fn sync(table: &Table) -> GenerationSynchronizer {
 
 fn pending(table: &Table) -> u8 {
     table.slots().find(|slot| slot.label() == "key").unwrap().pending()
-}
-
-/// Every kind of table there is.
-fn tables(test: impl Fn(&Table)) {
-    test(&anonymous());
-    let (_folder, path) = path();
-    test(&Table::open(&path).unwrap());
-    #[cfg(feature = "shm")]
-    {
-        let name = format!("gensync-update-{}", std::process::id());
-        test(&Table::options().named(&name).unwrap());
-        std::fs::remove_file(format!("/dev/shm/{name}")).unwrap();
-    }
 }
 
 /// Where the maker of an update is when it is killed.

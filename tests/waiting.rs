@@ -10,7 +10,7 @@ use gensync::{GenerationSynchronizer, Table, WaitSet, Waited};
 use nix::sys::signal::{Signal, kill};
 use support::{
     Child, LIMIT, await_value, be_interrupted, dawdle, in_child, interruptions, is_overslept, micros, path,
-    shared_words, system_calls,
+    shared_words, system_calls, tables,
 };
 
 const NOT_YET: Duration = Duration::from_millis(20);
@@ -25,20 +25,6 @@ fn anonymous() -> Table {
 
 fn read_only(path: &Path) -> Table {
     Table::options().read_only(true).open(path).unwrap()
-}
-
-/// Every kind of memory that processes sleep on.
-fn tables(test: impl Fn(&Table)) {
-    test(&anonymous());
-    let (_folder, path) = path();
-    test(&Table::open(&path).unwrap());
-    #[cfg(feature = "shm")]
-    {
-        static TABLES: AtomicU64 = AtomicU64::new(0);
-        let name = format!("gensync-waiting-{}-{}", std::process::id(), TABLES.fetch_add(1, SeqCst));
-        test(&Table::options().named(&name).unwrap());
-        std::fs::remove_file(format!("/dev/shm/{name}")).unwrap();
-    }
 }
 
 /// The ways to wait for the first of `syncs`.

@@ -12,6 +12,7 @@ use std::sync::Once;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
 
+use gensync::Table;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, kill, raise, sigaction};
 use nix::sys::wait::{WaitStatus, waitpid};
@@ -26,6 +27,20 @@ pub(crate) fn path() -> (tempfile::TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("table.gensync");
     (folder, path)
+}
+
+/// Runs `test` with every kind of table there is.
+pub(crate) fn tables(test: impl Fn(&Table)) {
+    test(&Table::options().anonymous().unwrap());
+    let (_folder, path) = path();
+    test(&Table::open(&path).unwrap());
+    #[cfg(feature = "shm")]
+    {
+        static TABLES: AtomicU64 = AtomicU64::new(0);
+        let name = format!("gensync-test-{}-{}", std::process::id(), TABLES.fetch_add(1, SeqCst));
+        test(&Table::options().named(&name).unwrap());
+        std::fs::remove_file(format!("/dev/shm/{name}")).unwrap();
+    }
 }
 
 /// A forked child; killed if the test ends before it does.
