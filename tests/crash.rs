@@ -400,3 +400,45 @@ fn killed_within_an_update_that_others_sleep_through() {
         }
     }
 }
+
+#[test]
+fn killed_while_resetting_the_table_that_others_wait_in() {
+    let (_folder, path) = path();
+    let table = Table::options().capacity(64).open(&path).unwrap();
+    let words = shared_words(4);
+    let (started, source, loaded) = (&words[0], &words[1], &words[2..]);
+    let syncs = attach(&table, ["key", "other"]);
+    let members = [&syncs[..1], &syncs[..]];
+    let _waiters: Vec<_> = (0..2)
+        .map(|waiter| {
+            in_child(move || {
+                loop {
+                    wait(members[waiter], LIMIT);
+                    let load = || Ok::<_, ()>(source.load(SeqCst));
+                    let state = members[waiter].iter().map(|sync| sync.refresh_with(load).unwrap()).min();
+                    loaded[waiter].store(state.unwrap(), SeqCst);
+                }
+            })
+        })
+        .collect();
+    let mut random = 1;
+    for round in 0..KILLS {
+        started.store(0, SeqCst);
+        let resetter = in_child(|| {
+            started.store(1, SeqCst);
+            table.reset().unwrap();
+        });
+        await_value(started, 1);
+        dawdle(&mut random, 400);
+        resetter.kill();
+        // By somebody who has had the table all the time, and by somebody who has not.
+        let table = if round % 2 == 0 { table.clone() } else { Table::open(&path).unwrap() };
+        let state = source.fetch_add(1, SeqCst) + 1;
+        attach(&table, ["key"])[0].mark_updated().unwrap();
+        let start = Instant::now();
+        while loaded.iter().any(|loaded| loaded.load(SeqCst) < state) {
+            assert!(start.elapsed() < LIMIT, "a waiter stays with a table that is gone, after {round} kills");
+            std::thread::yield_now();
+        }
+    }
+}
