@@ -263,7 +263,7 @@ impl Table {
         Ok(self.0.options.normalizer.normalize(key))
     }
 
-    fn latest(&self) -> &Arc<Incarnation> {
+    pub(crate) fn latest(&self) -> &Arc<Incarnation> {
         self.0.incarnations.latest()
     }
 

@@ -4,7 +4,6 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::error::Error;
 use crate::handle::Table;
 use crate::incarnation::Incarnation;
 use crate::info::SlotInfo;
@@ -37,26 +36,23 @@ impl Table {
     ///
     /// # fn main() -> Result<(), gensync::Error> {
     /// let table = Table::options().anonymous()?;
-    /// let mut watch = table.watch()?;
+    /// let mut watch = table.watch();
     /// let sync = GenerationSynchronizer::new(&table, "routes")?;
     /// let change = watch.next_timeout(Duration::from_secs(10)).expect("a key was created");
     /// assert_eq!((&*change.label(), Some(change.generation())), ("routes", sync.sync_gen()));
     /// # Ok(()) }
     /// ```
     ///
-    /// # Errors
-    ///
-    /// The table was replaced, and its successor cannot be opened.
-    ///
     /// # Progress
     ///
     /// Each change costs a look at all slots of the table, and the update that makes it a call of the system.
-    pub fn watch(&self) -> Result<Watch, Error> {
-        let incarnation = Arc::clone(self.current()?);
+    #[must_use]
+    pub fn watch(&self) -> Watch {
+        let incarnation = Arc::clone(self.latest());
         let mut watch = Watch { table: self.clone(), incarnation, seen: Vec::new(), found: VecDeque::new() };
         watch.look();
         watch.found.clear();
-        Ok(watch)
+        watch
     }
 }
 

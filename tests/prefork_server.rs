@@ -82,7 +82,8 @@ impl Server {
         let mut response = client.run(request.header("content-type", "application/json").body(body).unwrap())?;
         let text = response.body_mut().read_to_string()?;
         let worker = response.headers()["x-worker"].to_str().unwrap().parse().unwrap();
-        Ok(Answer { status: response.status(), worker, text })
+        let generation = response.headers().get("x-generation").map(|number| number.to_str().unwrap().parse().unwrap());
+        Ok(Answer { status: response.status(), worker, generation, text })
     }
 
     fn get(&self, client: &Agent) -> Result<Answer, ureq::Error> {
@@ -119,6 +120,7 @@ impl Drop for Server {
 struct Answer {
     status: StatusCode,
     worker: u32,
+    generation: Option<u64>,
     text: String,
 }
 
@@ -236,6 +238,7 @@ fn a_change_is_seen_although_its_maker_died_before_telling() {
         for (worker, (client, _)) in clients.iter().filter(|client| *client.0 != maker) {
             let answer = server.get(client).unwrap();
             assert_eq!((answer.worker, answer.version()), (*worker, version + 1));
+            assert!(answer.generation > clients[worker].1.generation, "{answer:?}");
         }
     }
 }

@@ -49,7 +49,7 @@ fn a_watch_tells_changes_of_other_processes_and_new_keys() {
     let table = Table::options().capacity(4).open(&path).unwrap();
     let known = attach(&table, "known");
     for read_only in [false, true] {
-        let mut watch = Table::options().read_only(read_only).open(&path).unwrap().watch().unwrap();
+        let mut watch = Table::options().read_only(read_only).open(&path).unwrap().watch();
         assert_eq!(watch.next_timeout(NOT_YET), None, "nothing has changed since the watch began");
         in_child(|| _ = known.mark_updated().unwrap()).succeeds();
         let change = watch.next().unwrap();
@@ -69,7 +69,7 @@ fn a_watch_ends_with_the_last_generation_of_each_key() {
     let table = Table::open(&path).unwrap();
     let keys: Vec<_> = (0..20).map(|i| format!("key-{i}")).collect();
     let syncs: Vec<_> = keys.iter().map(|key| attach(&table, key)).collect();
-    let mut watch = table.watch().unwrap();
+    let mut watch = table.watch();
     let before: HashMap<_, _> = keys.iter().map(|key| (key.clone(), table.generation(key).unwrap().unwrap())).collect();
     let done = &shared_words(1)[0];
     let children = [0, 1].map(|first| {
@@ -111,7 +111,7 @@ fn a_watch_follows_a_table_that_is_reset_or_deleted() {
     let (_folder, path) = path();
     let table = Table::open(&path).unwrap();
     let sync = attach(&table, "key");
-    let mut watch = table.watch().unwrap();
+    let mut watch = table.watch();
     for reset in [true, false] {
         match reset {
             true => in_child(|| table.reset().unwrap()).succeeds(),
@@ -135,7 +135,7 @@ fn a_watch_follows_a_table_that_is_reset_or_deleted() {
 fn a_watch_finds_an_update_whose_maker_was_killed() {
     let table = anonymous();
     let sync = attach(&table, "key");
-    let mut watch = table.watch().unwrap();
+    let mut watch = table.watch();
     let there = &shared_words(1)[0];
     let maker = in_child(|| {
         let _update = sync.begin_update().unwrap();
