@@ -65,18 +65,17 @@ impl Incarnation {
         SlotRef::pick(self, |this| Ok(this.slots.find(digest)?.filter(|slot| slot.word().generation().is_some())))
     }
 
-    /// Ends the updates that are pending at `slot`, if nobody is left to do so: the key is updated in their place. `false`
-    /// if that cannot be told now, as others take the lock and let go of it.
+    /// Ends the updates that are pending at `slot`, if nobody is left to do so: the key is updated in their place. Does
+    /// nothing while somebody holds a lock on the slot.
     ///
     /// # Errors
     ///
     /// The lock cannot be taken by this process.
-    pub(crate) fn recover(&self, slot: &Slot) -> Result<bool, Error> {
-        let lock = self.mapping().try_lock(slot, Kind::Exclusive)?;
-        if lock.is_some() {
+    pub(crate) fn recover(&self, slot: &Slot) -> Result<(), Error> {
+        if let Some(_lock) = self.mapping().try_lock(slot, Kind::Exclusive)? {
             self.slots.announce(slot, slot.recover());
         }
-        Ok(lock.is_some())
+        Ok(())
     }
 
     /// Whether the file is no longer what its path names.

@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use gensync::{GenerationSynchronizer, Table, WaitSet};
-use support::{Child, LIMIT, await_value, dawdle, in_child, is_overslept, micros, path, shared_words, system_calls};
+use support::{
+    Child, LIMIT, await_value, dawdle, in_child, is_overslept, micros, path, shared_words, system_calls, tables,
+};
 
 const KEYS: usize = 3000;
 const KILLS: usize = 300;
@@ -226,11 +228,6 @@ fn wait(syncs: &[GenerationSynchronizer], limit: Duration) -> bool {
     }
 }
 
-fn tables() -> [(Option<tempfile::TempDir>, Table); 2] {
-    let (folder, path) = path();
-    [(None, Table::options().anonymous().unwrap()), (Some(folder), Table::open(&path).unwrap())]
-}
-
 #[test]
 fn a_waiter_that_was_killed_costs_one_wake_once() {
     let table = Table::options().anonymous().unwrap();
@@ -251,7 +248,7 @@ fn a_waiter_that_was_killed_costs_one_wake_once() {
 
 #[test]
 fn killed_while_waiting() {
-    for (_folder, table) in &tables() {
+    tables(|table| {
         let words = shared_words(5);
         let (started, overslept, change, woken) = (&words[0], &words[1], &words[2], &words[3..]);
         let syncs = attach(table, ["key", "other"]);
@@ -298,13 +295,13 @@ fn killed_while_waiting() {
             }
         }
         assert_eq!(overslept.load(SeqCst), 0, "a wake-up was lost");
-    }
+    });
 }
 
 /// Each kill may leave sleepers that find out half a second later: so there is a key for each, and one waiting for all.
 #[test]
 fn killed_while_updating_what_others_wait_for() {
-    for (_folder, table) in &tables() {
+    tables(|table| {
         let words = shared_words(3 * KILLS + 2);
         let (sources, rest) = words.split_at(KILLS);
         let (loaded, flags) = rest.split_at(2 * KILLS);
@@ -368,12 +365,12 @@ fn killed_while_updating_what_others_wait_for() {
         while table.slots().any(|slot| slot.pending() > 0) {
             assert!(start.elapsed() < LIMIT, "pending for good, though somebody waits");
         }
-    }
+    });
 }
 
 #[test]
 fn killed_within_an_update_that_others_sleep_through() {
-    for (_folder, table) in &tables() {
+    tables(|table| {
         let syncs: Vec<_> = attach(table, ["key", "other"]).into();
         let third = &attach(&Table::options().anonymous().unwrap(), ["key"])[0];
         let several: Vec<_> = [&syncs[0], &syncs[1], third].map(Clone::clone).into();
@@ -398,7 +395,7 @@ fn killed_within_an_update_that_others_sleep_through() {
             syncs[0].refresh().unwrap();
             assert!(!wait(&syncs, Duration::from_millis(5)), "it is recovered once, not again and again");
         }
-    }
+    });
 }
 
 #[test]
