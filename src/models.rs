@@ -3,6 +3,8 @@
 //! Under loom (`RUSTFLAGS="--cfg loom" cargo test --lib --release`) each model runs all executions with at most three
 //! preemptions, or as many as it says. Without it, the same functions run on threads, many times.
 
+#[cfg(not(loom))]
+mod stops;
 mod waiting;
 
 use crate::error::{Error, ErrorKind};

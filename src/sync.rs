@@ -2,8 +2,15 @@
 //!
 //! Built with `--cfg loom`, the protocol in `slot.rs` and `table.rs` runs under loom's model checker instead.
 
+#[cfg(all(test, not(loom)))]
+pub(crate) mod steps;
+
 #[cfg(not(loom))]
-pub(crate) use std::sync::atomic::{AtomicPtr, AtomicU8, AtomicU32, AtomicU64, Ordering, fence};
+pub(crate) use std::sync::atomic::{AtomicPtr, Ordering, fence};
+#[cfg(all(not(loom), not(test)))]
+pub(crate) use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64};
+#[cfg(all(not(loom), test))]
+pub(crate) use steps::{AtomicU8, AtomicU32, AtomicU64};
 
 #[cfg(loom)]
 pub(crate) use loom::sync::{

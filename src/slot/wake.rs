@@ -30,6 +30,12 @@ impl WakeWord {
         }
     }
 
+    /// Whether who has armed it has not been woken.
+    #[cfg(all(test, not(loom)))]
+    pub(crate) fn is_same(&self, armed: Armed) -> bool {
+        self.word.load(Ordering::Relaxed) == armed.0
+    }
+
     /// Says that somebody is about to sleep. What he waits for must be looked at after this.
     pub(crate) fn arm(&self) -> Armed {
         let armed = self.word.fetch_or(SLEEPING, Ordering::Relaxed) | SLEEPING;
