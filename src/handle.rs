@@ -324,6 +324,11 @@ impl Table {
         }
     }
 
+    #[cfg(test)]
+    pub(crate) fn make_look_due(&self) {
+        self.0.look.postpone(0);
+    }
+
     /// Moves on from a table that is being retired, or whose file is gone. Whoever gets here does all that remains to
     /// be done of retiring it, as the process that began may be dead.
     fn succeed(&self, from: &Arc<Incarnation>) -> Result<(), Error> {

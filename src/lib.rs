@@ -87,6 +87,10 @@
 
 #![cfg_attr(loom, allow(dead_code, reason = "the edge to the operating system is not modelled"))]
 
+// For what tests/ and the tests in here share.
+#[cfg(all(test, not(loom)))]
+extern crate self as gensync;
+
 #[cfg(not(loom))]
 mod builder;
 #[cfg(not(loom))]
@@ -108,6 +112,8 @@ mod incarnation;
 mod info;
 #[cfg(not(loom))]
 mod key;
+#[cfg(all(test, not(loom)))]
+mod kills;
 mod layout;
 #[cfg(not(loom))]
 mod lock;
