@@ -48,8 +48,14 @@ pub enum ErrorKind {
     },
     /// The table was made by a version of gensync with another file format.
     #[error(
-        "layout version {found}, expected {expected}: made by another version of gensync; let one version use this path, \
-         or stop its users and remove the file"
+        "layout version {found}, expected {expected}: made by {} version of gensync; {}, or give each version a path of its \
+         own",
+        if .found < .expected { "an older" } else { "a newer" },
+        if .found < .expected {
+            "replace it with TableOptions::replace_older(true)"
+        } else {
+            "use that version here as well, or stop its users and remove the file"
+        }
     )]
     #[non_exhaustive]
     LayoutVersion {

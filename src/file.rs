@@ -15,7 +15,7 @@ use nix::sys::statfs::{self, FsType, fstatfs};
 use nix::unistd::{Uid, linkat};
 
 use crate::error::{Error, ErrorKind};
-use crate::layout::{Facts, HEADER_SIZE, segment_offset};
+use crate::layout::{Facts, HEADER_SIZE, OLDEST, segment_offset, version};
 use crate::mapping::{DESCRIPTORS, Identity, allocate, check_size_limit};
 use crate::options::{OwnerCheck, TableOptions};
 
@@ -61,8 +61,14 @@ impl TableFile {
         read_start(&file, &mut page).map_err(|error| Error::io("reading the table's header", &error))?;
         // Asked after the header was read: a table that grows meanwhile is longer than its header says, never shorter.
         let size = file.metadata().map_err(|error| Error::io("looking at the table's file", &error))?.len();
-        let (facts, segments) = Facts::decode(&page, size)?;
+        let oldest = if options.replaces_older() { OLDEST } else { version() };
+        let (facts, segments) = Facts::decode(&page, size, oldest)?;
         Ok(Self { file, facts, segments })
+    }
+
+    /// Whether it is to be replaced, as it was made by an older version.
+    pub(crate) fn is_older(&self) -> bool {
+        self.facts.version < version()
     }
 
     pub(crate) fn stat(&self) -> Result<FileStat, Error> {
@@ -320,7 +326,7 @@ impl Drop for Prepared {
 }
 
 fn write_header(file: &File, capacity: u64, floor: u64) -> Result<(), Error> {
-    let facts = Facts { capacity, salt: random()?, incarnation: random()?, created: now(), floor };
+    let facts = Facts { version: version(), capacity, salt: random()?, incarnation: random()?, created: now(), floor };
     file.write_all_at(&facts.encode(boot_id()), 0).map_err(|error| Error::io("writing the table's header", &error))
 }
 

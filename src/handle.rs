@@ -407,7 +407,8 @@ fn open(source: &Source, options: &TableOptions, predecessor: Option<&Incarnatio
                 continue;
             };
             let Some(incarnation) = source.map(&file, options)? else { continue };
-            if incarnation.slots().header().is_live() {
+            let is_live = incarnation.slots().header().is_live();
+            if is_live && !file.is_older() {
                 if !options.read_only {
                     incarnation.renew_after_boot(&file)?;
                 }
@@ -416,6 +417,7 @@ fn open(source: &Source, options: &TableOptions, predecessor: Option<&Incarnatio
             if options.read_only {
                 return Err(ErrorKind::Retired.into());
             }
+            let _excluded = if is_live { Some(exclude_updates(&incarnation, options.pending_limit)?) } else { None };
             replace(path, &file, &incarnation, succeeding(&file, options)?.prepare(path)?)?;
         }
         Err(ErrorKind::Retired.into())

@@ -4,7 +4,7 @@
 //! It stands here and not in `tests/`, as only the crate's own test build can be stopped at the accesses (see `sync/steps.rs`).
 
 #[path = "../tests/support/mod.rs"]
-mod support;
+pub(crate) mod support;
 
 use std::fs;
 use std::os::unix::fs::FileExt as _;
@@ -233,7 +233,7 @@ fn stops(process: Pid, count: u64) -> Option<WaitStatus> {
 }
 
 /// Kills `work` at every moment there is, each time on a new stage, and returns how many there were.
-fn kill_everywhere<S>(what: &str, stage: impl Fn() -> S, work: impl Fn(&S), check: impl Fn(S, &str)) {
+pub(crate) fn kill_everywhere<S>(what: &str, stage: impl Fn() -> S, work: impl Fn(&S), check: impl Fn(S, &str)) {
     let mut counts = [0; 2];
     for (sort, moment) in [Moment::Step as fn(u64) -> Moment, Moment::Call].into_iter().enumerate() {
         for count in 0.. {

@@ -68,7 +68,7 @@ use crate::slot::WakeWord;
 use crate::sync::{AtomicU8, AtomicU32, AtomicU64};
 
 pub(crate) const MAGIC: [u8; 8] = *b"gensync\0";
-pub(crate) const VERSION: u32 = 1;
+const VERSION: u32 = 1;
 pub(crate) const HEADER_SIZE: usize = 4096;
 pub(crate) const SLOT_SIZE: usize = 128;
 pub(crate) const LABEL_SIZE: usize = 88;
@@ -151,6 +151,32 @@ const _: () = {
     assert!(HEADER_SIZE.is_multiple_of(align_of::<Slot>()));
 };
 
+/// The version that this process writes, and reads.
+#[cfg(not(all(test, not(loom))))]
+pub(crate) fn version() -> u32 {
+    VERSION
+}
+
+#[cfg(all(test, not(loom)))]
+pub(crate) use next::version;
+
+/// The next version, for tests of going over to it: it differs in nothing but its number.
+#[cfg(all(test, not(loom)))]
+pub(crate) mod next {
+    use std::sync::OnceLock;
+
+    static IS_NEXT: OnceLock<()> = OnceLock::new();
+
+    /// From now on this process is of the next version.
+    pub(crate) fn begin() {
+        IS_NEXT.get_or_init(|| ());
+    }
+
+    pub(crate) fn version() -> u32 {
+        if IS_NEXT.get().is_some() { super::VERSION + 1 } else { super::VERSION }
+    }
+}
+
 /// Where the changing words of the header begin.
 pub(crate) const HEADER_WORDS_OFFSET: usize = BOOT_OFFSET;
 
@@ -179,10 +205,15 @@ pub(crate) const fn segments_within(capacity: u64, size: u64) -> u32 {
     segments
 }
 
+/// The oldest version whose tables this one knows how to [replace](crate::TableOptions::replace_older): how to read their
+/// header, keep updates from beginning, and retire their slots. So far that is the same for all.
+pub(crate) const OLDEST: u32 = 1;
+
 /// What is fixed when a table is created. Read once, checked, and kept outside the mapping: nothing that is written
 /// into the file later can change it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Facts {
+    pub(crate) version: u32,
     pub(crate) capacity: u64,
     pub(crate) salt: [u8; 16],
     pub(crate) incarnation: [u8; 16],
@@ -196,7 +227,7 @@ impl Facts {
         let mut page = [0; HEADER_SIZE];
         let mut put = |offset: usize, bytes: &[u8]| page[offset..offset + bytes.len()].copy_from_slice(bytes);
         put(0, &MAGIC);
-        put(8, &VERSION.to_le_bytes());
+        put(8, &self.version.to_le_bytes());
         put(12, &BYTE_ORDER.to_le_bytes());
         put(16, &(SLOT_SIZE as u32).to_le_bytes());
         put(20, &(HEADER_SIZE as u32).to_le_bytes());
@@ -214,9 +245,9 @@ impl Facts {
         page
     }
 
-    /// Reads and checks the header page of a file of `size` bytes; whatever is wrong is named. Also gives the number
-    /// of segments.
-    pub(crate) fn decode(page: &[u8], size: u64) -> Result<(Self, u32), ErrorKind> {
+    /// Reads and checks the header page of a file of `size` bytes; whatever is wrong is named, as is a version older than
+    /// `oldest`. Also gives the number of segments.
+    pub(crate) fn decode(page: &[u8], size: u64, oldest: u32) -> Result<(Self, u32), ErrorKind> {
         let start = &page[..page.len().min(MAGIC.len())];
         if start != MAGIC {
             return Err(ErrorKind::NotATable { found: start.to_vec() });
@@ -224,9 +255,9 @@ impl Facts {
         if page.len() < HEADER_SIZE {
             return Err(ErrorKind::Truncated { found: size, expected: HEADER_SIZE as u64 });
         }
-        let version = u32_at(page, 8);
-        if version != VERSION {
-            return Err(ErrorKind::LayoutVersion { found: version, expected: VERSION });
+        let found = u32_at(page, 8);
+        if !(oldest..=version()).contains(&found) {
+            return Err(ErrorKind::LayoutVersion { found, expected: version() });
         }
         let order = u32_at(page, 12);
         if order != BYTE_ORDER {
@@ -263,6 +294,7 @@ impl Facts {
             return Err(ErrorKind::Truncated { found: size, expected });
         }
         let facts = Self {
+            version: found,
             capacity,
             salt: array_at(page, 32),
             incarnation: array_at(page, 48),

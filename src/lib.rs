@@ -136,6 +136,8 @@ mod synchronizer;
 mod table;
 #[cfg(not(loom))]
 mod update;
+#[cfg(all(test, not(loom)))]
+mod upgrades;
 #[cfg(not(loom))]
 mod wait;
 #[cfg(not(loom))]

@@ -44,6 +44,7 @@ pub struct TableOptions {
     pub(crate) mode: u32,
     pub(crate) create: bool,
     pub(crate) read_only: bool,
+    replace_older: bool,
     pub(crate) owner: OwnerCheck,
     pub(crate) allow_fuse: bool,
     pub(crate) normalizer: KeyNormalizer,
@@ -57,6 +58,7 @@ impl Default for TableOptions {
             mode: 0o600,
             create: true,
             read_only: false,
+            replace_older: false,
             owner: OwnerCheck::default(),
             allow_fuse: false,
             normalizer: KeyNormalizer::default(),
@@ -89,6 +91,24 @@ impl TableOptions {
     pub fn read_only(mut self, read_only: bool) -> Self {
         self.read_only = read_only;
         self
+    }
+
+    /// Whether a table that was made by an older version of gensync, with another file format, is replaced by a new one;
+    /// `false` unless set: then it is [`ErrorKind::LayoutVersion`].
+    ///
+    /// The old table is retired as by a [`reset`](Table::reset), so that no update is lost when processes of two versions run
+    /// side by side: each one that was announced there has come before whatever is loaded through the new table, and each
+    /// later one fails. For the processes of the older version, everything is expired from then on, and their updates fail
+    /// with `LayoutVersion`, until they are started anew. A table of a newer version is never replaced.
+    ///
+    /// There is one version so far; who sets this is prepared for the next.
+    pub fn replace_older(mut self, replace: bool) -> Self {
+        self.replace_older = replace;
+        self
+    }
+
+    pub(crate) fn replaces_older(&self) -> bool {
+        self.replace_older && !self.read_only
     }
 
     /// How keys that are not [raw](crate::CacheKey::raw) are normalized.
