@@ -57,6 +57,9 @@
 //! byte (the most significant one; a zero is replaced by 1). A tag may be missing. It saves looking at slots: in a full
 //! segment, two or three cache lines of tags tell what sixteen of slots would.
 //!
+//! In every version, the magic, the layout version and the checksum stand where they are here, and each version knows of those
+//! before it where the state, the generation words and the locks are: what it takes to retire such a table.
+//!
 //! The slots where a key with the words A and B may stand in segment k of n slots are, in this order,
 //! `(A + k * B + i * (i + 1) / 2) mod n` (wrapping arithmetic) for i = 0, 1, ... below [`probe_limit`].
 //! Triangular steps visit distinct slots in a table of a power of two, and their first few share a page.
