@@ -49,8 +49,8 @@ impl GenerationSynchronizer {
     /// If the state [is expired](Self::is_expired) already, that ends it at once, so that none is missed between a check and a wait. Several
     /// updates may be told as one. Any number of threads and processes may wait for one key.
     ///
-    /// While the table cannot be attached to, which counts as expired, this returns twice a second, so that a loop of
-    /// waiting and loading does not become a storm.
+    /// While the table cannot be attached to, which counts as expired, this returns twice a second or when the time is up, so
+    /// that a loop of waiting and loading does not become a storm.
     ///
     /// ```
     /// # use gensync::{GenerationSynchronizer, Table};
@@ -112,6 +112,10 @@ impl Awaited<'_> {
     fn is_news(&self) -> bool {
         self.sync.is_news(self.ticket)
     }
+
+    fn is_expired(&self) -> bool {
+        self.sync.is_expired_since(self.ticket)
+    }
 }
 
 /// Sleeps until one of the keys was updated.
@@ -120,7 +124,11 @@ pub(crate) fn wait_for_any(awaited: &[Awaited<'_>], deadline: Option<Instant>) -
         if awaited.iter().any(Awaited::is_news) {
             return Waited::Changed;
         }
-        let Some(limit) = time_left(deadline, SLICE) else { return Waited::TimedOut };
+        let Some(limit) = time_left(deadline, SLICE) else {
+            // A table that cannot be attached to is news only now and then, but what it is for is expired all the time.
+            let is_expired = awaited.iter().any(Awaited::is_expired);
+            return if is_expired { Waited::Changed } else { Waited::TimedOut };
+        };
         match awaited {
             [one] if !one.sync.table().is_read_only() => sleep_on_key(one, limit),
             several => sleep_on_tables(several, limit),
@@ -245,8 +253,7 @@ impl<'a> WaitSet<'a> {
     fn wait_until(&self, deadline: Option<Instant>) -> Vec<usize> {
         let awaited: Vec<_> = self.0.iter().map(|sync| Awaited { sync, ticket: sync.seen_ticket() }).collect();
         while wait_for_any(&awaited, deadline).is_changed() {
-            let is_expired = |awaited: &Awaited<'_>| awaited.sync.is_expired_since(awaited.ticket);
-            let changed = awaited.iter().enumerate().filter(|(_, awaited)| is_expired(awaited));
+            let changed = awaited.iter().enumerate().filter(|(_, awaited)| awaited.is_expired());
             let changed: Vec<_> = changed.map(|(position, _)| position).collect();
             if !changed.is_empty() {
                 return changed;

@@ -592,6 +592,22 @@ fn without_a_table_waits_end_twice_a_second_and_not_more_often() {
 }
 
 #[test]
+fn a_state_that_cannot_be_known_to_be_fresh_is_never_told_to_be_when_the_time_is_up() {
+    let (_folder, path) = path();
+    let table = Table::open(&path).unwrap();
+    drop((attach(&table, "key"), attach(&table, "other")));
+    let reader = read_only(&path);
+    let syncs = [attach(&reader, "key"), attach(&reader, "other")];
+    // Nobody who may write attaches to the keys in the successor.
+    table.reset().unwrap();
+    for _ in 0..20 {
+        let moment = Duration::from_micros(100);
+        assert!(syncs[0].wait_timeout(moment).is_changed());
+        assert_eq!(syncs.iter().collect::<WaitSet<'_>>().wait_timeout(moment), [0, 1]);
+    }
+}
+
+#[test]
 fn who_waits_costs_a_handful_of_system_calls() {
     const TIME: Duration = Duration::from_secs(2);
     let (_folder, path) = path();
