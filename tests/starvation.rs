@@ -1,0 +1,412 @@
+//! Guards against want: no room, no inode, no descriptor, no address space, no thread, a file system that goes away. Each
+//! ends in an error that names the path, with a table that works on, and is forgotten when there is enough again.
+
+mod support;
+
+use std::error::Error as _;
+use std::fs::{self, File};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::Ordering::SeqCst;
+use std::time::{Duration, Instant};
+
+use gensync::{Cached, Error, ErrorKind, GenerationSynchronizer, Table, UpdateError, WaitSet, update_all};
+use nix::fcntl::{FallocateFlags, fallocate};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::statvfs::statvfs;
+use nix::unistd::{Uid, dup};
+use support::{await_value, in_child, path, shared_words};
+
+/// Nobody's, so that limits of a user and permissions count.
+const STRANGER: u32 = 54_321;
+
+fn attach(table: &Table, key: impl Into<gensync::CacheKey>) -> Result<GenerationSynchronizer, Error> {
+    GenerationSynchronizer::new(table, key)
+}
+
+fn is_full(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::TableFull { .. })
+}
+
+/// The soft limit from now on.
+fn limit(resource: Resource, value: u64) {
+    setrlimit(resource, value, getrlimit(resource).unwrap().1).unwrap();
+}
+
+/// A file system of its own, unmounted with the test.
+struct Mount(tempfile::TempDir);
+
+impl Mount {
+    fn tmpfs(options: &str) -> Option<Self> {
+        let folder = tempfile::tempdir().unwrap();
+        match mount(Some("tmpfs"), folder.path(), Some("tmpfs"), MsFlags::empty(), Some(options)) {
+            Ok(()) => Some(Self(folder)),
+            Err(error) => {
+                eprintln!("skipped, as a file system cannot be mounted here: {error}");
+                None
+            }
+        }
+    }
+
+    /// One on a disk, of as many bytes, in a file that is deleted at once.
+    fn ext4(size: u64) -> Option<Self> {
+        let folder = tempfile::tempdir().unwrap();
+        let image = tempfile::NamedTempFile::new().unwrap();
+        image.as_file().set_len(size).unwrap();
+        let run = |command: &mut Command| command.output().is_ok_and(|output| output.status.success());
+        // Nothing is set aside for root.
+        let is_there = run(Command::new("mkfs.ext4").args(["-q", "-m", "0", "-b", "4096"]).arg(image.path()))
+            && run(Command::new("mount").args(["-o", "loop"]).arg(image.path()).arg(folder.path()));
+        if !is_there {
+            eprintln!("skipped, as a disk cannot be mounted here");
+        }
+        is_there.then_some(Self(folder))
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn remount(&self, flags: MsFlags, options: &str) -> nix::Result<()> {
+        mount(None::<&str>, self.0.path(), None::<&str>, MsFlags::MS_REMOUNT | flags, Some(options))
+    }
+
+    /// In bytes.
+    fn free(&self) -> u64 {
+        let stat = statvfs(self.0.path()).unwrap();
+        stat.blocks_available() * stat.fragment_size()
+    }
+
+    /// Leaves so many bytes free, by a file that is there as long as what is returned.
+    fn fill(&self, leave: u64) -> Ballast {
+        let path = self.path("ballast");
+        let file = File::create(&path).unwrap();
+        let mut size = 0;
+        // In ever smaller pieces, as a disk takes some for its own purposes.
+        for piece in (12..26).rev().map(|power| 1 << power) {
+            while self.free() >= leave + piece && fallocate(&file, FallocateFlags::empty(), size, piece as i64).is_ok()
+            {
+                size += piece as i64;
+            }
+        }
+        assert!(self.free().saturating_sub(leave) < 8192, "{} bytes are free, not {leave}", self.free());
+        Ballast(path)
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        let _ = umount2(self.0.path(), MntFlags::MNT_DETACH);
+    }
+}
+
+struct Ballast(PathBuf);
+
+impl Drop for Ballast {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+/// Attaches to new keys until one of them finds no room.
+fn attach_all(table: &Table, syncs: &mut Vec<GenerationSynchronizer>) -> Error {
+    loop {
+        match attach(table, format!("{}", syncs.len())) {
+            Ok(sync) => syncs.push(sync),
+            Err(error) => return error,
+        }
+    }
+}
+
+/// Attaches to new keys until the table has so many segments.
+fn grow(table: &Table, segments: u32, syncs: &mut Vec<GenerationSynchronizer>) {
+    while table.stats().segments < segments {
+        (0..1 + syncs.len() / 8).for_each(|_| syncs.push(attach(table, format!("{}", syncs.len())).unwrap()));
+    }
+}
+
+/// All that can be done with existing keys can be done, in this process and in another one.
+fn assert_works(table: &Table, syncs: &[GenerationSynchronizer]) {
+    let work = || {
+        let sync = syncs.last().unwrap();
+        sync.refresh().unwrap();
+        let same = attach(table, sync.cache_key().clone()).unwrap();
+        let generation = sync.mark_updated().unwrap();
+        assert!(same.is_expired() && !sync.is_expired());
+        assert_eq!(same.refresh().unwrap(), generation);
+        assert!(!same.is_expired());
+        same.update(|| Ok::<_, Error>(())).unwrap();
+        assert!(sync.is_expired());
+        sync.refresh().unwrap();
+        sync.clear().unwrap();
+        assert!(same.is_expired() && sync.is_expired());
+        for sync in syncs {
+            sync.mark_updated().unwrap();
+            sync.refresh().unwrap();
+            assert!(!sync.is_expired());
+        }
+        assert!(table.slots().all(|slot| slot.pending() == 0));
+    };
+    work();
+    in_child(work).succeeds();
+    syncs.iter().for_each(|sync| _ = sync.refresh().unwrap());
+}
+
+/// Everything works, what needs room as well.
+fn assert_recovered(table: &Table, syncs: &[GenerationSynchronizer]) {
+    assert_works(table, syncs);
+    let segments = table.stats().segments;
+    for i in 0.. {
+        attach(table, format!("late{i}")).unwrap();
+        if table.stats().segments > segments {
+            break;
+        }
+    }
+    table.reset().unwrap();
+    assert!(syncs.iter().all(GenerationSynchronizer::is_expired));
+    assert_works(table, syncs);
+}
+
+fn names(folder: &Path) -> Vec<std::ffi::OsString> {
+    let mut names: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    names.sort();
+    names
+}
+
+// Room.
+
+#[test]
+fn a_full_disk_is_an_error_and_existing_keys_go_on_working() {
+    let Some(disk) = Mount::tmpfs("size=512k") else { return };
+    let path = disk.path("table");
+    let table = Table::options().capacity(16).open(&path).unwrap();
+    let mut syncs = Vec::new();
+    let error = attach_all(&table, &mut syncs);
+    assert!(is_full(&error), "{error}");
+    assert_eq!(error.path(), Some(&*path));
+    assert!(error.key().is_some() && error.source().is_some());
+    assert!(syncs.len() > 1000);
+    assert_works(&table, &syncs);
+    // A reset needs room for a second file first: either it works, or nothing has changed.
+    fs::write(disk.path("ballast"), vec![0; 1 << 20]).unwrap_err();
+    let error = table.reset().unwrap_err();
+    assert!(is_full(&error), "{error}");
+    assert!(syncs.iter().all(|sync| !sync.is_expired()), "a reset that failed has changed something");
+    // A second table does not fit; with room again, all goes on.
+    assert!(Table::open(disk.path("second")).is_err());
+    fs::remove_file(disk.path("ballast")).unwrap();
+    disk.remount(MsFlags::empty(), "size=8m").unwrap();
+    assert_recovered(&table, &syncs);
+}
+
+/// Lets the disk be full when each of the segments up to `last` is to be appended: but for nothing, for half of what it
+/// takes, and for one page less than that.
+fn full_at_each_growth(disk: &Mount, last: u32) {
+    let path = disk.path("table");
+    let table = Table::options().capacity(1).open(&path).unwrap();
+    let other = Table::open(&path).unwrap();
+    let mut syncs = vec![attach(&table, "0").unwrap()];
+    let mut failures = 0;
+    for segment in 1..=last {
+        grow(&table, segment, &mut syncs);
+        let bytes = (128 << segment) + (1_u64 << segment).next_multiple_of(128);
+        // The last page of the present segments may hold the beginning of it.
+        let pages = bytes.div_ceil(4096) - 1;
+        // A disk may keep what was reserved before it was full.
+        let mut taken = 0;
+        for pages in [0, pages / 2, pages.saturating_sub(1)] {
+            let _ballast = disk.fill((pages * 4096_u64).saturating_sub(taken));
+            let free = disk.free();
+            let error = loop {
+                match attach(&table, format!("{}", syncs.len())) {
+                    Err(error) => break Some(error),
+                    Ok(sync) => syncs.push(sync),
+                }
+                if table.stats().segments > segment {
+                    break None;
+                }
+            };
+            taken += free - disk.free();
+            let Some(error) = error else {
+                assert!(bytes < 2 * 4096, "segment {segment} was appended to a full disk");
+                break;
+            };
+            failures += 1;
+            assert!(is_full(&error), "{error}");
+            let key = format!("{}", syncs.len());
+            assert_eq!((error.path(), error.key()), (Some(&*path), Some(&*key)));
+            assert_eq!((table.stats().segments, table.stats().keys), (segment, syncs.len() as u64));
+            // Whoever else comes finds the same.
+            assert!(is_full(&attach(&other, key).unwrap_err()));
+            assert_works(&table, &syncs);
+        }
+    }
+    assert!(failures > last, "only {failures} failures");
+    eprintln!("{failures} failures");
+    assert_recovered(&table, &syncs);
+}
+
+#[test]
+fn a_memory_disk_may_be_full_at_every_growth() {
+    let Some(disk) = Mount::tmpfs("size=8m") else { return };
+    full_at_each_growth(&disk, 12);
+}
+
+#[test]
+fn a_disk_may_be_full_at_every_growth() {
+    let Some(disk) = Mount::ext4(24 << 20) else { return };
+    full_at_each_growth(&disk, 12);
+}
+
+#[test]
+fn a_disk_may_be_full_between_the_pieces_of_a_great_segment() {
+    let Some(disk) = Mount::tmpfs("size=80m") else { return };
+    let table = Table::options().capacity(1 << 17).open(disk.path("table")).unwrap();
+    let mut syncs = Vec::new();
+    let ballast = disk.fill(20 << 20);
+    let error = attach_all(&table, &mut syncs);
+    assert!(is_full(&error) && table.stats().segments == 1, "{error}");
+    // The first piece is taken, and stays so.
+    assert!(disk.free() < 5 << 20);
+    assert_works(&table, &syncs[..100]);
+    drop(ballast);
+    let key = format!("{}", syncs.len());
+    attach(&table, &*key).unwrap();
+    assert_eq!(table.stats().segments, 2);
+    table.reset().unwrap();
+    assert!(syncs.iter().all(GenerationSynchronizer::is_expired));
+}
+
+/// Runs `attempt` with nothing free, a page, two pages, and so on until it succeeds, and returns how often it failed.
+fn until_there_is_room(disk: &Mount, attempt: impl Fn() -> Result<(), Error>) -> u64 {
+    for pages in 0..20 {
+        let _ballast = disk.fill(pages * 4096);
+        let (names_before, free) = (names(disk.0.path()), disk.free());
+        match attempt() {
+            Ok(()) => return pages,
+            Err(error) => assert!(is_full(&error) && error.path().is_some(), "{error}"),
+        }
+        assert_eq!((names(disk.0.path()), disk.free()), (names_before, free), "it left something behind");
+    }
+    panic!("there is no room for a small table");
+}
+
+#[test]
+fn a_table_is_created_whole_or_not_at_all() {
+    let Some(disk) = Mount::tmpfs("size=1m") else { return };
+    let failures = until_there_is_room(&disk, || Table::options().capacity(64).open(disk.path("table")).map(drop));
+    assert_eq!(failures, 4, "the header and 64 slots take four pages");
+    let table = Table::options().create(false).open(disk.path("table")).unwrap();
+    assert_recovered(&table, &[attach(&table, "key").unwrap()]);
+}
+
+#[test]
+fn a_reset_is_made_whole_or_not_at_all() {
+    let disks = [Mount::tmpfs("size=1m"), Mount::ext4(4 << 20)];
+    for disk in disks.into_iter().flatten() {
+        let table = Table::options().capacity(64).open(disk.path("table")).unwrap();
+        let other = Table::open(disk.path("table")).unwrap();
+        let syncs = [attach(&table, "one").unwrap(), attach(&table, "two").unwrap()];
+        let elsewhere = attach(&other, "two").unwrap();
+        let failures = until_there_is_room(&disk, || {
+            assert!(syncs.iter().chain([&elsewhere]).all(|sync| !sync.is_expired()), "it has changed something");
+            assert_works(&table, &syncs);
+            elsewhere.refresh().unwrap();
+            table.reset()
+        });
+        assert!(failures >= 4, "{failures}");
+        assert!(syncs.iter().chain([&elsewhere]).all(GenerationSynchronizer::is_expired));
+        assert_recovered(&table, &syncs);
+    }
+}
+
+#[test]
+fn a_table_on_a_full_disk_can_be_written_to_for_ever() {
+    let Some(disk) = Mount::ext4(8 << 20) else { return };
+    let table = Table::options().capacity(64).open(disk.path("table")).unwrap();
+    let mut syncs = Vec::new();
+    grow(&table, 5, &mut syncs);
+    let _ballast = disk.fill(0);
+    for _ in 0..20 {
+        assert_works(&table, &syncs);
+        // What was written goes to the disk, and the next write begins anew.
+        nix::unistd::syncfs(File::open(disk.0.path()).unwrap().as_fd()).unwrap();
+    }
+    assert!(is_full(&attach_all(&table, &mut syncs)));
+}
+
+#[test]
+fn without_an_inode_nothing_can_be_created_and_nothing_is_changed() {
+    let Some(disk) = Mount::tmpfs("size=8m,nr_inodes=4") else { return };
+    // The folder itself takes one.
+    let table = Table::options().capacity(16).open(disk.path("table")).unwrap();
+    let mut syncs = vec![attach(&table, "0").unwrap()];
+    let fillers: Vec<_> = (0..).map_while(|i| File::create(disk.path(&format!("{i}"))).ok().map(|_| i)).collect();
+    assert!(!fillers.is_empty());
+    for error in [Table::open(disk.path("new")).unwrap_err(), table.reset().unwrap_err()] {
+        assert!(is_full(&error) && error.path().is_some() && error.to_string().contains("inode"), "{error}");
+    }
+    assert!(!disk.path("new").exists() && !syncs[0].is_expired());
+    // Growing takes none.
+    grow(&table, 4, &mut syncs);
+    assert_works(&table, &syncs);
+    fs::remove_file(disk.path("0")).unwrap();
+    assert_recovered(&table, &syncs);
+}
+
+/// A process that was killed after it had begun to reset the table leaves it like this.
+fn begin_to_retire(path: &Path) {
+    use std::os::unix::fs::FileExt as _;
+    File::options().write(true).open(path).unwrap().write_all_at(&2_u32.to_ne_bytes(), 144).unwrap();
+}
+
+#[test]
+fn a_retired_table_that_finds_no_room_for_its_successor_expires_everything_until_there_is_room() {
+    let Some(disk) = Mount::tmpfs("size=1m") else { return };
+    let path = disk.path("table");
+    let table = Table::options().capacity(64).open(&path).unwrap();
+    let other = Table::open(&path).unwrap();
+    let (sync, elsewhere) = (attach(&table, "key").unwrap(), attach(&other, "key").unwrap());
+    let source = &shared_words(1)[0];
+    let cached = Cached::new(attach(&table, "key").unwrap(), || Ok::<_, Error>(source.load(SeqCst)));
+    assert_eq!(*cached.get().unwrap(), 0);
+    let before = sync.sync_gen().unwrap();
+    let ballast = disk.fill(0);
+    begin_to_retire(&path);
+    assert!(is_full(&attach(&other, "new").unwrap_err()));
+    let used = 100;
+    for i in 1..=used {
+        source.store(i, SeqCst);
+        assert!(sync.is_expired() && elsewhere.is_expired());
+        assert_eq!(*cached.get().unwrap(), i, "not what the source says");
+        assert_eq!(sync.ticket().generation(), None);
+        // An update is not lost without a word.
+        assert!(is_full(&sync.mark_updated().unwrap_err()));
+        assert!(is_full(&sync.refresh().unwrap_err()));
+        let error = sync.update(|| -> Result<(), Error> { unreachable!() }).unwrap_err();
+        assert!(matches!(&error, UpdateError::Begin(error) if is_full(error)), "{error}");
+        for error in [attach(&table, "key").unwrap_err(), Table::open(&path).unwrap_err(), table.reset().unwrap_err()] {
+            assert!(is_full(&error) && error.path() == Some(&path), "{error}");
+        }
+    }
+    assert_eq!(cached.counters().reloads, 1 + used, "one load for each use, and no more");
+    assert_eq!(names(disk.0.path()).len(), 2, "unfinished files pile up");
+    drop(ballast);
+    // What is announced now reaches those who have not noticed yet that there is room.
+    let announced = sync.mark_updated().unwrap();
+    assert!(announced > before, "a generation has come again");
+    assert!(elsewhere.is_expired());
+    while elsewhere.ticket().generation().is_none() {}
+    assert!(elsewhere.is_expired());
+    assert_eq!(elsewhere.refresh().unwrap(), announced);
+    source.store(7, SeqCst);
+    sync.mark_updated().unwrap();
+    assert_eq!(*cached.get().unwrap(), 7);
+    assert!(elsewhere.is_expired());
+    cached.get().unwrap();
+    assert!(!cached.synchronizer().is_expired(), "a storm of loads");
+    sync.refresh().unwrap();
+    assert_recovered(&table, &[sync, elsewhere]);
+}
