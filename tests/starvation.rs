@@ -106,6 +106,8 @@ struct Ballast(PathBuf);
 
 impl Drop for Ballast {
     fn drop(&mut self) {
+        // Emptied first: another test's child may have inherited it.
+        let _ = File::create(&self.0);
         let _ = fs::remove_file(&self.0);
     }
 }
@@ -243,8 +245,7 @@ fn full_at_each_growth(disk: &Mount, last: u32) {
             assert_works(&table, &syncs);
         }
     }
-    assert!(failures > last, "only {failures} failures");
-    eprintln!("{failures} failures");
+    assert!(failures >= 2 * last, "only {failures} failures");
     assert_recovered(&table, &syncs);
 }
 
