@@ -429,7 +429,7 @@ fn create(
     }
     let stat = predecessor.and_then(|predecessor| Some((predecessor, predecessor.mapping().stat().ok()?)));
     let blueprint = match stat {
-        Some((predecessor, stat)) => Blueprint::succeeding(predecessor.facts(), &stat, options),
+        Some((predecessor, stat)) => Blueprint::succeeding(predecessor.facts(), &stat, options)?,
         None => Blueprint::new(options, source.size(options.checked_capacity()?))?,
     };
     let floor = predecessor.map_or(Ok(0), floor_of_successor)?;
@@ -439,7 +439,7 @@ fn create(
 }
 
 fn succeeding(file: &TableFile, options: &TableOptions) -> Result<Blueprint, Error> {
-    Ok(Blueprint::succeeding(&file.facts, &file.stat()?, options))
+    Blueprint::succeeding(&file.facts, &file.stat()?, options)
 }
 
 /// Keeps updates of `table` from beginning, once those in flight have ended. What is held must be kept.
