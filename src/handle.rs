@@ -225,7 +225,12 @@ impl Table {
                 Some(file) if Identity::of(&file.stat()?) == current.mapping().identity() => {
                     let prepared = succeeding(&file, &self.0.options)?.prepare(path)?;
                     replace(path, &file, current, prepared)?;
-                    return self.succeed(current);
+                    drop(file);
+                    return match self.succeed(current) {
+                        // It is done, and whoever needs the successor tries again.
+                        Err(_) if current.slots().header().is_retired() => Ok(()),
+                        result => result,
+                    };
                 }
                 // It was replaced behind our back: what stands there now is what is to be reset.
                 _ if current.is_gone() => self.succeed(current)?,
