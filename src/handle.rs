@@ -494,11 +494,7 @@ fn floor_of_successor(old: &Incarnation) -> Result<u64, Error> {
 /// As much of the greatest size as the process may give a file, for tables whose size is set once.
 fn sparse_size(least: u64) -> u64 {
     let limit = getrlimit(Resource::RLIMIT_FSIZE).map_or(u64::MAX, |(limit, _)| limit);
-    let mut size = MAX_SIZE;
-    while size > limit && size / 2 >= least {
-        size /= 2;
-    }
-    size
+    MAX_SIZE.min(limit).max(least)
 }
 
 /// Milliseconds of a clock that only goes forward, to within a few; the cheapest one.
