@@ -319,8 +319,14 @@ impl Table {
         }
         // If the maker of an update that is in flight there is killed, it takes one who has the old file to announce it.
         // So nobody moves on before the update has ended.
-        let excluded = if self.is_read_only() { None } else { latest.mapping().try_exclude_updates().ok().flatten() };
-        if excluded.is_none() && !self.is_read_only() && latest.gone_for(precise_now()) < self.pending_limit() {
+        let excluded = (!self.is_read_only()).then(|| latest.mapping().try_exclude_updates());
+        let is_held_up = match &excluded {
+            None => false,
+            Some(Ok(lock)) => lock.is_none(),
+            // Whoever can open nothing more cannot keep updates from beginning, but sees those that have begun.
+            Some(Err(_)) => latest.mapping().has_updates_in_flight(),
+        };
+        if is_held_up && latest.gone_for(precise_now()) < self.pending_limit() {
             return;
         }
         if self.succeed(latest).is_err() && latest.slots().header().is_live() {
