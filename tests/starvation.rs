@@ -897,3 +897,86 @@ fn without_a_thread_there_is_an_error_and_later_a_thread() {
 fn poll<T>(future: impl Future<Output = T>) -> std::task::Poll<T> {
     std::pin::pin!(future).poll(&mut std::task::Context::from_waker(std::task::Waker::noop()))
 }
+
+// Memory.
+
+/// A group whose processes may use so much memory, together with what they put into files that are kept in memory.
+struct MemoryGroup(PathBuf);
+
+impl MemoryGroup {
+    fn new(name: &str, bytes: u64) -> Option<Self> {
+        let folder = Path::new("/sys/fs/cgroup/memory");
+        if !Uid::effective().is_root() || !folder.join("memory.limit_in_bytes").exists() {
+            eprintln!("skipped, as memory groups (of version 1) cannot be had here");
+            return None;
+        }
+        let group = Self(folder.join(format!("gensync-test-{}-{name}", std::process::id())));
+        fs::create_dir(&group.0).unwrap();
+        fs::write(group.0.join("memory.limit_in_bytes"), bytes.to_string()).unwrap();
+        Some(group)
+    }
+
+    fn join(&self) {
+        fs::write(self.0.join("cgroup.procs"), std::process::id().to_string()).unwrap();
+    }
+
+    fn kill_nobody(&self) {
+        fs::write(self.0.join("memory.oom_control"), "1").unwrap();
+    }
+}
+
+impl Drop for MemoryGroup {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir(&self.0);
+    }
+}
+
+#[test]
+fn a_process_that_is_killed_for_want_of_memory_as_it_grows_a_table_leaves_it_whole() {
+    let Some(disk) = Mount::tmpfs("size=256m") else { return };
+    for megabytes in [3, 4, 5] {
+        let path = disk.path(&format!("{megabytes}"));
+        let table = Table::options().capacity(64).open(&path).unwrap();
+        let survivor = attach(&table, "0").unwrap();
+        let Some(group) = MemoryGroup::new(&format!("killed-{megabytes}"), megabytes << 20) else { return };
+        let child = in_child(|| {
+            group.join();
+            for i in 0..1_000_000 {
+                attach(&table, format!("{i}")).unwrap().mark_updated().unwrap();
+            }
+        });
+        let status = nix::sys::wait::waitpid(child.pid(), None).unwrap();
+        assert!(
+            matches!(status, nix::sys::wait::WaitStatus::Signaled(_, nix::sys::signal::Signal::SIGKILL, _)),
+            "{status:?}"
+        );
+        std::mem::forget(child);
+        let stats = table.stats();
+        assert!(stats.keys > 1000 && stats.bytes < (megabytes << 20) + (1 << 20), "{stats:?}");
+        assert!(survivor.is_expired());
+        survivor.refresh().unwrap();
+        assert_recovered(&table, &[survivor]);
+    }
+}
+
+#[test]
+fn growth_beyond_the_memory_of_a_group_that_kills_nobody_is_an_error() {
+    let Some(disk) = Mount::tmpfs("size=256m") else { return };
+    let path = disk.path("table");
+    let table = Table::options().capacity(64).open(&path).unwrap();
+    let survivor = attach(&table, "0").unwrap();
+    let Some(group) = MemoryGroup::new("refused", 5 << 20) else { return };
+    group.kill_nobody();
+    in_child(|| {
+        group.join();
+        let error = (0..1_000_000).find_map(|i| attach(&table, format!("{i}")).err()).unwrap();
+        assert!(error.path() == Some(&path) && error.key().is_some(), "{error}");
+        assert!(error.source().unwrap().to_string().contains("memory"), "{error:?}");
+        assert!(matches!(error.kind(), ErrorKind::System { .. }), "{error:?}");
+        survivor.mark_updated().unwrap();
+    })
+    .succeeds();
+    assert!(survivor.is_expired());
+    survivor.refresh().unwrap();
+    assert_recovered(&table, &[survivor]);
+}
