@@ -256,7 +256,7 @@ impl Error {
             Errno::EROFS => ErrorKind::ReadOnlyFileSystem,
             Errno::ENOSPC | Errno::EDQUOT => ErrorKind::TableFull {
                 reason: if errno == Errno::ENOSPC {
-                    "no space is left on the file system"
+                    "no space, or no inode, is left on the file system"
                 } else {
                     "the disk quota is used up"
                 }

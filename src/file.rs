@@ -183,6 +183,7 @@ fn network_file_system(kind: FsType) -> Option<&'static str> {
 #[derive(Debug)]
 pub(crate) struct Blueprint {
     capacity: u64,
+    boot: [u64; 2],
     mode: u32,
     /// The user and group to give it to; `None`: the creator's.
     owner: Option<(u32, u32)>,
@@ -193,20 +194,21 @@ pub(crate) struct Blueprint {
 
 impl Blueprint {
     pub(crate) fn new(options: &TableOptions, size: u64) -> Result<Self, Error> {
-        let capacity = options.checked_capacity()?;
-        Ok(Self { capacity, mode: options.mode, owner: None, size, allow_fuse: options.allow_fuse })
+        let (capacity, boot) = (options.checked_capacity()?, boot_id()?);
+        Ok(Self { capacity, boot, mode: options.mode, owner: None, size, allow_fuse: options.allow_fuse })
     }
 
     /// A successor, as like its predecessor as can be: others must be able to open it just the same.
-    pub(crate) fn succeeding(facts: &Facts, stat: &FileStat, options: &TableOptions) -> Self {
+    pub(crate) fn succeeding(facts: &Facts, stat: &FileStat, options: &TableOptions) -> Result<Self, Error> {
         let sparse = stat.st_blocks * 512 < stat.st_size;
-        Self {
+        Ok(Self {
             capacity: facts.capacity,
+            boot: boot_id()?,
             mode: stat.st_mode & 0o777,
             owner: Some((stat.st_uid, stat.st_gid)),
             size: if sparse { stat.st_size as u64 } else { 0 },
             allow_fuse: options.allow_fuse,
-        }
+        })
     }
 
     /// Makes a table that has no name yet, in the folder of `path`. What can fail for want of room or permission
@@ -223,10 +225,10 @@ impl Blueprint {
             let name = sibling(path, &hex::encode(random::<8>()?));
             let file =
                 open.clone().create_new(true).open(&name).map_err(|error| Error::io("creating the table", &error))?;
-            Ok(Prepared { file, name: Some(name), capacity: self.capacity })
+            Ok(Prepared { file, name: Some(name), capacity: self.capacity, boot: self.boot })
         };
         let prepared = match open.clone().custom_flags(OFlag::O_TMPFILE.bits()).open(folder(path)) {
-            Ok(file) if has_proc() => Prepared { file, name: None, capacity: self.capacity },
+            Ok(file) if has_proc() => Prepared { file, name: None, capacity: self.capacity, boot: self.boot },
             // Without /proc, an unnamed file cannot be named.
             Ok(_) => named()?,
             // Not every file system has unnamed files.
@@ -248,7 +250,7 @@ impl Blueprint {
         let file = memfd_create("gensync", flags).map_err(|errno| Error::system("creating anonymous memory", errno))?;
         let file = File::from(file);
         self.furnish(&file)?;
-        write_header(&file, self.capacity, 0)?;
+        write_header(&file, self.capacity, 0, self.boot)?;
         let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
         fcntl(&file, FcntlArg::F_ADD_SEALS(seals)).map_err(|errno| Error::system("sealing anonymous memory", errno))?;
         Ok(file)
@@ -279,12 +281,13 @@ pub(crate) struct Prepared {
     file: File,
     name: Option<PathBuf>,
     capacity: u64,
+    boot: [u64; 2],
 }
 
 impl Prepared {
     /// Names the table, whose keys start at `floor` or later; `false` if something has the name already.
     pub(crate) fn link(self, path: &Path, floor: u64) -> Result<bool, Error> {
-        let written = write_header(&self.file, self.capacity, floor);
+        let written = write_header(&self.file, self.capacity, floor, self.boot);
         written.and_then(|()| self.link_to(path)).map_err(|error| error.at(path))
     }
 
@@ -293,7 +296,7 @@ impl Prepared {
         // One name for all, so that a process killed here leaves one file at most, which the next one removes.
         let step = sibling(path, "successor");
         let replace = || {
-            write_header(&self.file, self.capacity, floor)?;
+            write_header(&self.file, self.capacity, floor, self.boot)?;
             match std::fs::remove_file(&step) {
                 Err(error) if !is_missing(&error) => {
                     return Err(Error::io("removing an unfinished successor", &error).at(&step));
@@ -325,9 +328,8 @@ impl Drop for Prepared {
     }
 }
 
-fn write_header(file: &File, capacity: u64, floor: u64) -> Result<(), Error> {
     let facts = Facts { version: version(), capacity, salt: random()?, incarnation: random()?, created: now(), floor };
-    file.write_all_at(&facts.encode(boot_id()), 0).map_err(|error| Error::io("writing the table's header", &error))
+    file.write_all_at(&facts.encode(boot), 0).map_err(|error| Error::io("writing the table's header", &error))
 }
 
 fn random<const N: usize>() -> Result<[u8; N], Error> {
@@ -359,10 +361,24 @@ pub(crate) fn now() -> u64 {
 }
 
 /// The kernel's id of this boot; zero where it does not tell.
-pub(crate) fn boot_id() -> [u64; 2] {
-    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+///
+/// # Errors
+///
+/// It could not be asked, for want of descriptors or memory.
+pub(crate) fn boot_id() -> Result<[u64; 2], Error> {
+    let id = match std::fs::read_to_string("/proc/sys/kernel/random/boot_id") {
+        Err(error)
+            if matches!(
+                error.raw_os_error().map(Errno::from_raw),
+                Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM)
+            ) =>
+        {
+            return Err(Error::io("asking the system for its boot id", &error));
+        }
+        id => id.unwrap_or_default(),
+    };
     let number = u128::from_str_radix(&id.trim().replace('-', ""), 16).unwrap_or(0);
-    [(number >> 64) as u64, number as u64]
+    Ok([(number >> 64) as u64, number as u64])
 }
 
 /// How the process saw the file system when it opened a table, so that it can tell a file that is gone from one that

@@ -225,7 +225,12 @@ impl Table {
                 Some(file) if Identity::of(&file.stat()?) == current.mapping().identity() => {
                     let prepared = succeeding(&file, &self.0.options)?.prepare(path)?;
                     replace(path, &file, current, prepared)?;
-                    return self.succeed(current);
+                    drop(file);
+                    return match self.succeed(current) {
+                        // It is done, and whoever needs the successor tries again.
+                        Err(_) if current.slots().header().is_retired() => Ok(()),
+                        result => result,
+                    };
                 }
                 // It was replaced behind our back: what stands there now is what is to be reset.
                 _ if current.is_gone() => self.succeed(current)?,
@@ -314,8 +319,14 @@ impl Table {
         }
         // If the maker of an update that is in flight there is killed, it takes one who has the old file to announce it.
         // So nobody moves on before the update has ended.
-        let excluded = if self.is_read_only() { None } else { latest.mapping().try_exclude_updates().ok().flatten() };
-        if excluded.is_none() && !self.is_read_only() && latest.gone_for(precise_now()) < self.pending_limit() {
+        let excluded = (!self.is_read_only()).then(|| latest.mapping().try_exclude_updates());
+        let is_held_up = match &excluded {
+            None => false,
+            Some(Ok(lock)) => lock.is_none(),
+            // Whoever can open nothing more cannot keep updates from beginning, but sees those that have begun.
+            Some(Err(_)) => latest.mapping().has_updates_in_flight(),
+        };
+        if is_held_up && latest.gone_for(precise_now()) < self.pending_limit() {
             return;
         }
         if self.succeed(latest).is_err() && latest.slots().header().is_live() {
@@ -436,7 +447,7 @@ fn create(
     }
     let stat = predecessor.and_then(|predecessor| Some((predecessor, predecessor.mapping().stat().ok()?)));
     let blueprint = match stat {
-        Some((predecessor, stat)) => Blueprint::succeeding(predecessor.facts(), &stat, options),
+        Some((predecessor, stat)) => Blueprint::succeeding(predecessor.facts(), &stat, options)?,
         None => Blueprint::new(options, source.size(options.checked_capacity()?))?,
     };
     let floor = predecessor.map_or(Ok(0), floor_of_successor)?;
@@ -446,7 +457,7 @@ fn create(
 }
 
 fn succeeding(file: &TableFile, options: &TableOptions) -> Result<Blueprint, Error> {
-    Ok(Blueprint::succeeding(&file.facts, &file.stat()?, options))
+    Blueprint::succeeding(&file.facts, &file.stat()?, options)
 }
 
 /// Keeps updates of `table` from beginning, once those in flight have ended. What is held must be kept.
@@ -496,11 +507,7 @@ fn floor_of_successor(old: &Incarnation) -> Result<u64, Error> {
 /// As much of the greatest size as the process may give a file, for tables whose size is set once.
 fn sparse_size(least: u64) -> u64 {
     let limit = getrlimit(Resource::RLIMIT_FSIZE).map_or(u64::MAX, |(limit, _)| limit);
-    let mut size = MAX_SIZE;
-    while size > limit && size / 2 >= least {
-        size /= 2;
-    }
-    size
+    MAX_SIZE.min(limit).max(least)
 }
 
 /// Milliseconds of a clock that only goes forward, to within a few; the cheapest one.

@@ -92,7 +92,7 @@ impl Incarnation {
     /// After a reboot, moves every generation past the present time: processes of the last boot may have died at any
     /// point, and their state with them.
     pub(crate) fn renew_after_boot(&self, file: &TableFile) -> Result<(), Error> {
-        let boot = boot_id();
+        let boot = boot_id()?;
         let header = self.slots.header();
         if header.boot() == boot || boot == [0, 0] {
             return Ok(());

@@ -89,11 +89,14 @@ impl Mapping {
         segments: u32,
         read_only: bool,
     ) -> Result<Self, Error> {
+        // An anonymous one is sealed, and never gets longer.
+        let size = if path.is_some() { Ok(MAX_SIZE) } else { file.metadata().map(|metadata| metadata.len()) };
+        let size = size.map_err(|error| Error::io("looking at the table's file", &error))?;
         let file = FileRef::new(file, path)?;
         let capacity = facts.capacity;
         // A limit on address space leaves less room for growth, not none: halve until it fits.
         let least = segment_offset(capacity, segments);
-        let mut size = MAX_SIZE.max(least);
+        let mut size = size.max(least);
         let map = loop {
             let mut options = MmapOptions::new();
             options.len(size as usize);
@@ -347,7 +350,7 @@ impl Memory for Mapping {
             let size = segment_offset(self.capacity, self.limit);
             return Err(self.file.error(ErrorKind::TableFull {
                 reason: format!("it would outgrow the {size} bytes that this process has set aside for it"),
-                advice: "reset it to be rid of old keys, or raise the limit on address space (ulimit -v)",
+                advice: "reset it to be rid of old keys, or raise the limits on address space and file size (ulimit -v, -f)",
             }));
         }
         let (start, end) = (segment_offset(self.capacity, segment), segment_offset(self.capacity, segment + 1));

@@ -222,6 +222,8 @@ impl<M: Memory> Slots<M> {
 
     /// Retires every slot. The state says "retiring" from here on, until the caller ends it.
     pub(crate) fn retire(&self) -> Result<(), Error> {
+        // Slots that this process cannot reach would be left out of the sweep: then nothing is begun.
+        self.memory.segments()?;
         self.header().begin_retiring();
         // A slot that was retired before is announced again, as whoever did it may have died before he could do that.
         self.change_all(Slot::retire)?;

@@ -1,4 +1,4 @@
-//! Guards against files that are no tables, damaged or out of reach, and against want of disk, descriptors and room.
+//! Guards against files that are no tables, damaged or out of reach.
 
 mod support;
 
@@ -7,8 +7,6 @@ use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::Path;
 
 use gensync::{Error, ErrorKind, GenerationSynchronizer, OwnerCheck, Table};
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::Uid;
 use support::{in_child, path};
 
@@ -150,117 +148,6 @@ fn owners_and_permissions_are_checked() {
         assert_eq!((error.kind(), error.path()), (&ErrorKind::Permission, Some(&*path)));
     })
     .succeeds();
-}
-
-/// A file system of its own, unmounted with the test.
-struct Mount(tempfile::TempDir);
-
-impl Mount {
-    fn tmpfs(options: &str) -> Option<Self> {
-        let folder = tempfile::tempdir().unwrap();
-        match mount(Some("tmpfs"), folder.path(), Some("tmpfs"), MsFlags::empty(), Some(options)) {
-            Ok(()) => Some(Self(folder)),
-            Err(error) => {
-                eprintln!("a file system cannot be mounted here: {error}");
-                None
-            }
-        }
-    }
-}
-
-impl Drop for Mount {
-    fn drop(&mut self) {
-        let _ = umount2(self.0.path(), MntFlags::MNT_DETACH);
-    }
-}
-
-#[test]
-fn a_full_disk_is_an_error_and_existing_keys_go_on_working() {
-    let Some(disk) = Mount::tmpfs("size=512k") else { return };
-    let path = disk.0.path().join("table");
-    let table = Table::options().capacity(16).open(&path).unwrap();
-    let mut syncs = Vec::new();
-    let error = loop {
-        match attach(&table, &format!("key {}", syncs.len())) {
-            Ok(sync) => syncs.push(sync),
-            Err(error) => break error,
-        }
-    };
-    assert!(matches!(error.kind(), ErrorKind::TableFull { .. }), "{error}");
-    assert_eq!(error.path(), Some(&*path));
-    assert!(error.key().is_some() && std::error::Error::source(&error).is_some());
-    assert!(syncs.len() > 1000);
-    let same = attach(&table, "key 0").unwrap();
-    for sync in &syncs {
-        sync.mark_updated().unwrap();
-        assert!(!sync.is_expired());
-    }
-    assert!(same.is_expired());
-    // A reset needs room for a second file first: either it works, or nothing has changed.
-    fs::write(disk.0.path().join("ballast"), vec![0; 1 << 20]).unwrap_err();
-    let error = table.reset().unwrap_err();
-    assert!(matches!(error.kind(), ErrorKind::TableFull { .. }), "{error}");
-    assert!(syncs.iter().all(|sync| !sync.is_expired()), "a reset that failed has changed something");
-    // A second table does not fit; with room again, all goes on.
-    assert!(Table::open(disk.0.path().join("second")).is_err());
-    fs::remove_file(disk.0.path().join("ballast")).unwrap();
-    mount(None::<&str>, disk.0.path(), None::<&str>, MsFlags::MS_REMOUNT, Some("size=8m")).unwrap();
-    for i in 0..2000 {
-        attach(&table, &format!("late {i}")).unwrap();
-    }
-    table.reset().unwrap();
-    assert!(syncs.iter().all(GenerationSynchronizer::is_expired));
-}
-
-#[test]
-fn a_read_only_mount_is_told() {
-    let Some(disk) = Mount::tmpfs("size=1m") else { return };
-    let path = disk.0.path().join("table");
-    drop(attach(&Table::open(&path).unwrap(), "key").unwrap());
-    mount(None::<&str>, disk.0.path(), None::<&str>, MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY, None::<&str>).unwrap();
-    let error = Table::open(&path).unwrap_err();
-    assert_eq!((error.kind(), error.path()), (&ErrorKind::ReadOnlyFileSystem, Some(&*path)));
-    assert_eq!(*Table::open(disk.0.path().join("new")).unwrap_err().kind(), ErrorKind::ReadOnlyFileSystem);
-    let table = Table::options().read_only(true).open(&path).unwrap();
-    assert!(!attach(&table, "key").unwrap().is_expired());
-}
-
-#[test]
-fn limits_of_the_process_are_errors() {
-    let (folder, path) = path();
-    let table = Table::options().capacity(16).open(&path).unwrap();
-    let sync = attach(&table, "key").unwrap();
-    let limit = |resource, value| setrlimit(resource, value, getrlimit(resource).unwrap().1).unwrap();
-    in_child(|| {
-        limit(Resource::RLIMIT_FSIZE, 20_000);
-        // Without a look at the limit, this would be a SIGXFSZ.
-        let error = (0..1000).find_map(|i| attach(&table, &format!("key {i}")).err()).unwrap();
-        assert!(matches!(error.kind(), ErrorKind::TableFull { .. }) && error.to_string().contains("20000"), "{error}");
-        let error = Table::open(folder.path().join("new")).unwrap_err();
-        assert!(matches!(error.kind(), ErrorKind::TableFull { .. }), "{error}");
-        let anonymous = Table::options().capacity(16).anonymous().unwrap();
-        attach(&anonymous, "key").unwrap();
-        sync.mark_updated().unwrap();
-    })
-    .succeeds();
-    in_child(|| {
-        limit(Resource::RLIMIT_NOFILE, 3);
-        let error = Table::open(&path).unwrap_err();
-        assert_eq!(error.path(), Some(&*path));
-        assert!(Table::options().anonymous().is_err());
-        // What is open goes on working, growth included.
-        sync.mark_updated().unwrap();
-        (0..1000).for_each(|i| drop(attach(&table, &format!("key {i}")).unwrap()));
-    })
-    .succeeds();
-    in_child(|| {
-        limit(Resource::RLIMIT_AS, (16 << 30) + (300 << 20));
-        let tables: Vec<_> = std::iter::from_fn(|| Table::open(&path).ok()).take(50).collect();
-        assert!(tables.len() > 3, "less room for growth, not none");
-        assert!(tables.iter().all(|table| attach(table, "key").is_ok()));
-    })
-    .succeeds();
-    assert!(sync.is_expired());
 }
 
 #[test]

@@ -98,7 +98,7 @@ impl FileRef {
     /// Opens `path`; `None` if that is not the file.
     fn open(&self, path: &Path, access: OFlag) -> Result<Option<File>, Error> {
         let file = nix::fcntl::open(path, access | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK, Mode::empty())
-            .map_err(|errno| self.place(Error::system("opening the table's file again", errno)))?;
+            .map_err(|errno| self.place(Error::system("opening the table's file again", errno)).at(path))?;
         Ok(self.leads_to_file(file.as_fd()).then(|| file.into()))
     }
 

@@ -198,3 +198,11 @@ pub(crate) fn system_calls(work: impl FnOnce()) -> u64 {
         }
     }
 }
+
+/// From now on, what this process mounts and unmounts is its own business.
+pub(crate) fn keep_mounts_apart() {
+    use nix::mount::{MsFlags, mount};
+    // SAFETY: changes how this process sees the file systems, and nothing else.
+    assert_eq!(unsafe { nix::libc::unshare(nix::libc::CLONE_NEWNS) }, 0, "{}", std::io::Error::last_os_error());
+    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).unwrap();
+}
