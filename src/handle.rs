@@ -93,7 +93,11 @@ impl Table {
     }
 
     /// Opens or creates the table of the application `app` that belongs to this user:
-    /// `$XDG_RUNTIME_DIR/gensync/APP`, or `/dev/shm/gensync-UID/APP` where that variable is not an absolute path.
+    /// `$XDG_RUNTIME_DIR/gensync/APP`, or `/dev/shm/gensync-UID/APP` where that variable is not an absolute path. UID is the
+    /// effective user.
+    ///
+    /// A program that is set-uid or set-gid, or was given capabilities by its file, does not look at the variable, which its
+    /// caller has set.
     ///
     /// # Errors
     ///

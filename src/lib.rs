@@ -122,6 +122,8 @@ mod options;
 #[cfg(not(loom))]
 mod pollable;
 #[cfg(not(loom))]
+mod privilege;
+#[cfg(not(loom))]
 mod process;
 mod slot;
 mod sync;
