@@ -96,6 +96,13 @@ pub enum ErrorKind {
         /// What it may hold.
         expected: &'static str,
     },
+    /// The generation of a key is what no gensync wrote, in a table that has no successor.
+    #[error("damaged key: its generation word is {found:#018x}, which is none of a live table; reset the table")]
+    #[non_exhaustive]
+    DamagedKey {
+        /// The word.
+        found: u64,
+    },
     /// The file belongs to a user whom the owner check does not accept.
     #[error(
         "belongs to user {found}, expected {expected}: another user could forge generations; use a path of your own, or \

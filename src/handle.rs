@@ -15,7 +15,7 @@ use crate::generation::Generation;
 use crate::incarnation::{Incarnation, Place};
 use crate::info::{SlotInfo, Stats};
 use crate::key::CacheKey;
-use crate::layout::{MAX_SIZE, segment_offset};
+use crate::layout::{HIGHEST_FLOOR, MAX_SIZE, segment_offset};
 use crate::lock::RangeLock;
 use crate::mapping::{Chain, Identity, Mapping};
 use crate::notifier::Notifier;
@@ -93,7 +93,11 @@ impl Table {
     }
 
     /// Opens or creates the table of the application `app` that belongs to this user:
-    /// `$XDG_RUNTIME_DIR/gensync/APP`, or `/dev/shm/gensync-UID/APP` where that variable is not an absolute path.
+    /// `$XDG_RUNTIME_DIR/gensync/APP`, or `/dev/shm/gensync-UID/APP` where that variable is not an absolute path. UID is the
+    /// effective user.
+    ///
+    /// A program that is set-uid or set-gid, or was given capabilities by its file, does not look at the variable, which its
+    /// caller has set.
     ///
     /// # Errors
     ///
@@ -501,7 +505,7 @@ fn replace(path: &Path, file: &TableFile, old: &Incarnation, prepared: Prepared)
 }
 
 fn floor_of_successor(old: &Incarnation) -> Result<u64, Error> {
-    Ok(old.slots().highest()?.max(old.facts().floor) + 1)
+    Ok((old.slots().highest()?.max(old.facts().floor) + 1).min(HIGHEST_FLOOR))
 }
 
 /// As much of the greatest size as the process may give a file, for tables whose size is set once.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
 
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 use crate::file::{Presence, TableFile, View, boot_id, now};
 use crate::key::CacheKey;
 use crate::layout::{Facts, Slot};
@@ -56,13 +56,25 @@ impl Incarnation {
     pub(crate) fn attach(self: &Arc<Self>, key: &CacheKey) -> Result<Option<Place>, Error> {
         let digest = self.digest(key);
         let start = || now().max(self.facts.floor);
-        SlotRef::pick(self, |this| this.slots.attach(digest, start, key.as_str().as_bytes()))
+        SlotRef::pick(self, |this| this.sound(this.slots.attach(digest, start, key.as_str().as_bytes())?))
     }
 
     /// The key's slot, if it is there.
     pub(crate) fn find(self: &Arc<Self>, key: &CacheKey) -> Result<Option<Place>, Error> {
         let digest = self.digest(key);
-        SlotRef::pick(self, |this| Ok(this.slots.find(digest)?.filter(|slot| slot.word().generation().is_some())))
+        let has_begun = |slot: &&Slot| slot.word().generation().is_some();
+        SlotRef::pick(self, |this| this.sound(this.slots.find(digest)?.filter(has_begun)))
+    }
+
+    /// Refuses a slot that says that there is a successor when there is none: looking for it would never end.
+    fn sound<'a>(&self, slot: Option<&'a Slot>) -> Result<Option<&'a Slot>, Error> {
+        // The word first: whoever retires the table begins with the header.
+        match slot.map(Slot::word) {
+            Some(word) if !word.is_live() && self.slots.header().is_live() => {
+                Err(ErrorKind::DamagedKey { found: word.bits() }.into())
+            }
+            _ => Ok(slot),
+        }
     }
 
     /// Ends the updates that are pending at `slot`, if nobody is left to do so: the key is updated in their place. Does

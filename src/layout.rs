@@ -22,7 +22,7 @@
 //! | 32 | 16 | salt of the digests, random |
 //! | 48 | 16 | incarnation, random |
 //! | 64 | 8 | creation time, microseconds since the epoch |
-//! | 72 | 8 | floor: no key of this table starts at a lower generation |
+//! | 72 | 8 | floor: no key of this table starts at a lower generation; at most 2^53 |
 //! | 80 | 8 | checksum: first 8 bytes of the SHA-256 of bytes 0..80 |
 //!
 //! | header offset | bytes | changes |
@@ -31,6 +31,9 @@
 //! | 144 | 4 | state: 1 live, 2 retiring, 3 retired |
 //! | 148 | 4 | number of segments |
 //! | 256 | 4 | wake word of the table, alone in its cache lines: for who waits for several keys, or for any |
+//!
+//! What no field holds, in the header and behind the tags of a small segment, is zero when the table is made, and neither
+//! looked at nor changed later.
 //!
 //! | slot offset | bytes | |
 //! |---|---|---|
@@ -80,6 +83,10 @@ pub(crate) const LABEL_SIZE: usize = 88;
 pub(crate) const MAX_SIZE: u64 = 8 << 30;
 /// The greatest capacity of segment 0: half of what fits, so that one more segment never overflows the arithmetic.
 pub(crate) const MAX_CAPACITY: u64 = MAX_SIZE / (2 * SLOT_SIZE as u64);
+
+/// As many microseconds since the epoch are the year 2255. No floor is higher, whatever somebody has written into the slots of
+/// its predecessor: above it, there are as many generations again.
+pub(crate) const HIGHEST_FLOOR: u64 = 1 << 53;
 
 pub(crate) const LIVE: u32 = 1;
 pub(crate) const RETIRING: u32 = 2;
@@ -284,6 +291,10 @@ impl Facts {
         if !capacity.is_power_of_two() || capacity > MAX_CAPACITY {
             return Err(damaged("capacity", capacity, "a power of two, at most 33554432"));
         }
+        let floor = u64_at(page, 72);
+        if floor > HIGHEST_FLOOR {
+            return Err(damaged("floor", floor, "at most 9007199254740992"));
+        }
         let state = changing_u32(page, STATE_OFFSET);
         if !(LIVE..=RETIRED).contains(&state) {
             return Err(damaged("state", u64::from(state), "1, 2 or 3"));
@@ -302,7 +313,7 @@ impl Facts {
             salt: array_at(page, 32),
             incarnation: array_at(page, 48),
             created: u64_at(page, 64),
-            floor: u64_at(page, 72),
+            floor,
         };
         Ok((facts, segments))
     }

@@ -128,6 +128,8 @@ mod options;
 #[cfg(not(loom))]
 mod pollable;
 #[cfg(not(loom))]
+mod privilege;
+#[cfg(not(loom))]
 mod process;
 mod slot;
 mod sync;

@@ -10,6 +10,7 @@ use crate::error::{Error, ErrorKind};
 use crate::handle::Table;
 use crate::key::KeyNormalizer;
 use crate::layout::MAX_CAPACITY;
+use crate::privilege::has_callers_environment;
 
 /// Whose files a table may be opened from. Whoever owns the file can forge generations.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -143,6 +144,10 @@ impl TableOptions {
 
     /// Opens the table at `path`, or creates it.
     ///
+    /// A symbolic link at the path itself is refused, wherever it leads; links among its folders are followed. Who may write to
+    /// the folder can put any file there: prefer one that is your own, or sticky, as `/dev/shm` is. A table with several names
+    /// (hard links) is one, until a [`reset`](Table::reset), which gives a new file to one of them only.
+    ///
     /// # Errors
     ///
     /// Every kind of [`ErrorKind`] but those about keys. A file that is not a table of this version is left untouched.
@@ -194,7 +199,8 @@ pub(crate) fn checked_name(what: &'static str, name: &str) -> Result<(), Error> 
 /// The path of an application's table, in a folder that is its user's alone.
 pub(crate) fn default_path(app: &str) -> Result<PathBuf, Error> {
     checked_name("the application's name", app)?;
-    let folder = match std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from) {
+    let runtime = if has_callers_environment() { None } else { std::env::var_os("XDG_RUNTIME_DIR") };
+    let folder = match runtime.map(PathBuf::from) {
         Some(runtime) if runtime.is_absolute() => runtime.join("gensync"),
         _ => PathBuf::from(format!("/dev/shm/gensync-{}", Uid::effective())),
     };

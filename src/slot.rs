@@ -30,16 +30,23 @@ const PENDING: u64 = u64::MAX << 56;
 pub(crate) struct Word(u64);
 
 impl Word {
+    /// All of it, for people.
+    pub(crate) fn bits(self) -> u64 {
+        self.0
+    }
+
     #[inline]
     pub(crate) fn generation(self) -> Option<Generation> {
         Generation::new(self.0 & GENERATION)
     }
 
     /// Whether the slot's generation can be relied on: the table has no successor, and the slot has begun. An emptied
-    /// mapping (see `Mapping::empty`) counts up from zero, and so counts as retired.
+    /// mapping (see `Mapping::empty`) counts up from zero, and so counts as retired; so does the greatest generation, which
+    /// has no next one.
     #[inline]
     pub(crate) fn is_live(self) -> bool {
-        self.0 & RETIRED_BIT == 0 && self.0 & GENERATION >= LOWEST
+        // The retired bit makes it greater than any generation.
+        (LOWEST..GENERATION).contains(&(self.0 & (RETIRED_BIT | GENERATION)))
     }
 
     /// Whether the slot's generation can be relied on, and no update is in flight.
@@ -76,7 +83,7 @@ impl Word {
     pub(crate) fn updated_unawaited(self) -> Option<Generation> {
         // One comparison for all, as an update is little more than that: without the pending ones, either bit makes the
         // word greater than any generation.
-        let is_plain = (LOWEST << 8..RETIRED_BIT << 8).contains(&(self.0 << 8));
+        let is_plain = (LOWEST << 8..GENERATION << 8).contains(&(self.0 << 8));
         if is_plain { Generation::new((self.0 & GENERATION) + 1) } else { None }
     }
 }
@@ -198,7 +205,7 @@ impl Slot {
 
     /// Moves on to `candidate` if the slot has no generation yet. All who attach may do it; the first one counts.
     pub(crate) fn begin(&self, candidate: u64) {
-        let candidate = candidate.clamp(LOWEST, GENERATION);
+        let candidate = candidate.clamp(LOWEST, GENERATION - 1);
         // ORDERING: relaxed, as only the value of `first` matters, and every process that gets here uses the winner's.
         let first = match self.first.compare_exchange(0, candidate, Ordering::Relaxed, Ordering::Relaxed) {
             Ok(_) => candidate,
