@@ -328,6 +328,7 @@ impl Drop for Prepared {
     }
 }
 
+fn write_header(file: &File, capacity: u64, floor: u64, boot: [u64; 2]) -> Result<(), Error> {
     let facts = Facts { version: version(), capacity, salt: random()?, incarnation: random()?, created: now(), floor };
     file.write_all_at(&facts.encode(boot), 0).map_err(|error| Error::io("writing the table's header", &error))
 }

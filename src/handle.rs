@@ -156,7 +156,9 @@ impl Table {
         let key = self.normalize(key)?;
         let find = || {
             for _ in 0..ATTEMPTS {
-                let Some(place) = self.current()?.find(&key)? else { return Ok(None) };
+                let current = self.current()?;
+                let Some(found) = self.while_latest(current, current.find(&key))? else { continue };
+                let Some(place) = found else { return Ok(None) };
                 let word = place.word();
                 if word.is_live() {
                     return Ok(word.generation());
@@ -228,7 +230,7 @@ impl Table {
             match TableFile::open(path, &self.0.options)? {
                 Some(file) if Identity::of(&file.stat()?) == current.mapping().identity() => {
                     let prepared = succeeding(&file, &self.0.options)?.prepare(path)?;
-                    replace(path, &file, current, prepared)?;
+                    self.while_latest(current, replace(path, &file, current, prepared))?;
                     drop(file);
                     return match self.succeed(current) {
                         // It is done, and whoever needs the successor tries again.
@@ -281,15 +283,22 @@ impl Table {
         Arc::ptr_eq(self.latest(), incarnation)
     }
 
+    /// What was found in `incarnation`; `None` if another thread has moved on from it meanwhile, and given back its memory.
+    fn while_latest<R>(&self, incarnation: &Arc<Incarnation>, result: Result<R, Error>) -> Result<Option<R>, Error> {
+        if self.is_latest(incarnation) { result.map(Some) } else { Ok(None) }
+    }
+
     /// Attaches to `key`, in the latest incarnation.
     pub(crate) fn attach(&self, key: &CacheKey) -> Result<Place, Error> {
         let attach = || {
             for _ in 0..ATTEMPTS {
                 let current = self.current()?;
-                if self.is_read_only() {
-                    return current.find(key)?.ok_or(ErrorKind::KeyNotFound.into());
-                }
-                if let Some(place) = current.attach(key)? {
+                let found = if self.is_read_only() {
+                    current.find(key).and_then(|place| place.ok_or(ErrorKind::KeyNotFound.into()).map(Some))
+                } else {
+                    current.attach(key)
+                };
+                if let Some(Some(place)) = self.while_latest(current, found)? {
                     return Ok(place);
                 }
             }
@@ -350,6 +359,13 @@ impl Table {
         if !self.is_latest(from) {
             return Ok(());
         }
+        let Some(next) = self.while_latest(from, self.successor(from))? else { return Ok(()) };
+        self.0.incarnations.append(next);
+        from.mapping().empty();
+        Ok(())
+    }
+
+    fn successor(&self, from: &Arc<Incarnation>) -> Result<Arc<Incarnation>, Error> {
         let unfinished = !self.is_read_only() && !from.slots().header().is_retired();
         if unfinished {
             from.slots().retire()?;
@@ -361,9 +377,7 @@ impl Table {
             next.slots().expire_all()?;
             from.slots().header().end_retiring();
         }
-        self.0.incarnations.append(next);
-        from.mapping().empty();
-        Ok(())
+        Ok(next)
     }
 }
 

@@ -113,7 +113,7 @@ impl Stage {
             self.sources[0].fetch_add(1, SeqCst);
             raise(Signal::SIGKILL).unwrap();
         })
-        .is_killed();
+        .ends_by_kill();
     }
 
     fn get(&mut self, index: usize) -> u64 {
@@ -183,7 +183,7 @@ impl Child {
         status
     }
 
-    fn is_killed(self) -> bool {
+    fn ends_by_kill(self) -> bool {
         match self.status() {
             WaitStatus::Signaled(_, Signal::SIGKILL, _) => true,
             WaitStatus::Exited(_, 0) => false,
@@ -200,7 +200,7 @@ fn is_killed_at(moment: Moment, work: impl FnOnce()) -> bool {
             work();
             steps::allow_all();
         })
-        .is_killed(),
+        .ends_by_kill(),
         Moment::Call(count) => {
             let child = in_child(|| {
                 ptrace::traceme().unwrap();

@@ -297,6 +297,32 @@ fn a_child_forked_while_threads_attach_and_grow_does_not_hang() {
 }
 
 #[test]
+fn threads_of_one_process_use_a_table_that_another_one_resets() {
+    let (_folder, path) = path();
+    let table = Table::options().capacity(1).open(&path).unwrap();
+    drop(attach(&table, "key"));
+    let stop = &shared_words(1)[0];
+    std::thread::scope(|scope| {
+        for thread in 0..3 {
+            let table = &table;
+            scope.spawn(move || {
+                for i in 0.. {
+                    if stop.load(SeqCst) != 0 {
+                        break;
+                    }
+                    attach(table, &format!("{thread} {}", i % 50)).mark_updated().unwrap();
+                    let _ = table.generation("key").unwrap();
+                }
+            });
+        }
+        for _ in 0..1000 {
+            table.reset().unwrap();
+        }
+        stop.store(1, SeqCst);
+    });
+}
+
+#[test]
 fn a_hundred_resets_leave_no_descriptor_and_no_address_space_behind() {
     let (_folder, path) = path();
     let table = Table::open(&path).unwrap();

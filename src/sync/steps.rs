@@ -8,13 +8,17 @@ use std::ops::Deref;
 
 use super::Ordering;
 
+/// How many steps are left, and what comes then.
+#[derive(Clone, Copy)]
+struct Allowance(u64, fn());
+
 thread_local! {
-    static LEFT: Cell<Option<(u64, fn())>> = const { Cell::new(None) };
+    static LEFT: Cell<Option<Allowance>> = const { Cell::new(None) };
 }
 
 /// Lets this thread take `steps` steps. Before the next one, it does `end`, once.
 pub(crate) fn allow(steps: u64, end: fn()) {
-    LEFT.set(Some((steps, end)));
+    LEFT.set(Some(Allowance(steps, end)));
 }
 
 /// Lets this thread go on without an end.
@@ -25,11 +29,11 @@ pub(crate) fn allow_all() {
 fn step() {
     match LEFT.get() {
         None => {}
-        Some((0, end)) => {
+        Some(Allowance(0, end)) => {
             LEFT.set(None);
             end();
         }
-        Some((left, end)) => LEFT.set(Some((left - 1, end))),
+        Some(Allowance(left, end)) => LEFT.set(Some(Allowance(left - 1, end))),
     }
 }
 

@@ -203,7 +203,10 @@ impl Oracle {
         self.tally.count(Count::Checks);
         if state < floor {
             let source = self.load(key);
-            self.accuse(Count::Stale, format_args!("{what} of key {key}: {state} is fresh, {floor} announced, {source} there"));
+            self.accuse(
+                Count::Stale,
+                format_args!("{what} of key {key}: {state} is fresh, {floor} announced, {source} there"),
+            );
         }
     }
 
@@ -220,7 +223,8 @@ impl Oracle {
     pub(crate) fn judge_slots(&self, slots: impl Iterator<Item = SlotInfo>) -> Vec<SlotInfo> {
         let slots: Vec<_> = slots.collect();
         let mut digests: Vec<_> = slots.iter().map(SlotInfo::digest).collect();
-        let mut labels: Vec<_> = slots.iter().map(|slot| slot.label_bytes()).filter(|label| !label.is_empty()).collect();
+        let mut labels: Vec<_> =
+            slots.iter().map(|slot| slot.label_bytes()).filter(|label| !label.is_empty()).collect();
         let (all_digests, all_labels) = (digests.len(), labels.len());
         digests.sort_unstable();
         digests.dedup();

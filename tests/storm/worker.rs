@@ -244,7 +244,8 @@ impl Worker {
         if self.holders.len() < HOLDERS {
             return self.holders.push(holder);
         }
-        let place = self.holders.iter().rposition(|other| other.key == holder.key).unwrap_or_else(|| self.random(HOLDERS));
+        let place =
+            self.holders.iter().rposition(|other| other.key == holder.key).unwrap_or_else(|| self.random(HOLDERS));
         // A survivor is asked for all keys, and so has one of each at the head.
         if self.survivor.is_none() || self.holders[place].key == holder.key {
             self.holders[place] = holder;
@@ -400,7 +401,8 @@ impl Worker {
     /// An update that succeeds, or fails, or panics; it is announced anyway.
     fn update_by_all(&mut self, indices: &[usize]) {
         let (oracle, end) = (self.oracle(), self.random(10));
-        let (before, after) = (self.survivor.is_none() && self.one_in(300), self.survivor.is_none() && self.one_in(300));
+        let (before, after) =
+            (self.survivor.is_none() && self.one_in(300), self.survivor.is_none() && self.one_in(300));
         let syncs: Vec<_> = indices.iter().map(|index| &self.holders[*index].sync).collect();
         let mut values = Vec::new();
         let outcome = catch_unwind(AssertUnwindSafe(|| {
@@ -588,7 +590,9 @@ impl Worker {
         let mut told = [0; KEYS];
         for _ in 0..self.random(20) {
             let Some(change) = watch.next_timeout(Duration::from_millis(1)) else { return };
-            let Some(key) = change.label().strip_prefix("key").and_then(|key| key.parse::<usize>().ok()) else { continue };
+            let Some(key) = change.label().strip_prefix("key").and_then(|key| key.parse::<usize>().ok()) else {
+                continue;
+            };
             let generation = change.generation().get();
             if generation <= told[key] {
                 let told = told[key];
