@@ -89,11 +89,16 @@ impl Mapping {
         segments: u32,
         read_only: bool,
     ) -> Result<Self, Error> {
+        let found = file.metadata().map_err(|error| Error::io("looking at the table's file", &error))?.len();
         let file = FileRef::new(file, path)?;
         let capacity = facts.capacity;
         // A limit on address space leaves less room for growth, not none: halve until it fits.
         let least = segment_offset(capacity, segments);
-        let mut size = MAX_SIZE.max(least);
+        let mut size = match path {
+            Some(_) => MAX_SIZE.max(least),
+            // As large as it will ever be, which may be less: nobody may say that there are segments behind its end.
+            None => found,
+        };
         let map = loop {
             let mut options = MmapOptions::new();
             options.len(size as usize);
@@ -313,7 +318,7 @@ impl Memory for Mapping {
             }));
         }
         let expected = segment_offset(self.capacity, claimed);
-        // An anonymous file has its greatest size from the beginning, and is sealed.
+        // An anonymous file has its greatest size from the beginning, and is sealed; no more of it is mapped.
         if self.file.path.is_some() {
             let found = self.stat()?.st_size as u64;
             if found < expected {
