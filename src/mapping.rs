@@ -89,9 +89,11 @@ impl Mapping {
         segments: u32,
         read_only: bool,
     ) -> Result<Self, Error> {
-        // An anonymous one is sealed, and never gets longer.
-        let size = if path.is_some() { Ok(MAX_SIZE) } else { file.metadata().map(|metadata| metadata.len()) };
-        let size = size.map_err(|error| Error::io("looking at the table's file", &error))?;
+        let size = match path {
+            Some(_) => MAX_SIZE,
+            // As large as it will ever be, which may be less: nobody may say that there are segments behind its end.
+            None => file.metadata().map_err(|error| Error::io("looking at the table's file", &error))?.len(),
+        };
         let file = FileRef::new(file, path)?;
         let capacity = facts.capacity;
         // A limit on address space leaves less room for growth, not none: halve until it fits.
@@ -316,7 +318,7 @@ impl Memory for Mapping {
             }));
         }
         let expected = segment_offset(self.capacity, claimed);
-        // An anonymous file has its greatest size from the beginning, and is sealed.
+        // An anonymous file has its greatest size from the beginning, and is sealed; no more of it is mapped.
         if self.file.path.is_some() {
             let found = self.stat()?.st_size as u64;
             if found < expected {
