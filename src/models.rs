@@ -3,13 +3,19 @@
 //! Under loom (`RUSTFLAGS="--cfg loom" cargo test --lib --release`) each model runs all executions with at most three
 //! preemptions, or as many as it says. Without it, the same functions run on threads, many times.
 
+mod claiming;
+mod marking;
+#[cfg(shuttle)]
+mod mixes;
+mod retiring;
 #[cfg(not(loom))]
 mod stops;
+mod updating;
 mod waiting;
 
 use crate::error::{Error, ErrorKind};
 use crate::layout::{Header, LABEL_SIZE, LIVE, Slot, Tag, WakeLine, segment_slots};
-use crate::slot::{Digest, Seen, Sight, WakeWord};
+use crate::slot::{Digest, WakeWord};
 use crate::sync::{Arc, AtomicU8, AtomicU32, AtomicU64, Ordering, thread};
 use crate::table::{Memory, Slots};
 
@@ -19,6 +25,8 @@ const START: u64 = 1 << 50;
 struct Boxed {
     header: Header,
     segments: Vec<(Vec<Slot>, Vec<Tag>)>,
+    /// For how many of them there is room so far.
+    room: AtomicU32,
 }
 
 impl Memory for Boxed {
@@ -31,12 +39,15 @@ impl Memory for Boxed {
     }
 
     fn segment(&self, segment: u32) -> (&[Slot], &[Tag]) {
+        // ORDERING: relaxed, so that who asks must have learnt of the segment from whoever made room for it.
+        assert!(segment == 0 || segment < self.room.load(Ordering::Relaxed), "a segment is used before there is room");
         let (slots, tags) = &self.segments[segment as usize];
         (slots, tags)
     }
 
     fn extend(&self, segment: u32) -> Result<(), Error> {
         if (segment as usize) < self.segments.len() {
+            self.room.fetch_max(segment + 1, Ordering::Relaxed);
             return Ok(());
         }
         Err(ErrorKind::TableFull { reason: "no more boxes".to_owned(), advice: "make them larger" }.into())
@@ -65,7 +76,8 @@ fn slots(capacity: u64, segments: u32) -> Arc<Slots<Boxed>> {
         segments: AtomicU32::new(1),
         wake: WakeLine { word: WakeWord::new() },
     };
-    Arc::new(Slots::new(Boxed { header, segments: (0..segments).map(segment).collect() }, capacity))
+    let memory = Boxed { header, segments: (0..segments).map(segment).collect(), room: AtomicU32::new(1) };
+    Arc::new(Slots::new(memory, capacity))
 }
 
 impl Slots<Boxed> {
@@ -94,7 +106,9 @@ fn model(run: impl Fn() + Send + Sync + 'static) {
 }
 
 fn model_with(preemptions: usize, run: impl Fn() + Send + Sync + 'static) {
-    #[cfg(loom)]
+    #[cfg(shuttle)]
+    schedule(shuttle::scheduler::RandomScheduler::new(1000 * preemptions), run);
+    #[cfg(all(loom, not(shuttle)))]
     {
         let mut builder = loom::model::Builder::new();
         builder.preemption_bound = Some(preemptions);
@@ -106,191 +120,19 @@ fn model_with(preemptions: usize, run: impl Fn() + Send + Sync + 'static) {
     }
 }
 
+#[cfg(shuttle)]
+fn schedule(scheduler: impl shuttle::scheduler::Scheduler + 'static, run: impl Fn() + Send + Sync + 'static) {
+    let mut config = shuttle::Config::default();
+    // It warns of every ordering that it takes for a sequentially consistent one.
+    config.silence_warnings = true;
+    shuttle::Runner::new(scheduler, config).run(run);
+}
+
 /// Runs both at once, and returns what they return.
 fn both<A: Send + 'static, B: 'static>(one: impl FnOnce() -> A + Send + 'static, other: impl FnOnce() -> B) -> (A, B) {
     let one = thread::spawn(one);
     let other = other();
     (one.join().unwrap(), other)
-}
-
-#[test]
-fn two_claimers_of_one_key_get_one_slot() {
-    model(|| {
-        let table = slots(2, 1);
-        let key = Digest::new(6, 7);
-        let (one, other) = both(
-            {
-                let table = table.clone();
-                move || table.attached(key)
-            },
-            || table.attached(key),
-        );
-        assert_eq!(one, other);
-        table.assert_unique(key, one.unwrap());
-    });
-}
-
-#[test]
-fn two_keys_with_the_same_word_a_get_a_slot_each() {
-    model(|| {
-        let table = slots(2, 1);
-        let keys = [Digest::new(6, 7), Digest::new(6, 8)];
-        let (one, other) = both(
-            {
-                let table = table.clone();
-                move || table.attached(keys[0])
-            },
-            || table.attached(keys[1]),
-        );
-        assert_ne!(one, other);
-        table.assert_unique(keys[0], one.unwrap());
-        table.assert_unique(keys[1], other.unwrap());
-    });
-}
-
-#[test]
-fn a_claim_that_stopped_halfway_is_finished_by_others() {
-    model(|| {
-        let table = slots(4, 1);
-        let keys = [Digest::new(6, 7), Digest::new(6, 8)];
-        let stopped = {
-            let table = table.clone();
-            thread::spawn(move || table.memory().segment(0).0[6 % 4].claim_word_a(keys[0]))
-        };
-        let (one, other) = both(
-            {
-                let table = table.clone();
-                move || table.attached(keys[0])
-            },
-            || table.attached(keys[1]),
-        );
-        stopped.join().unwrap();
-        assert_ne!(one, other);
-        table.assert_unique(keys[0], one.unwrap());
-        table.assert_unique(keys[1], other.unwrap());
-    });
-}
-
-#[test]
-fn two_growers_agree_on_the_new_segment() {
-    model(|| {
-        let table = slots(1, 2);
-        table.attached(Digest::new(2, 2)).unwrap();
-        let keys = [Digest::new(6, 7), Digest::new(8, 9)];
-        let (one, other) = both(
-            {
-                let table = table.clone();
-                move || table.attached(keys[0])
-            },
-            || (table.attached(keys[0]), table.attached(keys[1])),
-        );
-        assert_eq!(one, other.0);
-        table.assert_unique(keys[0], one.unwrap());
-        table.assert_unique(keys[1], other.1.unwrap());
-    });
-}
-
-#[test]
-fn whoever_attaches_to_a_retiring_table_knows_it_or_is_swept() {
-    model(|| {
-        let table = slots(2, 1);
-        let key = Digest::new(6, 7);
-        let (place, ()) = both(
-            {
-                let table = table.clone();
-                move || table.attached(key)
-            },
-            || table.retire().unwrap(),
-        );
-        let swept = table.find(key).unwrap().is_some_and(|slot| !slot.word().is_live());
-        assert!(place.is_none() || swept, "an attached slot was missed by the sweep");
-    });
-}
-
-#[test]
-fn an_update_before_the_retired_bit_is_in_the_sweeps_past() {
-    model(|| {
-        let table = slots(2, 1);
-        let key = Digest::new(6, 7);
-        table.attached(key).unwrap();
-        let source = Arc::new(AtomicU64::new(1));
-        let (before, ()) = both(
-            {
-                let (table, source) = (table.clone(), source.clone());
-                move || {
-                    source.store(2, Ordering::Relaxed);
-                    table.find(key).unwrap().unwrap().bump()
-                }
-            },
-            || {
-                table.retire().unwrap();
-                // What a successor's first user does: no update whose fetch_add saw no retired bit may be missing here.
-                let retired = table.find(key).unwrap().unwrap().word();
-                let loaded = source.load(Ordering::Relaxed);
-                if retired.generation().unwrap().get() == START + 2 {
-                    assert_eq!(loaded, 2, "an update that came before the sweep is not seen after it");
-                }
-            },
-        );
-        let end = table.find(key).unwrap().unwrap().word();
-        assert!(!end.is_live());
-        assert_eq!(before.is_live(), before.updated().is_some());
-    });
-}
-
-#[test]
-fn an_update_during_a_load_leaves_the_state_expired() {
-    model(|| {
-        let table = slots(1, 1);
-        let key = Digest::new(6, 7);
-        table.attached(key).unwrap();
-        let source = Arc::new(AtomicU64::new(1));
-        let ((state, seen), _) = both(
-            {
-                let (table, source) = (table.clone(), source.clone());
-                move || {
-                    let ticket = Sight::of(table.find(key).unwrap().unwrap().word());
-                    let state = source.load(Ordering::Relaxed);
-                    let seen = Seen::new(Sight::NOTHING);
-                    seen.adopt(ticket);
-                    (state, seen)
-                }
-            },
-            || {
-                source.store(2, Ordering::Relaxed);
-                table.find(key).unwrap().unwrap().bump()
-            },
-        );
-        let fresh = seen.get().is(table.find(key).unwrap().unwrap().word());
-        assert!(!fresh || state == 2, "an old state passes for a fresh one");
-    });
-}
-
-#[test]
-fn no_update_is_lost_and_none_is_mistaken_for_another() {
-    model(|| {
-        let table = slots(1, 1);
-        let key = Digest::new(6, 7);
-        table.attached(key).unwrap();
-        let update = move |table: &Slots<Boxed>, seen: &Seen| {
-            let before = table.find(key).unwrap().unwrap().bump();
-            seen.follow(before);
-            before.updated().unwrap()
-        };
-        let seen = || Seen::new(Sight::of(table.find(key).unwrap().unwrap().word()));
-        let (first, second) = (seen(), seen());
-        let ((one, first), (other, second)) = both(
-            {
-                let table = table.clone();
-                move || (update(&table, &first), first)
-            },
-            || (update(&table, &second), second),
-        );
-        assert_ne!(one, other, "two updates have one generation");
-        let word = table.find(key).unwrap().unwrap().word();
-        assert_eq!(word.generation().unwrap().get(), START + 2);
-        assert!(!first.get().is(word) && !second.get().is(word), "each has not seen the other's update");
-    });
 }
 
 /// The kernel's lock on a slot: how many share it, or `ALONE`.
@@ -315,110 +157,5 @@ impl Lock {
 
     fn end_alone(&self) {
         self.0.store(0, Ordering::Release);
-    }
-}
-
-/// A source behind a key of a table, and the lock on its slot.
-struct Place {
-    table: Arc<Slots<Boxed>>,
-    lock: Lock,
-    source: AtomicU64,
-}
-
-impl Place {
-    const KEY: [u64; 2] = [6, 7];
-
-    fn new() -> Arc<Self> {
-        let table = slots(1, 1);
-        table.attached(Digest::new(Self::KEY[0], Self::KEY[1])).unwrap();
-        Arc::new(Self { table, lock: Lock(AtomicU64::new(0)), source: AtomicU64::new(1) })
-    }
-
-    fn slot(&self) -> &Slot {
-        self.table.find(Digest::new(Self::KEY[0], Self::KEY[1])).unwrap().unwrap()
-    }
-
-    /// An update whose maker is killed before or after it changes the source, or not at all; `false` if it could not
-    /// begin.
-    fn update(&self, commits: bool, survives: bool) -> bool {
-        if !self.lock.try_share() {
-            return false;
-        }
-        self.slot().begin_update();
-        if commits {
-            self.source.store(2, Ordering::Relaxed);
-        }
-        if survives && commits {
-            let before = self.slot().finish_update();
-            assert!(before.pending() > 0, "somebody took a living update for a dead one's");
-        } else if survives {
-            assert!(self.slot().word().pending() > 0, "somebody took a living update for a dead one's");
-            self.slot().abandon_update();
-        }
-        self.lock.unshare();
-        true
-    }
-
-    /// A reader's look at a pending update.
-    fn recover(&self) {
-        if self.slot().word().pending() > 0 && self.lock.try_alone() {
-            self.slot().recover();
-            self.lock.end_alone();
-        }
-    }
-
-    fn load(&self) -> (Sight, u64) {
-        (Sight::of(self.slot().word()), self.source.load(Ordering::Relaxed))
-    }
-
-    /// Once all others have ended: nothing is left pending, and no old state passes for a fresh one.
-    fn assert_settled(&self, (sight, state): (Sight, u64)) {
-        self.recover();
-        let word = self.slot().word();
-        assert_eq!(word.pending(), 0, "a pending update was left, or counted out twice");
-        assert!(!sight.is(word) || state == self.source.load(Ordering::Relaxed), "an old state passes for a fresh one");
-    }
-}
-
-#[test]
-fn an_update_ends_in_a_new_generation_wherever_its_maker_is_killed() {
-    for (commits, survives) in [(false, false), (true, false), (true, true), (false, true)] {
-        model(move || {
-            let place = Place::new();
-            let (_, loaded) = both(
-                {
-                    let place = place.clone();
-                    move || place.update(commits, survives)
-                },
-                || {
-                    place.recover();
-                    place.load()
-                },
-            );
-            place.assert_settled(loaded);
-        });
-    }
-}
-
-#[test]
-fn who_recovers_a_dead_update_leaves_a_living_one_alone() {
-    for commits in [false, true] {
-        model(move || {
-            let place = Place::new();
-            assert!(place.update(true, false));
-            let (_, loaded) = both(
-                {
-                    let place = place.clone();
-                    move || place.update(commits, true)
-                },
-                || {
-                    place.recover();
-                    let loaded = place.load();
-                    place.recover();
-                    loaded
-                },
-            );
-            place.assert_settled(loaded);
-        });
     }
 }

@@ -1,6 +1,7 @@
-//! The only file that names std's or loom's atomics.
+//! The only file that names std's atomics, or a model checker's.
 //!
-//! Built with `--cfg loom`, the protocol in `slot.rs` and `table.rs` runs under loom's model checker instead.
+//! Built with `--cfg loom`, the protocol in `slot.rs` and `table.rs` runs under loom's model checker instead; with
+//! `--cfg loom --cfg shuttle`, under shuttle's schedulers.
 
 #[cfg(all(test, not(loom)))]
 pub(crate) mod steps;
@@ -12,13 +13,18 @@ pub(crate) use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64};
 #[cfg(all(not(loom), test))]
 pub(crate) use steps::{AtomicU8, AtomicU32, AtomicU64};
 
+#[cfg(all(loom, not(shuttle)))]
+use loom as checker;
+#[cfg(all(loom, shuttle))]
+use shuttle as checker;
+
 #[cfg(loom)]
-pub(crate) use loom::sync::{
+pub(crate) use checker::sync::{
     Condvar, Mutex,
     atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering, fence},
 };
 
 #[cfg(all(test, loom))]
-pub(crate) use loom::{sync::Arc, thread};
+pub(crate) use checker::{sync::Arc, thread};
 #[cfg(all(test, not(loom)))]
 pub(crate) use std::{sync::Arc, thread};

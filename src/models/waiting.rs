@@ -36,9 +36,9 @@ impl Slots<Boxed> {
         self.announce(slot, slot.bump());
     }
 
-    /// Waits for the key alone.
-    fn wait(&self, seen: Sight) {
-        let slot = self.find(key()).unwrap().unwrap();
+    /// Waits for `key` alone.
+    pub(super) fn wait_for(&self, key: Digest, seen: Sight) {
+        let slot = self.find(key).unwrap().unwrap();
         while seen.may_sleep_on(slot.word()) {
             let armed = slot.wake.arm();
             if seen.may_sleep_on(slot.await_update()) {
@@ -47,9 +47,9 @@ impl Slots<Boxed> {
         }
     }
 
-    /// Waits for the key as one of several, or for the table to be retired.
-    fn wait_on_table(&self, seen: Sight) {
-        let slot = self.find(key()).unwrap().unwrap();
+    /// Waits for `key` as one of several, or for the table to be retired.
+    pub(super) fn wait_on_table_for(&self, key: Digest, seen: Sight) {
+        let slot = self.find(key).unwrap().unwrap();
         while seen.may_sleep_on(slot.word()) {
             let armed = self.header().wake.word.arm();
             if !self.header().is_live() {
@@ -78,9 +78,9 @@ fn a_waiter_does_not_sleep_through_an_update_and_finds_what_came_before_it() {
                 },
                 || {
                     if on_table {
-                        table.wait_on_table(seen)
+                        table.wait_on_table_for(key(), seen)
                     } else {
-                        table.wait(seen)
+                        table.wait_for(key(), seen)
                     }
                     assert_eq!(source.load(Ordering::Relaxed), 2);
                 },
@@ -91,34 +91,41 @@ fn a_waiter_does_not_sleep_through_an_update_and_finds_what_came_before_it() {
 
 #[test]
 fn two_waiters_that_saw_different_generations_are_woken_by_two_updaters() {
-    for on_table in [false, true] {
-        // With four threads, three preemptions would take hours.
-        model_with(2, move || {
-            let table = table();
-            let seen = Sight::of(table.word());
-            let updaters = [(); 2].map(|()| {
-                let table = table.clone();
-                thread::spawn(move || table.update())
-            });
-            let late = {
-                let table = table.clone();
-                thread::spawn(move || {
-                    let seen = Sight::of(table.word());
-                    if seen.generation().unwrap().get() < START + 2 {
-                        table.wait(seen);
-                    }
-                })
-            };
-            if on_table {
-                table.wait_on_table(seen)
-            } else {
-                table.wait(seen)
-            }
-            late.join().unwrap();
-            updaters.into_iter().for_each(|updater| updater.join().unwrap());
-            assert_eq!(table.generation(), START + 2);
+    two_waiters_and_two_updaters(false);
+}
+
+#[test]
+fn two_waiters_of_a_table_that_saw_different_generations_are_woken_by_two_updaters() {
+    two_waiters_and_two_updaters(true);
+}
+
+fn two_waiters_and_two_updaters(on_table: bool) {
+    // With four threads, three preemptions would take hours.
+    model_with(2, move || {
+        let table = table();
+        let seen = Sight::of(table.word());
+        let updaters = [(); 2].map(|()| {
+            let table = table.clone();
+            thread::spawn(move || table.update())
         });
-    }
+        let late = {
+            let table = table.clone();
+            thread::spawn(move || {
+                let seen = Sight::of(table.word());
+                if seen.generation().unwrap().get() < START + 2 {
+                    table.wait_for(key(), seen);
+                }
+            })
+        };
+        if on_table {
+            table.wait_on_table_for(key(), seen)
+        } else {
+            table.wait_for(key(), seen)
+        }
+        late.join().unwrap();
+        updaters.into_iter().for_each(|updater| updater.join().unwrap());
+        assert_eq!(table.generation(), START + 2);
+    });
 }
 
 #[test]
@@ -132,7 +139,7 @@ fn a_waiter_does_not_sleep_through_the_end_of_its_table() {
                     let table = table.clone();
                     move || table.retire().unwrap()
                 },
-                || if on_table { table.wait_on_table(seen) } else { table.wait(seen) },
+                || if on_table { table.wait_on_table_for(key(), seen) } else { table.wait_for(key(), seen) },
             );
         });
     }
@@ -152,7 +159,7 @@ fn who_finds_a_dead_update_wakes_those_who_wait_for_it() {
                     table.announce(slot, slot.recover());
                 }
             },
-            || table.wait(seen),
+            || table.wait_for(key(), seen),
         );
     });
 }
@@ -173,6 +180,26 @@ fn who_watches_the_table_does_not_sleep_through_a_new_key() {
                         table.header().wake.word.sleep(armed, LIMIT);
                     }
                 }
+            },
+        );
+    });
+}
+
+#[test]
+fn who_watches_an_empty_table_does_not_sleep_through_its_end() {
+    model(|| {
+        let table = slots(1, 1);
+        both(
+            {
+                let table = table.clone();
+                move || table.retire().unwrap()
+            },
+            || loop {
+                let armed = table.header().wake.word.arm();
+                if !table.header().is_live() {
+                    return;
+                }
+                table.header().wake.word.sleep(armed, LIMIT);
             },
         );
     });

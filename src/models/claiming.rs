@@ -1,0 +1,157 @@
+//! Processes that claim slots at the same time, and grow the table for it.
+
+use super::{Boxed, START, both, model, model_with, slots};
+use crate::slot::Digest;
+use crate::sync::thread;
+use crate::table::{Memory, Slots};
+
+#[test]
+fn two_claimers_of_one_key_get_one_slot() {
+    model(|| {
+        let table = slots(2, 1);
+        let key = Digest::new(6, 7);
+        let (one, other) = both(
+            {
+                let table = table.clone();
+                move || table.attached(key)
+            },
+            || table.attached(key),
+        );
+        assert_eq!(one, other);
+        table.assert_unique(key, one.unwrap());
+    });
+}
+
+#[test]
+fn two_keys_with_the_same_word_a_get_a_slot_each() {
+    model(|| {
+        let table = slots(2, 1);
+        let keys = [Digest::new(6, 7), Digest::new(6, 8)];
+        let (one, other) = both(
+            {
+                let table = table.clone();
+                move || table.attached(keys[0])
+            },
+            || table.attached(keys[1]),
+        );
+        assert_ne!(one, other);
+        table.assert_unique(keys[0], one.unwrap());
+        table.assert_unique(keys[1], other.unwrap());
+    });
+}
+
+#[test]
+fn a_claim_that_stopped_halfway_is_finished_by_others() {
+    model(|| {
+        let table = slots(4, 1);
+        let keys = [Digest::new(6, 7), Digest::new(6, 8)];
+        let stopped = {
+            let table = table.clone();
+            thread::spawn(move || table.memory().segment(0).0[6 % 4].claim_word_a(keys[0]))
+        };
+        let (one, other) = both(
+            {
+                let table = table.clone();
+                move || table.attached(keys[0])
+            },
+            || table.attached(keys[1]),
+        );
+        stopped.join().unwrap();
+        assert_ne!(one, other);
+        table.assert_unique(keys[0], one.unwrap());
+        table.assert_unique(keys[1], other.unwrap());
+        assert_eq!(table.claimed(1).count(), 2, "a slot is left half claimed");
+    });
+}
+
+#[test]
+fn two_growers_agree_on_the_new_segment() {
+    // Three preemptions would take half a minute.
+    model_with(2, || {
+        let table = slots(1, 2);
+        table.attached(Digest::new(2, 2)).unwrap();
+        let keys = [Digest::new(6, 7), Digest::new(8, 9)];
+        let (one, other) = both(
+            {
+                let table = table.clone();
+                move || table.attached(keys[0])
+            },
+            || (table.attached(keys[0]), table.attached(keys[1])),
+        );
+        assert_eq!(one, other.0);
+        table.assert_unique(keys[0], one.unwrap());
+        table.assert_unique(keys[1], other.1.unwrap());
+    });
+}
+
+#[test]
+fn a_slow_grower_takes_no_segment_back() {
+    model(|| {
+        let table = slots(1, 3);
+        let grow = |table: &Slots<Boxed>, segment: u32| {
+            table.memory().extend(segment).unwrap();
+            table.header().add_segment(segment);
+        };
+        both(
+            {
+                let table = table.clone();
+                move || grow(&table, 1)
+            },
+            || {
+                (1..3).for_each(|segment| grow(&table, segment));
+                assert_eq!(table.memory().segments().unwrap(), 3);
+            },
+        );
+        assert_eq!(table.memory().segments().unwrap(), 3, "a segment was taken back");
+    });
+}
+
+#[test]
+fn who_begins_later_sets_no_generation_back() {
+    model(|| {
+        let table = slots(1, 1);
+        let key = Digest::new(6, 7);
+        // One that attaches, and updates twice.
+        let user = move |table: &Slots<Boxed>, start: u64| {
+            let slot = table.attach(key, || start, b"key").unwrap().unwrap();
+            [(); 2].map(|()| slot.bump().updated().expect("it has begun").get())
+        };
+        let (one, other) = both(
+            {
+                let table = table.clone();
+                move || user(&table, START)
+            },
+            || user(&table, START + 1),
+        );
+        let slot = table.find(key).unwrap().unwrap();
+        assert_eq!(slot.updates(), 4, "the first generation is another one than the slot says");
+        let mut generations = [one, other].concat();
+        generations.sort_unstable();
+        generations.dedup();
+        assert_eq!(generations.len(), 4, "a generation is repeated");
+        assert_eq!(slot.word().generation().unwrap().get(), generations[3]);
+    });
+}
+
+#[test]
+fn who_finds_a_key_finds_its_first_generation_and_its_whole_label() {
+    model(|| {
+        let table = slots(1, 1);
+        let key = Digest::new(6, 7);
+        let label = b"more than eight bytes";
+        both(
+            {
+                let table = table.clone();
+                move || _ = table.attach(key, || START, label).unwrap()
+            },
+            || {
+                let Some(slot) = table.find(key).unwrap() else { return };
+                if slot.word().generation().is_some() {
+                    assert_eq!(slot.updates(), 0, "a generation is seen without the first one");
+                }
+                let (text, length) = slot.label();
+                assert!(length == 0 || text == label, "a length is seen without the text");
+            },
+        );
+    });
+}
