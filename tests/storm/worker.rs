@@ -19,8 +19,11 @@ use crate::{Kind, Storm};
 const HOLDERS: usize = 64;
 const VALUES: usize = 16;
 
-/// What a worker may do, and how often it does among all: by weights.
-pub(crate) const OPERATIONS: [(&str, u64, fn(&mut Worker)); 22] = [
+/// Its name, its weight among all, and how it is done.
+type Operation = (&'static str, u64, fn(&mut Worker));
+
+/// What a worker may do.
+pub(crate) const OPERATIONS: [Operation; 22] = [
     ("checks", 400, Worker::check_any),
     ("gets", 200, Worker::get),
     ("marks", 100, Worker::mark),
