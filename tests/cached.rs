@@ -3,8 +3,6 @@
 
 mod support;
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::error::Error as _;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
@@ -13,32 +11,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use gensync::{Cached, ErrorKind, GenerationSynchronizer, UpdateError};
+use support::await_value;
 use support::source::*;
-use support::{await_value, system_calls};
-
-struct Counting;
-
-thread_local! {
-    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
-}
-
-#[expect(unsafe_code, reason = "counts what goes through to the system's allocator")]
-// SAFETY: all is the system's allocator's doing.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
-        // SAFETY: as asked.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: as asked.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 #[test]
 fn a_value_is_loaded_once_and_again_after_each_update() {
@@ -139,22 +113,6 @@ fn no_thread_finds_a_value_with_another_ones_generation() {
     });
     let snapshot = cached.snapshot().unwrap();
     assert_eq!((*snapshot.value, snapshot.generation.unwrap().get()), (20_000, first + 20_000));
-}
-
-#[test]
-fn a_fresh_value_is_had_without_allocation_and_system_call() {
-    let table = anonymous();
-    let (_, _, loader) = source();
-    let cached = Cached::new(sync(&table), loader);
-    cached.get().unwrap();
-    let before = ALLOCATIONS.get();
-    for _ in 0..60 {
-        cached.get().unwrap();
-    }
-    assert_eq!(ALLOCATIONS.get(), before);
-    // But for a look at the file's path twice a second, and there is no file.
-    let calls = system_calls(|| (0..100_000).for_each(|_| _ = cached.get().unwrap()));
-    assert!(calls < 20, "{calls} system calls");
 }
 
 #[test]
