@@ -32,6 +32,13 @@ enum Kind {
     Named,
 }
 
+const KINDS: &[Kind] = &[
+    Kind::File,
+    Kind::Anonymous,
+    #[cfg(feature = "shm")]
+    Kind::Named,
+];
+
 #[derive(Clone, Copy, Debug)]
 enum Ending {
     Commit,
@@ -428,12 +435,16 @@ impl Model {
 }
 
 fn run(kind: Kind, capacity: u64, operations: &[Operation]) {
-    let (folder, mut path) = path();
+    let (folder, path) = path();
     #[cfg(feature = "shm")]
-    if kind == Kind::Named {
-        path = std::path::PathBuf::from(format!("/dev/shm/gensync-model-{}-{capacity}", std::process::id()));
-    }
-    let _ = &mut path;
+    let path = match kind {
+        Kind::Named => {
+            static RUNS: AtomicU64 = AtomicU64::new(0);
+            let name = format!("gensync-model-{}-{}", std::process::id(), RUNS.fetch_add(1, SeqCst));
+            std::path::Path::new("/dev/shm").join(name)
+        }
+        _ => path,
+    };
     let mut world = World::new(kind, capacity, &path);
     let result = catch_unwind(AssertUnwindSafe(|| operations.iter().for_each(|operation| world.act(operation))));
     #[cfg(feature = "shm")]
@@ -442,15 +453,6 @@ fn run(kind: Kind, capacity: u64, operations: &[Operation]) {
     }
     drop(folder);
     result.unwrap_or_else(|panic| resume_unwind(panic));
-}
-
-fn kinds() -> impl Strategy<Value = Kind> {
-    prop_oneof![
-        Just(Kind::File),
-        Just(Kind::Anonymous),
-        #[cfg(feature = "shm")]
-        Just(Kind::Named),
-    ]
 }
 
 proptest! {
@@ -462,10 +464,30 @@ proptest! {
 
     #[test]
     fn any_sequence_of_operations(
-        kind in kinds(),
+        kind in proptest::sample::select(KINDS),
         capacity in 1u64..8,
         operations in proptest::collection::vec(operation(), 1..50),
     ) {
         run(kind, capacity, &operations);
+    }
+}
+
+/// What was left of sequences that found the code broken, by hand, when they had been made as short as can be.
+#[test]
+fn the_shortest_sequences_that_have_found_something() {
+    let cases: &[&[Operation]] = &[
+        // Who updates follows his own update.
+        &[Attach(0, 0), MarkUpdated(0, 0)],
+        // An update that is given up is none.
+        &[Attach(1, 2), Update(1, 2, vec![], Ending::Abandon)],
+        // A ticket is taken before the load.
+        &[Attach(1, 2), Load(1, 2, Some(1))],
+        // A clone has seen what it was cloned from has seen, and no more.
+        &[Attach(1, 1), Reset(0), Clone(1, 1, 0)],
+        // One commit for a key that is named twice is two updates.
+        &[Attach(0, 1), UpdateAll(0, [1, 1])],
+    ];
+    for &kind in KINDS {
+        cases.iter().for_each(|operations| run(kind, 1, operations));
     }
 }
