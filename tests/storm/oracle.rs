@@ -29,6 +29,7 @@ pub(crate) fn is_updated_only(key: usize) -> bool {
 /// What a count is of.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Count {
+    Announcements,
     Checks,
     Kills,
     Forks,
@@ -45,7 +46,8 @@ pub(crate) enum Count {
     Backwards,
 }
 
-const COUNTS: [(Count, &str); 14] = [
+const COUNTS: [(Count, &str); 15] = [
+    (Count::Announcements, "changes announced"),
     (Count::Checks, "checks against the oracle"),
     (Count::Kills, "kills"),
     (Count::Forks, "forks"),
@@ -187,6 +189,7 @@ impl Oracle {
         // In this order, so that who finds the value finds a moment that is no earlier.
         self.moments[key].fetch_max(micros(), SeqCst);
         self.announced[key].fetch_max(value, SeqCst);
+        self.tally.count(Count::Announcements);
     }
 
     /// What any state of `key` must be at least that is called fresh from now on.

@@ -23,10 +23,11 @@ const VALUES: usize = 16;
 type Operation = (&'static str, u64, fn(&mut Worker));
 
 /// What a worker may do.
-pub(crate) const OPERATIONS: [Operation; 22] = [
+pub(crate) const OPERATIONS: [Operation; 23] = [
     ("checks", 400, Worker::check_any),
     ("gets", 200, Worker::get),
     ("marks", 100, Worker::mark),
+    ("marks in a row", 20, Worker::mark_again_and_again),
     ("clears", 20, Worker::clear),
     ("updates", 40, Worker::update),
     ("updates of two keys", 10, Worker::update_two),
@@ -371,6 +372,25 @@ impl Worker {
         let generation = holder.sync.mark_updated().unwrap();
         oracle.announce(key, value);
         self.come_to(key, generation);
+    }
+
+    /// Each update is looked at by somebody else before the next one could make up for it.
+    fn mark_again_and_again(&mut self) {
+        let index = self.any_writable_holder();
+        let (oracle, key) = (self.oracle(), self.holders[index].key);
+        if is_updated_only(key) {
+            return self.update_by(index);
+        }
+        let witness = self.holders[index].sync.clone();
+        let mut state = witness.refresh_with(|| Ok::<_, Infallible>(oracle.load(key))).unwrap();
+        for _ in 0..self.random(200) {
+            self.mark_by(index);
+            let floor = oracle.floor(key);
+            match witness.is_expired() {
+                true => state = witness.refresh_with(|| Ok::<_, Infallible>(oracle.load(key))).unwrap(),
+                false => oracle.judge(key, state, floor, "a check after each update"),
+            }
+        }
     }
 
     /// Announces by the update that its maker does not adopt; changes the source or does not.
