@@ -6,7 +6,7 @@ mod support;
 use std::error::Error as _;
 use std::fs::{self, File};
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::Ordering::SeqCst;
@@ -359,10 +359,10 @@ fn without_an_inode_nothing_can_be_created_and_nothing_is_changed() {
 }
 
 /// A process that was killed after it had begun to reset the table leaves it like this.
-#[expect(clippy::host_endian_bytes, reason = "the changing words are in the machine's byte order")]
 fn begin_to_retire(path: &Path) {
-    use std::os::unix::fs::FileExt as _;
-    File::options().write(true).open(path).unwrap().write_all_at(&2_u32.to_ne_bytes(), 144).unwrap();
+    // In the byte order of the machine.
+    let state = if cfg!(target_endian = "little") { [2, 0, 0, 0] } else { [0, 0, 0, 2] };
+    File::options().write(true).open(path).unwrap().write_all_at(&state, 144).unwrap();
 }
 
 #[test]
@@ -682,13 +682,13 @@ fn no_signal_ends_a_process_that_would_exceed_its_file_size() {
             }
             assert_eq!(names(folder.path()).len(), 0);
         }
-        for (segments, &size) in sizes.iter().enumerate().take(7).skip(1) {
+        for (segments, size) in (1..).zip(&sizes[1..7]) {
             allow(size - 1);
             kinds(16, |table| {
                 let mut syncs = Vec::new();
                 let error = attach_all(&table, &mut syncs);
                 assert!(is_full(&error) && error.to_string().contains("ulimit"), "{error}");
-                assert_eq!((error.path(), table.stats().segments as usize), (table.path(), segments));
+                assert_eq!((error.path(), table.stats().segments), (table.path(), segments));
                 assert_works(&table, &syncs);
                 if table.path().is_some() {
                     // A successor begins small.
@@ -699,9 +699,9 @@ fn no_signal_ends_a_process_that_would_exceed_its_file_size() {
                 }
                 // Others are as long as they will ever be.
                 let may_grow = table.path().is_some_and(|path| !path.starts_with("/dev/shm"));
-                allow(size);
+                allow(*size);
                 assert!(is_full(&attach_all(&table, &mut syncs)));
-                assert_eq!(table.stats().segments as usize, segments + usize::from(may_grow));
+                assert_eq!(table.stats().segments, segments + u32::from(may_grow));
                 assert_works(&table, &syncs);
                 allow(size - 1);
             });
@@ -713,18 +713,18 @@ fn no_signal_ends_a_process_that_would_exceed_its_file_size() {
 #[test]
 fn a_file_size_limit_that_came_after_the_table_is_an_error_at_its_growth() {
     let sizes = sizes(16, 8);
-    for (segments, &size) in sizes.iter().enumerate().take(7).skip(1) {
+    for (segments, size) in (1..).zip(&sizes[1..7]) {
         kinds(16, |table| {
             let mut syncs = vec![attach(&table, "0").unwrap()];
             in_child(|| {
                 limit(Resource::RLIMIT_FSIZE, size - 1);
                 let error = attach_all(&table, &mut syncs);
                 assert!(is_full(&error) && error.to_string().contains("ulimit"), "{error}");
-                assert_eq!(table.stats().segments as usize, segments);
+                assert_eq!(table.stats().segments, segments);
                 assert_works(&table, &syncs);
             })
             .succeeds();
-            grow(&table, segments as u32 + 1, &mut syncs);
+            grow(&table, segments + 1, &mut syncs);
             assert_works(&table, &syncs);
         });
     }
