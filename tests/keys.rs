@@ -1,0 +1,223 @@
+//! Guards against keys that mean harm: of any length and any characters, and a million that are made to crowd.
+
+mod support;
+
+use std::collections::HashSet;
+use std::thread;
+
+use gensync::{CacheKey, ErrorKind, GenerationSynchronizer, KeyNormalizer, Stats, Table};
+use sha2::block_api::compress256;
+
+fn anonymous() -> Table {
+    Table::options().anonymous().unwrap()
+}
+
+/// Every kind of text that was ever taken for something else than text.
+fn nasty() -> Vec<String> {
+    let mut texts: Vec<String> = [
+        " ",
+        "%",
+        "%%",
+        "%25",
+        "%2525",
+        ":",
+        "::",
+        ":::",
+        "a:",
+        ":a",
+        "a::b",
+        "%3A",
+        "%3a",
+        "\\x00",
+        "\\",
+        "\"",
+        "'",
+        "/",
+        "..",
+        "\u{0}a",
+        "a\u{0}",
+        "a\u{0}b",
+        "\u{feff}",
+        "\u{200b}",
+        "\u{202e}abc",
+        "e\u{301}",
+        "\u{e9}",
+        "\u{fffd}",
+        "\u{d7ff}",
+        "\u{e000}",
+        "\u{ffff}",
+        "\u{10ffff}",
+        "\u{1f468}\u{200d}\u{1f469}",
+        "\r\n",
+        "\u{1b}[2J",
+        "\u{7f}",
+        "\u{80}",
+        "\u{a0}",
+        "\u{2028}",
+        "SELECT",
+        "${jndi}",
+        "{0}",
+        "%s%n",
+    ]
+    .map(str::to_owned)
+    .to_vec();
+    texts.extend((0..=0xff).map(|code| char::from(code).to_string()));
+    // Characters of every length, cut by the end of the label at every place.
+    for character in ["a", "\u{e4}", "\u{20ac}", "\u{1f511}"] {
+        texts.extend((84..=92).map(|length| "k".repeat(length) + character));
+        texts.extend([30, 60, 88, 239, 240, 241, 1000].map(|count| character.repeat(count)));
+    }
+    texts.push("m".repeat(1 << 20));
+    texts.push("\u{0}".repeat(1 << 20));
+    let mut seen = HashSet::new();
+    texts.retain(|text| seen.insert(text.clone()));
+    texts
+}
+
+#[test]
+fn any_text_but_the_empty_one_is_a_key_of_its_own() {
+    let table = anonymous();
+    let keys = nasty();
+    let syncs: Vec<_> =
+        keys.iter().map(|key| GenerationSynchronizer::new(&table, CacheKey::raw(key.as_str())).unwrap()).collect();
+    assert_eq!(table.stats().keys, keys.len() as u64);
+    for (key, sync) in keys.iter().zip(&syncs) {
+        assert_eq!(sync.cache_key().as_str(), key);
+        let generation = sync.mark_updated().unwrap();
+        assert_eq!(table.generation(CacheKey::raw(key.as_str())).unwrap(), Some(generation));
+        let others = syncs.iter().filter(|other| other.is_expired());
+        assert_eq!(others.count(), 0, "another key than {:?} was updated", key.chars().take(100).collect::<String>());
+    }
+    let slots: Vec<_> = table.slots().collect();
+    for key in &keys {
+        let head = &key.as_bytes()[..key.len().min(88)];
+        let is_listed =
+            |slot: &&gensync::SlotInfo| slot.label_bytes() == head && slot.is_truncated() == (key.len() > 88);
+        let slot = slots.iter().find(is_listed).unwrap();
+        // Cut within a character, it is still text for people.
+        assert_eq!(slot.label(), String::from_utf8_lossy(head));
+    }
+}
+
+#[test]
+fn normalized_keys_are_short_and_without_what_memcached_refuses() {
+    let normalizers = [
+        KeyNormalizer::new(),
+        KeyNormalizer::new().domain("example.com").site_root("/r/"),
+        KeyNormalizer::new().domain("").site_root(""),
+        KeyNormalizer::new().domain("a b\u{0}%:\u{e4}"),
+        KeyNormalizer::new().domain("d".repeat(300)),
+        KeyNormalizer::new().hmac_key(b""),
+        KeyNormalizer::new().hmac_key(&[0xff; 1000]),
+    ];
+    for normalizer in normalizers {
+        let table = Table::options().normalizer(normalizer.clone()).anonymous().unwrap();
+        for text in nasty() {
+            let key = normalizer.normalize(text.as_str());
+            let refused = key.as_str().bytes().find(|byte| *byte <= b' ' || *byte == 0x7f);
+            assert_eq!(refused, None, "{:?}", key.as_str());
+            assert!(key.as_str().chars().count() <= 240);
+            assert_eq!(normalizer.normalize(&key), key, "what is normalized is left alone");
+            let sync = GenerationSynchronizer::new(&table, text.as_str()).unwrap();
+            assert_eq!(*sync.cache_key(), key);
+            assert_eq!(table.generation(text.as_str()).unwrap(), sync.sync_gen());
+        }
+        let error = GenerationSynchronizer::new(&table, "").unwrap_err();
+        assert_eq!(*error.kind(), ErrorKind::EmptyKey);
+        assert_eq!(error.to_string(), "the cache key is empty; give at least one character");
+    }
+}
+
+#[test]
+fn no_parts_make_the_key_of_other_parts() {
+    let parts = ["", "%", ":", "%25", "%3A", "a", "a:", ":a", "%2", "5", "\u{e4}", "\u{0}"];
+    let mut seen = HashSet::new();
+    let mut tried = 0;
+    let mut is_new = |parts: &[&str]| {
+        tried += 1;
+        seen.insert(CacheKey::from(parts).as_str().to_owned())
+    };
+    for one in parts {
+        for two in parts {
+            assert!(is_new(&[one, two]), "{one:?} {two:?}");
+            for three in parts {
+                assert!(is_new(&[one, two, three]), "{one:?} {two:?} {three:?}");
+            }
+        }
+    }
+    assert_eq!(tried, 12 * 12 + 12 * 12 * 12);
+    // Several empty parts are no empty key; one is, and so are none.
+    assert!(GenerationSynchronizer::new(&anonymous(), ["", ""]).is_ok());
+    for key in [CacheKey::from([""]), CacheKey::from(Vec::<String>::new())] {
+        assert_eq!(*GenerationSynchronizer::new(&anonymous(), key).unwrap_err().kind(), ErrorKind::EmptyKey);
+    }
+}
+
+const FLOOD: usize = 1_000_000;
+/// How many of the low bits of a place the flood's keys have in common, by the hash without the salt.
+const BITS: u64 = (1 << 5) - 1;
+
+/// Whether the first word of the key's bare SHA-256 ends in zeros. The key is at most 8 bytes long, and so is one block.
+///
+/// By the compression function alone, as a debug build has to get through many.
+fn is_of_the_flood(key: [u8; 8]) -> bool {
+    let mut block = [0; 64];
+    block[..8].copy_from_slice(&key);
+    block[8] = 0x80;
+    block[63] = 64;
+    let mut state =
+        [0x6a09_e667, 0xbb67_ae85, 0x3c6e_f372, 0xa54f_f53a, 0x510e_527f, 0x9b05_688c, 0x1f83_d9ab, 0x5be0_cd19];
+    compress256(&mut state, &[block]);
+    u64::from(state[0].swap_bytes()) & BITS == 0
+}
+
+/// Eight characters, others for each number: one for four of its bits.
+fn key(number: u32) -> [u8; 8] {
+    let mut spread = u64::from(number);
+    for (shift, mask) in [(16, 0x0000_ffff_0000_ffff), (8, 0x00ff_00ff_00ff_00ff), (4, 0x0f0f_0f0f_0f0f_0f0f)] {
+        spread = (spread | spread << shift) & mask;
+    }
+    (spread | u64::from_le_bytes([b'@'; 8])).to_le_bytes()
+}
+
+/// Some of the keys that somebody would choose who knows how they are placed, but not the salt.
+fn crowding(count: usize) -> Vec<[u8; 8]> {
+    let half = |start: u32| (start..).step_by(2).map(key).filter(|key| is_of_the_flood(*key)).take(count / 2);
+    thread::scope(|scope| {
+        let halves = [0, 1].map(|start| scope.spawn(move || half(start).collect::<Vec<_>>()));
+        halves.into_iter().flat_map(|half| half.join().unwrap()).collect()
+    })
+}
+
+fn filled(capacity: u64, keys: &[[u8; 8]]) -> Stats {
+    let table = Table::options().capacity(capacity).anonymous().unwrap();
+    let attach = |keys: &[[u8; 8]]| {
+        for key in keys {
+            GenerationSynchronizer::new(&table, str::from_utf8(key).unwrap()).unwrap();
+        }
+    };
+    let (one, other) = keys.split_at(keys.len() / 2);
+    thread::scope(|scope| {
+        scope.spawn(|| attach(one));
+        attach(other);
+    });
+    table.stats()
+}
+
+#[test]
+fn a_million_keys_that_are_chosen_to_crowd_take_no_more_room_than_any_others() {
+    use sha2::{Digest as _, Sha256};
+    let keys = crowding(FLOOD);
+    let bare = Sha256::digest(keys[FLOOD / 3]);
+    assert_eq!(u64::from_le_bytes(bare[..8].try_into().unwrap()) & BITS, 0, "the keys are not what they should be");
+    // Where there is room for twice as many: other keys than these need 16 to 22.
+    let flood = filled(1 << 21, &keys);
+    println!("{flood:?}");
+    assert!(flood.keys == FLOOD as u64 && flood.segments == 1 && flood.longest_probe < 32, "{flood:?}");
+    // In a table that grows.
+    let ordinary: Vec<_> = (0..40_000_u32).map(|number| key(number.wrapping_mul(0x9e37_79b1))).collect();
+    let (flood, ordinary) = (filled(16, &keys[..40_000]), filled(16, &ordinary));
+    println!("{flood:?}\n{ordinary:?}");
+    assert_eq!((flood.keys, flood.segments, flood.bytes), (40_000, ordinary.segments, ordinary.bytes));
+    assert!(flood.longest_probe <= 64 && ordinary.longest_probe <= 64);
+}
