@@ -155,7 +155,7 @@ fn no_parts_make_the_key_of_other_parts() {
 
 const FLOOD: usize = 1_000_000;
 /// How many of the low bits of a place the flood's keys have in common, by the hash without the salt.
-const BITS: u64 = (1 << 4) - 1;
+const BITS: u64 = (1 << 5) - 1;
 
 /// Whether the first word of the key's bare SHA-256 ends in zeros. The key is at most 8 bytes long, and so is one block.
 ///
