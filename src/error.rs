@@ -48,13 +48,12 @@ pub enum ErrorKind {
     },
     /// The table was made by a version of gensync with another file format.
     #[error(
-        "layout version {found}, expected {expected}: made by {} version of gensync; {}, or give each version a path of its \
-         own",
-        if .found < .expected { "an older" } else { "a newer" },
-        if .found < .expected {
+        "layout version {found}, expected {expected}: made by another version of gensync; {}, or give each version a path of \
+         its own",
+        if .found < .expected && *.found >= crate::layout::OLDEST {
             "replace it with TableOptions::replace_older(true)"
         } else {
-            "use that version here as well, or stop its users and remove the file"
+            "use the same version here, or stop its users and remove the file"
         }
     )]
     #[non_exhaustive]

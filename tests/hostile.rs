@@ -124,8 +124,8 @@ fn each_byte_of_the_header_is_checked() {
                     format!("not a gensync table: it starts with \"{}\", {expected}", start.escape_ascii())
                 }
                 8..12 => format!(
-                    "layout version {}, expected 1: made by another version of gensync; let one version use this path, or \
-                     stop its users and remove the file",
+                    "layout version {}, expected 1: made by another version of gensync; use the same version here, or stop its \
+                     users and remove the file, or give each version a path of its own",
                     word(8, 4)
                 ),
                 12 if value == 2 => {
