@@ -42,26 +42,33 @@ fn two_keys_with_the_same_word_a_get_a_slot_each() {
 
 #[test]
 fn a_claim_that_stopped_halfway_is_finished_by_others() {
-    model(|| {
-        let table = slots(4, 1);
-        let keys = [Digest::new(6, 7), Digest::new(6, 8)];
-        let stopped = {
-            let table = table.clone();
-            thread::spawn(move || table.memory().segment(0).0[6 % 4].claim_word_a(keys[0]))
-        };
-        let (one, other) = both(
-            {
+    for is_first in [true, false] {
+        model(move || {
+            let table = slots(4, 1);
+            let keys = [Digest::new(6, 7), Digest::new(6, 8)];
+            let mut stopped = Some({
                 let table = table.clone();
-                move || table.attached(keys[0])
-            },
-            || table.attached(keys[1]),
-        );
-        stopped.join().unwrap();
-        assert_ne!(one, other);
-        table.assert_unique(keys[0], one.unwrap());
-        table.assert_unique(keys[1], other.unwrap());
-        assert_eq!(table.claimed(1).count(), 2, "a slot is left half claimed");
-    });
+                thread::spawn(move || table.memory().segment(0).0[6 % 4].claim_word_a(keys[0]))
+            });
+            if is_first {
+                stopped.take().unwrap().join().unwrap();
+            }
+            let (one, other) = both(
+                {
+                    let table = table.clone();
+                    move || table.attached(keys[0])
+                },
+                || table.attached(keys[1]),
+            );
+            if let Some(stopped) = stopped {
+                stopped.join().unwrap();
+            }
+            assert_ne!(one, other);
+            table.assert_unique(keys[0], one.unwrap());
+            table.assert_unique(keys[1], other.unwrap());
+            assert_eq!(table.claimed(1).count(), 2, "a slot is left half claimed");
+        });
+    }
 }
 
 #[test]
