@@ -52,7 +52,6 @@ pub(crate) struct Mapping {
     limit: u32,
     /// How many segments the file is known to hold.
     known: HighWater,
-    read_only: bool,
     file: FileRef,
 }
 
@@ -110,7 +109,7 @@ impl Mapping {
             }
         };
         let base = map.as_mut_ptr();
-        Self::new(base, size, Owner::MemMap(ManuallyDrop::new(map)), file, capacity, segments, read_only)
+        Self::new(base, size, Owner::MemMap(ManuallyDrop::new(map)), file, capacity, segments)
     }
 
     /// Maps the named POSIX segment that `file` is, whose header was checked and says `capacity` and `segments`.
@@ -144,23 +143,15 @@ impl Mapping {
         if size < least {
             return Err(file.error(ErrorKind::Truncated { found: size, expected: least }));
         }
-        Self::new(base, size, Owner::Named(ManuallyDrop::new(shmem)), file, capacity, segments, false).map(Some)
+        Self::new(base, size, Owner::Named(ManuallyDrop::new(shmem)), file, capacity, segments).map(Some)
     }
 
-    fn new(
-        base: *mut u8,
-        size: u64,
-        owner: Owner,
-        file: FileRef,
-        capacity: u64,
-        segments: u32,
-        read_only: bool,
-    ) -> Result<Self, Error> {
+    fn new(base: *mut u8, size: u64, owner: Owner, file: FileRef, capacity: u64, segments: u32) -> Result<Self, Error> {
         let base = NonNull::new(base).ok_or(ErrorKind::System { action: "mapping the table" })?;
         // SAFETY: the range was mapped just now. The advice keeps a core dump from being as large as the range.
         let _ = unsafe { madvise(base.cast(), size as usize, MmapAdvise::MADV_DONTDUMP) };
         let (limit, known) = (segments_within(capacity, size), HighWater::new(segments));
-        Ok(Self { base, size, owner, capacity, limit, known, read_only, file })
+        Ok(Self { base, size, owner, capacity, limit, known, file })
     }
 
     pub(crate) fn identity(&self) -> Identity {
@@ -345,9 +336,6 @@ impl Memory for Mapping {
     }
 
     fn extend(&self, segment: u32) -> Result<(), Error> {
-        if self.read_only {
-            return Err(self.file.error(ErrorKind::ReadOnly));
-        }
         if segment >= self.limit {
             let size = segment_offset(self.capacity, self.limit);
             return Err(self.file.error(ErrorKind::TableFull {

@@ -149,16 +149,16 @@ fn who_finds_a_key_finds_its_first_generation_and_its_whole_label() {
         both(
             {
                 let table = table.clone();
-                move || _ = table.attach(key, || START, label).unwrap()
-            },
-            || {
-                let Some(slot) = table.find(key).unwrap() else { return };
-                if slot.word().generation().is_some() {
-                    assert_eq!(slot.updates(), 0, "a generation is seen without the first one");
+                move || {
+                    let Some(slot) = table.find(key).unwrap() else { return };
+                    if slot.word().generation().is_some() {
+                        assert_eq!(slot.updates(), 0, "a generation is seen without the first one");
+                    }
+                    let (text, length) = slot.label();
+                    assert!(length == 0 || text == label, "a length is seen without the text");
                 }
-                let (text, length) = slot.label();
-                assert!(length == 0 || text == label, "a length is seen without the text");
             },
+            || _ = table.attach(key, || START, label).unwrap(),
         );
     });
 }
