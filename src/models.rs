@@ -15,11 +15,18 @@ mod waiting;
 
 use crate::error::{Error, ErrorKind};
 use crate::layout::{Header, LABEL_SIZE, LIVE, Slot, Tag, WakeLine, segment_slots};
-use crate::slot::{Digest, WakeWord};
+use crate::slot::{Digest, WakeWord, Word};
 use crate::sync::{Arc, AtomicU8, AtomicU32, AtomicU64, Ordering, thread};
 use crate::table::{Memory, Slots};
 
 const START: u64 = 1 << 50;
+
+/// Two with the same word A, and one that comes to the same place.
+const KEYS: [[u64; 2]; 3] = [[6, 7], [6, 8], [8, 9]];
+
+fn key(index: usize) -> Digest {
+    Digest::new(KEYS[index][0], KEYS[index][1])
+}
 
 /// A table in boxes, with all the segments it may ever have.
 struct Boxed {
@@ -80,7 +87,23 @@ fn slots(capacity: u64, segments: u32) -> Arc<Slots<Boxed>> {
     Arc::new(Slots::new(memory, capacity))
 }
 
+/// A table in which the first key is, at `START`.
+fn table_with_key(capacity: u64, segments: u32) -> Arc<Slots<Boxed>> {
+    let table = slots(capacity, segments);
+    table.attached(key(0)).unwrap();
+    table
+}
+
 impl Slots<Boxed> {
+    /// The first key's slot.
+    fn slot(&self) -> &Slot {
+        self.find(key(0)).unwrap().unwrap()
+    }
+
+    fn word(&self) -> Word {
+        self.slot().word()
+    }
+
     /// Attaches and says which slot it got, by its address; `None` if the table is being retired.
     fn attached(&self, digest: Digest) -> Option<usize> {
         self.attach(digest, || START, b"key").expect("there is room").map(|slot| std::ptr::from_ref(slot) as usize)
@@ -128,10 +151,17 @@ fn schedule(scheduler: impl shuttle::scheduler::Scheduler + 'static, run: impl F
     shuttle::Runner::new(scheduler, config).run(run);
 }
 
-/// Runs both at once, and returns what they return.
-fn both<A: Send + 'static, B: 'static>(one: impl FnOnce() -> A + Send + 'static, other: impl FnOnce() -> B) -> (A, B) {
-    let one = thread::spawn(one);
-    let other = other();
+/// Runs both at once with what they share, and returns what they return.
+fn both<S: Send + Sync + 'static, A: Send + 'static, B>(
+    shared: &Arc<S>,
+    one: impl FnOnce(&S) -> A + Send + 'static,
+    other: impl FnOnce(&S) -> B,
+) -> (A, B) {
+    let one = {
+        let shared = Arc::clone(shared);
+        thread::spawn(move || one(&shared))
+    };
+    let other = other(shared);
     (one.join().unwrap(), other)
 }
 

@@ -1,6 +1,6 @@
 //! Processes that claim slots at the same time, and grow the table for it.
 
-use super::{Boxed, START, both, model, model_with, slots};
+use super::{Boxed, START, both, key, model, model_with, slots};
 use crate::slot::Digest;
 use crate::sync::thread;
 use crate::table::{Memory, Slots};
@@ -9,16 +9,9 @@ use crate::table::{Memory, Slots};
 fn two_claimers_of_one_key_get_one_slot() {
     model(|| {
         let table = slots(2, 1);
-        let key = Digest::new(6, 7);
-        let (one, other) = both(
-            {
-                let table = table.clone();
-                move || table.attached(key)
-            },
-            || table.attached(key),
-        );
+        let (one, other) = both(&table, |table| table.attached(key(0)), |table| table.attached(key(0)));
         assert_eq!(one, other);
-        table.assert_unique(key, one.unwrap());
+        table.assert_unique(key(0), one.unwrap());
     });
 }
 
@@ -26,17 +19,10 @@ fn two_claimers_of_one_key_get_one_slot() {
 fn two_keys_with_the_same_word_a_get_a_slot_each() {
     model(|| {
         let table = slots(2, 1);
-        let keys = [Digest::new(6, 7), Digest::new(6, 8)];
-        let (one, other) = both(
-            {
-                let table = table.clone();
-                move || table.attached(keys[0])
-            },
-            || table.attached(keys[1]),
-        );
+        let (one, other) = both(&table, |table| table.attached(key(0)), |table| table.attached(key(1)));
         assert_ne!(one, other);
-        table.assert_unique(keys[0], one.unwrap());
-        table.assert_unique(keys[1], other.unwrap());
+        table.assert_unique(key(0), one.unwrap());
+        table.assert_unique(key(1), other.unwrap());
     });
 }
 
@@ -45,27 +31,20 @@ fn a_claim_that_stopped_halfway_is_finished_by_others() {
     for is_first in [true, false] {
         model(move || {
             let table = slots(4, 1);
-            let keys = [Digest::new(6, 7), Digest::new(6, 8)];
             let mut stopped = Some({
                 let table = table.clone();
-                thread::spawn(move || table.memory().segment(0).0[6 % 4].claim_word_a(keys[0]))
+                thread::spawn(move || table.memory().segment(0).0[6 % 4].claim_word_a(key(0)))
             });
             if is_first {
                 stopped.take().unwrap().join().unwrap();
             }
-            let (one, other) = both(
-                {
-                    let table = table.clone();
-                    move || table.attached(keys[0])
-                },
-                || table.attached(keys[1]),
-            );
+            let (one, other) = both(&table, |table| table.attached(key(0)), |table| table.attached(key(1)));
             if let Some(stopped) = stopped {
                 stopped.join().unwrap();
             }
             assert_ne!(one, other);
-            table.assert_unique(keys[0], one.unwrap());
-            table.assert_unique(keys[1], other.unwrap());
+            table.assert_unique(key(0), one.unwrap());
+            table.assert_unique(key(1), other.unwrap());
             assert_eq!(table.claimed(1).count(), 2, "a slot is left half claimed");
         });
     }
@@ -77,17 +56,11 @@ fn two_growers_agree_on_the_new_segment() {
     model_with(2, || {
         let table = slots(1, 2);
         table.attached(Digest::new(2, 2)).unwrap();
-        let keys = [Digest::new(6, 7), Digest::new(8, 9)];
-        let (one, other) = both(
-            {
-                let table = table.clone();
-                move || table.attached(keys[0])
-            },
-            || (table.attached(keys[0]), table.attached(keys[1])),
-        );
+        let (one, other) =
+            both(&table, |table| table.attached(key(0)), |table| (table.attached(key(0)), table.attached(key(2))));
         assert_eq!(one, other.0);
-        table.assert_unique(keys[0], one.unwrap());
-        table.assert_unique(keys[1], other.1.unwrap());
+        table.assert_unique(key(0), one.unwrap());
+        table.assert_unique(key(2), other.1.unwrap());
     });
 }
 
@@ -100,12 +73,10 @@ fn a_slow_grower_takes_no_segment_back() {
             table.header().add_segment(segment);
         };
         both(
-            {
-                let table = table.clone();
-                move || grow(&table, 1)
-            },
-            || {
-                (1..3).for_each(|segment| grow(&table, segment));
+            &table,
+            move |table| grow(table, 1),
+            |table| {
+                (1..3).for_each(|segment| grow(table, segment));
                 assert_eq!(table.memory().segments().unwrap(), 3);
             },
         );
@@ -117,20 +88,13 @@ fn a_slow_grower_takes_no_segment_back() {
 fn who_begins_later_sets_no_generation_back() {
     model(|| {
         let table = slots(1, 1);
-        let key = Digest::new(6, 7);
         // One that attaches, and updates twice.
-        let user = move |table: &Slots<Boxed>, start: u64| {
-            let slot = table.attach(key, || start, b"key").unwrap().unwrap();
+        let user = |table: &Slots<Boxed>, start: u64| {
+            let slot = table.attach(key(0), || start, b"key").unwrap().unwrap();
             [(); 2].map(|()| slot.bump().updated().expect("it has begun").get())
         };
-        let (one, other) = both(
-            {
-                let table = table.clone();
-                move || user(&table, START)
-            },
-            || user(&table, START + 1),
-        );
-        let slot = table.find(key).unwrap().unwrap();
+        let (one, other) = both(&table, move |table| user(table, START), |table| user(table, START + 1));
+        let slot = table.slot();
         assert_eq!(slot.updates(), 4, "the first generation is another one than the slot says");
         let mut generations = [one, other].concat();
         generations.sort_unstable();
@@ -143,22 +107,18 @@ fn who_begins_later_sets_no_generation_back() {
 #[test]
 fn who_finds_a_key_finds_its_first_generation_and_its_whole_label() {
     model(|| {
-        let table = slots(1, 1);
-        let key = Digest::new(6, 7);
         let label = b"more than eight bytes";
         both(
-            {
-                let table = table.clone();
-                move || {
-                    let Some(slot) = table.find(key).unwrap() else { return };
-                    if slot.word().generation().is_some() {
-                        assert_eq!(slot.updates(), 0, "a generation is seen without the first one");
-                    }
-                    let (text, length) = slot.label();
-                    assert!(length == 0 || text == label, "a length is seen without the text");
+            &slots(1, 1),
+            move |table| {
+                let Some(slot) = table.find(key(0)).unwrap() else { return };
+                if slot.word().generation().is_some() {
+                    assert_eq!(slot.updates(), 0, "a generation is seen without the first one");
                 }
+                let (text, length) = slot.label();
+                assert!(length == 0 || text == label, "a length is seen without the text");
             },
-            || _ = table.attach(key, || START, label).unwrap(),
+            |table| _ = table.attach(key(0), || START, label).unwrap(),
         );
     });
 }

@@ -1,34 +1,29 @@
 //! Updates by one instruction, beside those who load the state.
 
-use super::{Boxed, START, both, model, slots};
-use crate::slot::{Digest, Seen, Sight};
+use super::{Boxed, START, both, model, table_with_key};
+use crate::slot::{Seen, Sight};
 use crate::sync::{Arc, AtomicU64, Ordering};
 use crate::table::Slots;
 
 #[test]
 fn an_update_during_a_load_leaves_the_state_expired() {
     model(|| {
-        let table = slots(1, 1);
-        let key = Digest::new(6, 7);
-        table.attached(key).unwrap();
-        let source = Arc::new(AtomicU64::new(1));
+        let shared = Arc::new((table_with_key(1, 1), AtomicU64::new(1)));
         let ((state, seen), _) = both(
-            {
-                let (table, source) = (table.clone(), source.clone());
-                move || {
-                    let ticket = Sight::of(table.find(key).unwrap().unwrap().word());
-                    let state = source.load(Ordering::Relaxed);
-                    let seen = Seen::new(Sight::NOTHING);
-                    seen.adopt(ticket);
-                    (state, seen)
-                }
+            &shared,
+            |(table, source)| {
+                let ticket = Sight::of(table.word());
+                let state = source.load(Ordering::Relaxed);
+                let seen = Seen::new(Sight::NOTHING);
+                seen.adopt(ticket);
+                (state, seen)
             },
-            || {
+            |(table, source)| {
                 source.store(2, Ordering::Relaxed);
-                table.find(key).unwrap().unwrap().bump()
+                table.slot().bump()
             },
         );
-        let fresh = seen.get().is(table.find(key).unwrap().unwrap().word());
+        let fresh = seen.get().is(shared.0.word());
         assert!(!fresh || state == 2, "an old state passes for a fresh one");
     });
 }
@@ -36,25 +31,18 @@ fn an_update_during_a_load_leaves_the_state_expired() {
 #[test]
 fn no_update_is_lost_and_none_is_mistaken_for_another() {
     model(|| {
-        let table = slots(1, 1);
-        let key = Digest::new(6, 7);
-        table.attached(key).unwrap();
-        let update = move |table: &Slots<Boxed>, seen: &Seen| {
-            let before = table.find(key).unwrap().unwrap().bump();
+        let table = table_with_key(1, 1);
+        let update = |table: &Slots<Boxed>, seen: Seen| {
+            let before = table.slot().bump();
             seen.follow(before);
-            before.updated().unwrap()
+            (before.updated().unwrap(), seen)
         };
-        let seen = || Seen::new(Sight::of(table.find(key).unwrap().unwrap().word()));
+        let seen = || Seen::new(Sight::of(table.word()));
         let (first, second) = (seen(), seen());
-        let ((one, first), (other, second)) = both(
-            {
-                let table = table.clone();
-                move || (update(&table, &first), first)
-            },
-            || (update(&table, &second), second),
-        );
+        let ((one, first), (other, second)) =
+            both(&table, move |table| update(table, first), move |table| update(table, second));
         assert_ne!(one, other, "two updates have one generation");
-        let word = table.find(key).unwrap().unwrap().word();
+        let word = table.word();
         assert_eq!(word.generation().unwrap().get(), START + 2);
         assert!(!first.get().is(word) && !second.get().is(word), "each has not seen the other's update");
     });
@@ -63,21 +51,16 @@ fn no_update_is_lost_and_none_is_mistaken_for_another() {
 #[test]
 fn a_thread_that_finds_the_state_fresh_sees_the_state_that_another_loaded() {
     model(|| {
-        let table = slots(1, 1);
-        let key = Digest::new(6, 7);
-        table.attached(key).unwrap();
-        let (state, seen) = (Arc::new(AtomicU64::new(1)), Arc::new(Seen::new(Sight::NOTHING)));
+        let shared = Arc::new((table_with_key(1, 1), AtomicU64::new(1), Seen::new(Sight::NOTHING)));
         both(
-            {
-                let (table, state, seen) = (table.clone(), state.clone(), seen.clone());
-                move || {
-                    let ticket = Sight::of(table.find(key).unwrap().unwrap().word());
-                    state.store(2, Ordering::Relaxed);
-                    seen.adopt(ticket);
-                }
+            &shared,
+            |(table, state, seen)| {
+                let ticket = Sight::of(table.word());
+                state.store(2, Ordering::Relaxed);
+                seen.adopt(ticket);
             },
-            || {
-                if seen.get().is(table.find(key).unwrap().unwrap().word()) {
+            |(table, state, seen)| {
+                if seen.get().is(table.word()) {
                     assert_eq!(state.load(Ordering::Relaxed), 2, "a state passes for fresh before it is there");
                 }
             },

@@ -7,14 +7,12 @@
 use shuttle::rand::{Rng, thread_rng};
 use shuttle::scheduler::{PctScheduler, RandomScheduler};
 
-use super::{Boxed, Lock, START, schedule, slots};
+use super::{Boxed, KEYS, Lock, START, key as digest, schedule, slots};
 use crate::layout::Slot;
-use crate::slot::{Digest, Sight};
+use crate::slot::Sight;
 use crate::sync::{Arc, AtomicU64, Ordering, thread};
 use crate::table::{Memory, Slots};
 
-/// Two with the same word A, and one that comes to the same place.
-const KEYS: [[u64; 2]; 3] = [[6, 7], [6, 8], [8, 9]];
 const SEGMENTS: u32 = 4;
 const WORKERS: usize = 3;
 const WAITERS: usize = 2;
@@ -89,10 +87,6 @@ struct World {
 
 /// What a thread has loaded of each key.
 type Loaded = [Option<(Sight, u64)>; KEYS.len()];
-
-fn digest(key: usize) -> Digest {
-    Digest::new(KEYS[key][0], KEYS[key][1])
-}
 
 impl World {
     /// `None`: the table is being retired.

@@ -1,6 +1,6 @@
 //! A table that is retired while others use it.
 
-use super::{START, both, model, model_with, slots};
+use super::{START, both, key, model, model_with, slots, table_with_key};
 use crate::slot::Digest;
 use crate::sync::{Arc, AtomicU64, Ordering, thread};
 
@@ -8,15 +8,8 @@ use crate::sync::{Arc, AtomicU64, Ordering, thread};
 fn whoever_attaches_to_a_retiring_table_knows_it_or_is_swept() {
     model(|| {
         let table = slots(2, 1);
-        let key = Digest::new(6, 7);
-        let (place, ()) = both(
-            {
-                let table = table.clone();
-                move || table.attached(key)
-            },
-            || table.retire().unwrap(),
-        );
-        let swept = table.find(key).unwrap().is_some_and(|slot| !slot.word().is_live());
+        let (place, ()) = both(&table, |table| table.attached(key(0)), |table| table.retire().unwrap());
+        let swept = table.find(key(0)).unwrap().is_some_and(|slot| !slot.word().is_live());
         assert!(place.is_none() || swept, "an attached slot was missed by the sweep");
     });
 }
@@ -24,29 +17,24 @@ fn whoever_attaches_to_a_retiring_table_knows_it_or_is_swept() {
 #[test]
 fn an_update_before_the_retired_bit_is_in_the_sweeps_past() {
     model(|| {
-        let table = slots(2, 1);
-        let key = Digest::new(6, 7);
-        table.attached(key).unwrap();
-        let source = Arc::new(AtomicU64::new(1));
+        let shared = Arc::new((table_with_key(2, 1), AtomicU64::new(1)));
         let (before, ()) = both(
-            {
-                let (table, source) = (table.clone(), source.clone());
-                move || {
-                    source.store(2, Ordering::Relaxed);
-                    table.find(key).unwrap().unwrap().bump()
-                }
+            &shared,
+            |(table, source)| {
+                source.store(2, Ordering::Relaxed);
+                table.slot().bump()
             },
-            || {
+            |(table, source)| {
                 table.retire().unwrap();
                 // What a successor's first user does: no update whose fetch_add saw no retired bit may be missing here.
-                let retired = table.find(key).unwrap().unwrap().word();
+                let retired = table.word();
                 let loaded = source.load(Ordering::Relaxed);
                 if retired.generation().unwrap().get() == START + 2 {
                     assert_eq!(loaded, 2, "an update that came before the sweep is not seen after it");
                 }
             },
         );
-        let end = table.find(key).unwrap().unwrap().word();
+        let end = shared.0.word();
         assert!(!end.is_live());
         assert_eq!(end.generation().unwrap().get(), START + 2, "the update or the sweep is lost");
         assert!(
@@ -59,10 +47,9 @@ fn an_update_before_the_retired_bit_is_in_the_sweeps_past() {
 #[test]
 fn who_attaches_and_updates_beside_another_updater_knows_of_the_end_or_is_in_the_sweeps_past() {
     model_with(2, || {
-        let table = slots(2, 1);
-        let keys = [Digest::new(6, 7), Digest::new(7, 8)];
+        let table = table_with_key(2, 1);
+        let keys = [key(0), Digest::new(7, 8)];
         let sources = Arc::new([(); 2].map(|()| AtomicU64::new(1)));
-        table.attached(keys[0]).unwrap();
         // Whether the update counts: one that does not must be made in the successor.
         let update = |key: usize| {
             let (table, sources) = (table.clone(), sources.clone());
@@ -79,25 +66,22 @@ fn who_attaches_and_updates_beside_another_updater_knows_of_the_end_or_is_in_the
             let counts = updater.join().unwrap();
             assert!(!counts || loaded == 2, "an update that came before the sweep is not seen after it");
         }
-        assert!(!table.find(keys[0]).unwrap().unwrap().word().is_live(), "a slot was missed by the sweep");
+        assert!(!table.word().is_live(), "a slot was missed by the sweep");
     });
 }
 
 #[test]
 fn who_finds_a_table_retired_finds_every_slot_swept() {
     model(|| {
-        let table = slots(2, 1);
-        let keys = [Digest::new(6, 7), Digest::new(7, 8)];
-        keys.iter().for_each(|key| _ = table.attached(*key).unwrap());
+        let table = table_with_key(2, 1);
+        table.attached(Digest::new(7, 8)).unwrap();
         both(
-            {
-                let table = table.clone();
-                move || {
-                    table.retire().unwrap();
-                    table.header().end_retiring();
-                }
+            &table,
+            |table| {
+                table.retire().unwrap();
+                table.header().end_retiring();
             },
-            || {
+            |table| {
                 if table.header().is_retired() {
                     assert!(table.claimed(1).all(|(_, _, slot)| !slot.word().is_live()), "the sweep was not complete");
                 }

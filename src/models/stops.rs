@@ -7,17 +7,10 @@
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
-use super::{Boxed, START, slots};
-use crate::slot::{Armed, Digest, Sight};
+use super::{Boxed, KEYS, START, key, table_with_key};
+use crate::slot::{Armed, Sight};
 use crate::sync::{Arc, AtomicU64, Ordering, steps};
 use crate::table::{Memory as _, Slots};
-
-/// Two with the same word A, and one that finds no room beside the first.
-const KEYS: [[u64; 2]; 3] = [[6, 7], [6, 8], [8, 9]];
-
-fn key(index: usize) -> Digest {
-    Digest::new(KEYS[index][0], KEYS[index][1])
-}
 
 /// A table, the source of its first key, and somebody who has loaded that and sleeps until it is updated.
 struct World {
@@ -71,9 +64,9 @@ impl Lock {
 
 impl World {
     fn new() -> Self {
-        let table = slots(1, 3);
-        table.attached(key(0)).unwrap();
-        let slot = table.find(key(0)).unwrap().unwrap();
+        // The third key finds no room beside the first.
+        let table = table_with_key(1, 3);
+        let slot = table.slot();
         let asleep = slot.wake.arm();
         let loaded = (Sight::of(slot.await_update()), 1);
         Self {
@@ -89,7 +82,7 @@ impl World {
 
     fn update(&self, ending: Ending) {
         let _lock = self.lock.try_share().expect("nobody is alive who has it alone");
-        let slot = self.table.find(key(0)).unwrap().unwrap();
+        let slot = self.table.slot();
         if !slot.begin_update().is_live() {
             return;
         }
@@ -104,7 +97,7 @@ impl World {
     }
 
     fn recover(&self) {
-        let slot = self.table.find(key(0)).unwrap().unwrap();
+        let slot = self.table.slot();
         if slot.word().pending() > 0 {
             let _lock = self.lock.try_alone().expect("nobody is alive who shares it");
             self.table.announce(slot, slot.recover());
@@ -112,12 +105,12 @@ impl World {
     }
 
     fn wait_on_key(&self) {
-        let slot = self.table.find(key(0)).unwrap().unwrap();
+        let slot = self.table.slot();
         let _ = (slot.wake.arm(), slot.await_update());
     }
 
     fn wait_on_table(&self) {
-        let _ = (self.table.header().wake.word.arm(), self.table.find(key(0)).unwrap().unwrap().await_update());
+        let _ = (self.table.header().wake.word.arm(), self.table.slot().await_update());
     }
 
     fn reset(&self) {
@@ -139,7 +132,7 @@ impl World {
     }
 
     fn mark_updated(&self) {
-        let slot = self.table.find(key(0)).unwrap().unwrap();
+        let slot = self.table.slot();
         self.table.announce(slot, slot.bump());
         self.announced.set(true);
     }
@@ -147,7 +140,7 @@ impl World {
     /// When all operations are done once more. `is_whole`: nobody has stopped halfway.
     fn assert_whole(&self, is_whole: bool, story: &dyn Fn() -> String) {
         self.recover();
-        let slot = self.table.find(key(0)).unwrap().unwrap();
+        let slot = self.table.slot();
         assert_eq!(slot.word().pending(), 0, "{}: an update is pending for good", story());
         let (sight, state) = self.loaded;
         let is_updated = self.announced.get() || state != self.source.load(Ordering::Relaxed);

@@ -1,8 +1,8 @@
 //! Crash-safe updates, beside those who load the state, and those who recover updates whose makers were killed.
 
-use super::{Boxed, Lock, both, model, model_with, slots};
+use super::{Boxed, Lock, both, model, model_with, table_with_key};
 use crate::layout::Slot;
-use crate::slot::{Digest, Sight};
+use crate::slot::Sight;
 use crate::sync::{Arc, AtomicU64, Ordering, thread};
 use crate::table::Slots;
 
@@ -14,16 +14,12 @@ struct Place {
 }
 
 impl Place {
-    const KEY: [u64; 2] = [6, 7];
-
     fn new() -> Arc<Self> {
-        let table = slots(1, 1);
-        table.attached(Digest::new(Self::KEY[0], Self::KEY[1])).unwrap();
-        Arc::new(Self { table, lock: Lock(AtomicU64::new(0)), source: AtomicU64::new(1) })
+        Arc::new(Self { table: table_with_key(1, 1), lock: Lock(AtomicU64::new(0)), source: AtomicU64::new(1) })
     }
 
     fn slot(&self) -> &Slot {
-        self.table.find(Digest::new(Self::KEY[0], Self::KEY[1])).unwrap().unwrap()
+        self.table.slot()
     }
 
     /// An update whose maker is killed before or after it changes the source, or not at all; `false` if it could not
@@ -74,11 +70,9 @@ fn an_update_ends_in_a_new_generation_wherever_its_maker_is_killed() {
         model(move || {
             let place = Place::new();
             let (_, loaded) = both(
-                {
-                    let place = place.clone();
-                    move || place.update(commits, survives)
-                },
-                || {
+                &place,
+                move |place| place.update(commits, survives),
+                |place| {
                     place.recover();
                     place.load()
                 },
@@ -96,11 +90,9 @@ fn who_recovers_a_dead_update_leaves_a_living_one_alone() {
             let old = place.load();
             assert!(place.update(true, false));
             let (_, loaded) = both(
-                {
-                    let place = place.clone();
-                    move || place.update(commits, true)
-                },
-                || {
+                &place,
+                move |place| place.update(commits, true),
+                |place| {
                     place.recover();
                     let loaded = place.load();
                     place.recover();

@@ -2,38 +2,17 @@
 
 use std::time::Duration;
 
-use super::{START, Slots, both, model, model_with, slots};
-use crate::models::Boxed;
-use crate::slot::{Digest, Sight, Word};
+use super::{Boxed, START, both, key, model, model_with, slots, table_with_key};
+use crate::slot::{Digest, Sight};
 use crate::sync::{Arc, AtomicU64, Ordering, thread};
+use crate::table::Slots;
 
-const KEY: [u64; 2] = [6, 7];
 /// Without loom, longer than any test: who sleeps through it is late for good.
 const LIMIT: Duration = Duration::from_secs(100);
 
-fn key() -> Digest {
-    Digest::new(KEY[0], KEY[1])
-}
-
-/// A table with one key, whose source is at `START`.
-fn table() -> Arc<Slots<Boxed>> {
-    let table = slots(2, 1);
-    table.attached(key()).unwrap();
-    table
-}
-
 impl Slots<Boxed> {
-    fn word(&self) -> Word {
-        self.find(key()).unwrap().unwrap().word()
-    }
-
-    fn generation(&self) -> u64 {
-        self.word().generation().unwrap().get()
-    }
-
     fn update(&self) {
-        let slot = self.find(key()).unwrap().unwrap();
-        self.announce(slot, slot.bump());
+        self.announce(self.slot(), self.slot().bump());
     }
 
     /// Waits for `key` alone.
@@ -66,21 +45,19 @@ impl Slots<Boxed> {
 fn a_waiter_does_not_sleep_through_an_update_and_finds_what_came_before_it() {
     for on_table in [false, true] {
         model(move || {
-            let (table, source) = (table(), Arc::new(AtomicU64::new(1)));
-            let seen = Sight::of(table.word());
+            let shared = Arc::new((table_with_key(2, 1), AtomicU64::new(1)));
+            let seen = Sight::of(shared.0.word());
             both(
-                {
-                    let (table, source) = (table.clone(), source.clone());
-                    move || {
-                        source.store(2, Ordering::Relaxed);
-                        table.update();
-                    }
+                &shared,
+                |(table, source)| {
+                    source.store(2, Ordering::Relaxed);
+                    table.update();
                 },
-                || {
+                |(table, source)| {
                     if on_table {
-                        table.wait_on_table_for(key(), seen)
+                        table.wait_on_table_for(key(0), seen)
                     } else {
-                        table.wait_for(key(), seen)
+                        table.wait_for(key(0), seen)
                     }
                     assert_eq!(source.load(Ordering::Relaxed), 2);
                 },
@@ -102,7 +79,7 @@ fn two_waiters_of_a_table_that_saw_different_generations_are_woken_by_two_update
 fn two_waiters_and_two_updaters(on_table: bool) {
     // With four threads, three preemptions would take hours.
     model_with(2, move || {
-        let table = table();
+        let table = table_with_key(2, 1);
         let seen = Sight::of(table.word());
         let updaters = [(); 2].map(|()| {
             let table = table.clone();
@@ -113,18 +90,18 @@ fn two_waiters_and_two_updaters(on_table: bool) {
             thread::spawn(move || {
                 let seen = Sight::of(table.word());
                 if seen.generation().unwrap().get() < START + 2 {
-                    table.wait_for(key(), seen);
+                    table.wait_for(key(0), seen);
                 }
             })
         };
         if on_table {
-            table.wait_on_table_for(key(), seen)
+            table.wait_on_table_for(key(0), seen)
         } else {
-            table.wait_for(key(), seen)
+            table.wait_for(key(0), seen)
         }
         late.join().unwrap();
         updaters.into_iter().for_each(|updater| updater.join().unwrap());
-        assert_eq!(table.generation(), START + 2);
+        assert_eq!(table.word().generation().unwrap().get(), START + 2);
     });
 }
 
@@ -132,14 +109,12 @@ fn two_waiters_and_two_updaters(on_table: bool) {
 fn a_waiter_does_not_sleep_through_the_end_of_its_table() {
     for on_table in [false, true] {
         model(move || {
-            let table = table();
+            let table = table_with_key(2, 1);
             let seen = Sight::of(table.word());
             both(
-                {
-                    let table = table.clone();
-                    move || table.retire().unwrap()
-                },
-                || if on_table { table.wait_on_table_for(key(), seen) } else { table.wait_for(key(), seen) },
+                &table,
+                |table| table.retire().unwrap(),
+                |table| if on_table { table.wait_on_table_for(key(0), seen) } else { table.wait_for(key(0), seen) },
             );
         });
     }
@@ -148,18 +123,13 @@ fn a_waiter_does_not_sleep_through_the_end_of_its_table() {
 #[test]
 fn who_finds_a_dead_update_wakes_those_who_wait_for_it() {
     model(|| {
-        let table = table();
+        let table = table_with_key(2, 1);
         let seen = Sight::of(table.word());
-        table.find(key()).unwrap().unwrap().begin_update();
+        table.slot().begin_update();
         both(
-            {
-                let table = table.clone();
-                move || {
-                    let slot = table.find(key()).unwrap().unwrap();
-                    table.announce(slot, slot.recover());
-                }
-            },
-            || table.wait_for(key(), seen),
+            &table,
+            |table| _ = table.announce(table.slot(), table.slot().recover()),
+            |table| table.wait_for(key(0), seen),
         );
     });
 }
@@ -167,13 +137,10 @@ fn who_finds_a_dead_update_wakes_those_who_wait_for_it() {
 #[test]
 fn who_watches_the_table_does_not_sleep_through_a_new_key() {
     model(|| {
-        let table = slots(2, 1);
         both(
-            {
-                let table = table.clone();
-                move || table.attached(key()).unwrap()
-            },
-            || {
+            &slots(2, 1),
+            |table| table.attached(key(0)).unwrap(),
+            |table| {
                 while !table.claimed(1).any(|(_, _, slot)| slot.has_label()) {
                     let armed = table.header().wake.word.arm();
                     if !table.claimed(1).any(|(_, _, slot)| slot.has_label()) {
@@ -188,13 +155,10 @@ fn who_watches_the_table_does_not_sleep_through_a_new_key() {
 #[test]
 fn who_watches_an_empty_table_does_not_sleep_through_its_end() {
     model(|| {
-        let table = slots(1, 1);
         both(
-            {
-                let table = table.clone();
-                move || table.retire().unwrap()
-            },
-            || loop {
+            &slots(1, 1),
+            |table| table.retire().unwrap(),
+            |table| loop {
                 let armed = table.header().wake.word.arm();
                 if !table.header().is_live() {
                     return;
