@@ -222,11 +222,7 @@ impl Table {
         for _ in 0..ATTEMPTS {
             let current = self.current()?;
             let excluded = exclude_updates(current, self.pending_limit());
-            if !self.is_latest(current) {
-                // Another thread has moved on, and there may be nothing left to lock.
-                continue;
-            }
-            let _excluded = excluded?;
+            let Some(_excluded) = self.while_latest(current, excluded)? else { continue };
             match TableFile::open(path, &self.0.options)? {
                 Some(file) if Identity::of(&file.stat()?) == current.mapping().identity() => {
                     let prepared = succeeding(&file, &self.0.options)?.prepare(path)?;
@@ -283,7 +279,8 @@ impl Table {
         Arc::ptr_eq(self.latest(), incarnation)
     }
 
-    /// What was found in `incarnation`; `None` if another thread has moved on from it meanwhile, and given back its memory.
+    /// What was found in `incarnation`; `None` if another thread has moved on from it meanwhile, and given back its memory and
+    /// its descriptor.
     fn while_latest<R>(&self, incarnation: &Arc<Incarnation>, result: Result<R, Error>) -> Result<Option<R>, Error> {
         if self.is_latest(incarnation) { result.map(Some) } else { Ok(None) }
     }
