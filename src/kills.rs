@@ -8,77 +8,16 @@ pub(crate) mod support;
 
 use std::fs;
 use std::os::unix::fs::FileExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
-use nix::sys::ptrace;
 use nix::sys::signal::{Signal, raise};
-use nix::sys::wait::{WaitStatus, waitpid};
-use nix::unistd::Pid;
 
 use crate::sync::steps;
 use crate::{GenerationSynchronizer, Table, WaitSet, update_all};
-use support::{Child, LIMIT, in_child, shared_words};
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
-    File,
-    Anonymous,
-    #[cfg(feature = "shm")]
-    Named,
-}
-
-const KINDS: &[Kind] = &[
-    Kind::File,
-    Kind::Anonymous,
-    #[cfg(feature = "shm")]
-    Kind::Named,
-];
-
-/// Where a table is, or will be.
-struct Place {
-    kind: Kind,
-    folder: tempfile::TempDir,
-    capacity: u64,
-    name: String,
-}
-
-impl Place {
-    fn new(kind: Kind, capacity: u64) -> Self {
-        static PLACES: AtomicU64 = AtomicU64::new(0);
-        let name = format!("gensync-kills-{}-{}", std::process::id(), PLACES.fetch_add(1, SeqCst));
-        Self { kind, folder: tempfile::tempdir().unwrap(), capacity, name }
-    }
-
-    fn open(&self) -> Table {
-        let options = Table::options().capacity(self.capacity);
-        match self.kind {
-            Kind::File => options.open(self.folder.path().join(&self.name)).unwrap(),
-            Kind::Anonymous => options.anonymous().unwrap(),
-            #[cfg(feature = "shm")]
-            Kind::Named => options.named(&self.name).unwrap(),
-        }
-    }
-
-    /// All that has been made.
-    fn files(&self) -> Vec<PathBuf> {
-        let entries = |folder: &Path| fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
-        let mut files: Vec<PathBuf> = entries(self.folder.path());
-        #[cfg(feature = "shm")]
-        if self.kind == Kind::Named {
-            files = entries(Path::new("/dev/shm"));
-        }
-        files.retain(|path| path.to_str().is_some_and(|path| path.contains(&self.name)));
-        files
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.files().into_iter().for_each(|path| _ = fs::remove_file(path));
-    }
-}
+use support::place::{KINDS, Kind, Place};
+use support::{LIMIT, Traced, in_child, shared_words};
 
 /// A table in which two keys are, and what this process has loaded from their sources.
 struct Stage {
@@ -91,29 +30,34 @@ struct Stage {
 
 impl Stage {
     fn new(kind: Kind, capacity: u64) -> Self {
-        let place = Place::new(kind, capacity);
-        let table = place.open();
+        let place = Place::new(kind);
+        let table = place.open(Table::options().capacity(capacity));
         let syncs = ["key", "other"].map(|key| GenerationSynchronizer::new(&table, key).unwrap());
-        Self { place, table, syncs, sources: shared_words(3), loaded: [0; 2] }
+        Self { place, table, syncs, sources: shared_words(2), loaded: [0; 2] }
     }
 
-    fn update(&self, index: usize) {
-        self.syncs[index].update(|| Ok::<_, ()>(self.sources[index].fetch_add(1, SeqCst))).map(drop).unwrap();
+    /// The table as another process has it; an anonymous one as this one has it.
+    fn fresh(&self) -> Table {
+        self.place.open(Table::options())
+    }
+
+    fn update(&self) {
+        self.syncs[0].update(|| Ok::<_, ()>(self.sources[0].fetch_add(1, SeqCst))).map(drop).unwrap();
     }
 
     fn update_both(&self) {
-        let commit = || Ok::<_, ()>(self.sources[..2].iter().for_each(|source| _ = source.fetch_add(1, SeqCst)));
+        let commit = || Ok::<_, ()>(self.sources.iter().for_each(|source| _ = source.fetch_add(1, SeqCst)));
         update_all(&[&self.syncs[0], &self.syncs[1]], commit).unwrap();
     }
 
     /// Leaves an update whose maker was killed after its commit.
     fn update_and_die(&self) {
-        in_child(|| {
+        let maker = in_child(|| {
             let _update = self.syncs[0].begin_update().unwrap();
             self.sources[0].fetch_add(1, SeqCst);
             raise(Signal::SIGKILL).unwrap();
-        })
-        .ends_by_kill();
+        });
+        assert!(maker.ends_by_kill());
     }
 
     fn get(&mut self, index: usize) -> u64 {
@@ -137,7 +81,7 @@ impl Stage {
             assert!(start.elapsed() < LIMIT, "{story}: pending for good");
             (0..2).for_each(|index| _ = self.get(index));
         }
-        let fresh = if self.place.kind == Kind::Anonymous { self.table.clone() } else { self.place.open() };
+        let fresh = self.fresh();
         let other = ["key", "other"].map(|key| GenerationSynchronizer::new(&fresh, key).unwrap());
         let waiter = in_child(|| assert!(self.syncs[0].wait_timeout(LIMIT).is_changed(), "{story}: nobody wakes it"));
         for (sync, other) in self.syncs.iter().zip(&other) {
@@ -175,23 +119,6 @@ enum Moment {
     Call(u64),
 }
 
-impl Child {
-    fn status(self) -> WaitStatus {
-        let status = waitpid(self.pid(), None).unwrap();
-        // It is gone: there is nothing to kill.
-        std::mem::forget(self);
-        status
-    }
-
-    fn ends_by_kill(self) -> bool {
-        match self.status() {
-            WaitStatus::Signaled(_, Signal::SIGKILL, _) => true,
-            WaitStatus::Exited(_, 0) => false,
-            status => panic!("neither killed nor well: {status:?}"),
-        }
-    }
-}
-
 /// Runs `work` in a process that is killed at `moment`; `false` if it ends before.
 fn is_killed_at(moment: Moment, work: impl FnOnce()) -> bool {
     match moment {
@@ -202,34 +129,11 @@ fn is_killed_at(moment: Moment, work: impl FnOnce()) -> bool {
         })
         .ends_by_kill(),
         Moment::Call(count) => {
-            let child = in_child(|| {
-                ptrace::traceme().unwrap();
-                raise(Signal::SIGSTOP).unwrap();
-                work();
-            });
-            if let Some(status) = stops(child.pid(), count) {
-                std::mem::forget(child);
-                assert!(matches!(status, WaitStatus::Exited(_, 0)), "not killed, and not well: {status:?}");
-                return false;
-            }
-            child.kill();
-            true
+            // Dropped where it stands, it is killed.
+            let mut traced = Traced::new(work);
+            (0..count).all(|_| traced.goes_on())
         }
     }
-}
-
-/// Lets `process` begin or end `count` system calls; its status if it ends before.
-fn stops(process: Pid, count: u64) -> Option<WaitStatus> {
-    waitpid(process, None).unwrap();
-    ptrace::setoptions(process, ptrace::Options::PTRACE_O_TRACESYSGOOD).unwrap();
-    for _ in 0..count {
-        ptrace::syscall(process, None).unwrap();
-        match waitpid(process, None).unwrap() {
-            WaitStatus::PtraceSyscall(_) => {}
-            status => return Some(status),
-        }
-    }
-    None
 }
 
 /// Kills `work` at every moment there is, each time on a new stage, and returns how many there were.
@@ -265,10 +169,12 @@ fn kill_on_every_kind(what: &str, capacity: u64, prepare: impl Fn(&Stage), work:
 #[test]
 fn killed_while_creating() {
     for &kind in KINDS {
-        let create = |place: &Place| drop(GenerationSynchronizer::new(&place.open(), "key").unwrap());
+        let create = |place: &Place| {
+            drop(GenerationSynchronizer::new(&place.open(Table::options().capacity(4)), "key").unwrap());
+        };
         kill_everywhere(
             &format!("{kind:?}: creation"),
-            || Place::new(kind, 4),
+            || Place::new(kind),
             create,
             |place, story| {
                 let files = place.files();
@@ -299,10 +205,9 @@ fn killed_while_attaching_and_growing() {
 
 #[test]
 fn killed_while_updating() {
-    let commit = |stage: &Stage| stage.update(0);
-    kill_on_every_kind("update", 4, |_| (), commit);
+    kill_on_every_kind("update", 4, |_| (), Stage::update);
     kill_on_every_kind("update of two keys", 4, |_| (), Stage::update_both);
-    kill_on_every_kind("update after one whose maker died", 4, Stage::update_and_die, commit);
+    kill_on_every_kind("update after one whose maker died", 4, Stage::update_and_die, Stage::update);
     kill_on_every_kind("abandoned update", 4, |_| (), |stage| stage.syncs[0].begin_update().unwrap().abandon());
     let recover = |stage: &Stage| {
         while !stage.syncs[0].is_expired() {}
@@ -326,10 +231,7 @@ fn killed_while_resetting() {
     kill_on_every_kind("reset", 1, |_| (), |stage| stage.table.reset().unwrap());
     kill_on_every_kind("reset with a dead update", 4, Stage::update_and_die, |stage| stage.table.reset().unwrap());
     // The successor is there; who has the old table moves on.
-    let reset_elsewhere = |stage: &Stage| match stage.place.kind {
-        Kind::Anonymous => stage.table.reset().unwrap(),
-        _ => stage.place.open().reset().unwrap(),
-    };
+    let reset_elsewhere = |stage: &Stage| stage.fresh().reset().unwrap();
     kill_on_every_kind("moving on", 4, reset_elsewhere, |stage| {
         assert!(stage.syncs[0].is_expired());
         stage.syncs[0].refresh().unwrap();
@@ -375,7 +277,7 @@ fn killed_in_the_first_open_after_a_reboot() {
             age(&stage.place.files()[0]);
             stage
         };
-        let open = |stage: &Stage| drop(stage.place.open());
+        let open = |stage: &Stage| drop(stage.fresh());
         kill_everywhere(&format!("{kind:?}: open after a reboot"), stage, open, Stage::assert_whole);
     }
 }

@@ -14,7 +14,8 @@ use gensync::{Cached, Generation, GenerationSynchronizer, Table, TableOptions, U
 use nix::sys::signal::{Signal, raise};
 use proptest::prelude::*;
 use proptest::test_runner::FileFailurePersistence;
-use support::{LIMIT, in_child, path, shared_words};
+use support::place::{KINDS, Kind, Place};
+use support::{LIMIT, in_child, shared_words};
 
 /// Keys and holders are few, so that operations meet.
 const KEYS: usize = 3;
@@ -23,21 +24,6 @@ const HOLDERS: usize = 3;
 const OBSERVER: usize = HOLDERS;
 /// Who opens the table read-only.
 const READER: usize = HOLDERS + 1;
-
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Kind {
-    File,
-    Anonymous,
-    #[cfg(feature = "shm")]
-    Named,
-}
-
-const KINDS: &[Kind] = &[
-    Kind::File,
-    Kind::Anonymous,
-    #[cfg(feature = "shm")]
-    Kind::Named,
-];
 
 #[derive(Clone, Copy, Debug)]
 enum Ending {
@@ -138,8 +124,7 @@ impl Model {
 type Value = (Arc<Cached<u64>>, Arc<AtomicU64>);
 
 struct World {
-    kind: Kind,
-    path: Option<std::path::PathBuf>,
+    place: Place,
     options: TableOptions,
     tables: Vec<Table>,
     syncs: BTreeMap<(usize, usize), Rc<GenerationSynchronizer>>,
@@ -155,40 +140,20 @@ fn name(key: usize) -> [String; 2] {
 }
 
 impl World {
-    fn new(kind: Kind, capacity: u64, path: &std::path::Path) -> Self {
-        let options = Table::options().capacity(capacity);
-        let first = match kind {
-            Kind::File => options.clone().open(path).unwrap(),
-            Kind::Anonymous => options.clone().anonymous().unwrap(),
-            #[cfg(feature = "shm")]
-            Kind::Named => options.clone().named(path.to_str().unwrap().trim_start_matches("/dev/shm/")).unwrap(),
-        };
+    fn new(kind: Kind, capacity: u64) -> Self {
+        let (place, options) = (Place::new(kind), Table::options().capacity(capacity));
         let mut world = Self {
-            kind,
-            path: (kind != Kind::Anonymous).then(|| path.to_owned()),
+            tables: (0..=HOLDERS).map(|_| place.open(options.clone())).collect(),
+            place,
             options,
-            tables: vec![first; HOLDERS + 1],
             syncs: BTreeMap::new(),
             values: BTreeMap::new(),
             sources: shared_words(KEYS),
             generations: [None; KEYS],
             model: Model::default(),
         };
-        for holder in 0..=HOLDERS {
-            world.tables[holder] = world.open();
-        }
         (0..KEYS).for_each(|key| world.attach(OBSERVER, key));
         world
-    }
-
-    /// The table, once more if it can be opened once more.
-    fn open(&self) -> Table {
-        match (&self.path, self.kind) {
-            (Some(path), Kind::File) => self.options.clone().open(path).unwrap(),
-            #[cfg(feature = "shm")]
-            (Some(path), _) => self.options.clone().named(path.file_name().unwrap().to_str().unwrap()).unwrap(),
-            _ => self.tables[0].clone(),
-        }
     }
 
     fn attach(&mut self, holder: usize, key: usize) {
@@ -218,7 +183,7 @@ impl World {
         match *operation {
             Attach(holder, key) => self.attach(holder, key),
             Reopen(holder) => {
-                self.tables[holder] = self.open();
+                self.tables[holder] = self.place.open(self.options.clone());
                 (0..KEYS).for_each(|key| self.drop_all((holder, key)));
             }
             Clone(holder, key, to) => {
@@ -227,7 +192,7 @@ impl World {
                 self.model.seen.insert((to, key), self.model.seen[&(holder, key)]);
             }
             Read(key) => {
-                let table = self.options.clone().read_only(true).open(self.path.as_ref()?).unwrap();
+                let table = self.options.clone().read_only(true).open(self.place.path()?).unwrap();
                 self.keep((READER, key), GenerationSynchronizer::new(&table, name(key)).unwrap());
                 self.model.seen.insert((READER, key), Some(self.model.updates[key]));
             }
@@ -289,7 +254,7 @@ impl World {
                     }
                     raise(Signal::SIGKILL).unwrap();
                 });
-                assert!(catch_unwind(AssertUnwindSafe(|| killed.succeeds())).is_err());
+                assert!(killed.ends_by_kill());
                 let observer = self.sync(OBSERVER, key)?;
                 observer.refresh().unwrap();
                 // Whether it has committed or not, one update takes its place, soon.
@@ -435,24 +400,8 @@ impl Model {
 }
 
 fn run(kind: Kind, capacity: u64, operations: &[Operation]) {
-    let (folder, path) = path();
-    #[cfg(feature = "shm")]
-    let path = match kind {
-        Kind::Named => {
-            static RUNS: AtomicU64 = AtomicU64::new(0);
-            let name = format!("gensync-model-{}-{}", std::process::id(), RUNS.fetch_add(1, SeqCst));
-            std::path::Path::new("/dev/shm").join(name)
-        }
-        _ => path,
-    };
-    let mut world = World::new(kind, capacity, &path);
-    let result = catch_unwind(AssertUnwindSafe(|| operations.iter().for_each(|operation| world.act(operation))));
-    #[cfg(feature = "shm")]
-    if kind == Kind::Named {
-        std::fs::remove_file(&path).unwrap();
-    }
-    drop(folder);
-    result.unwrap_or_else(|panic| resume_unwind(panic));
+    let mut world = World::new(kind, capacity);
+    operations.iter().for_each(|operation| world.act(operation));
 }
 
 proptest! {

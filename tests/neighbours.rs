@@ -21,7 +21,8 @@ use memmap2::{MmapOptions, MmapRaw};
 use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::{Uid, alarm, getppid};
-use support::{in_child, path, shared_words};
+use support::place::{Kind, Place};
+use support::{in_child, next_random, path, shared_words};
 
 /// How long each kind of table is scribbled over.
 const TIME: Duration = Duration::from_secs(3);
@@ -32,24 +33,18 @@ const WATCHDOG: u32 = 120;
 
 #[test]
 fn a_file_that_is_scribbled_over_does_no_harm() {
-    survive(|| {
-        let (folder, path) = path();
-        let table = options().capacity(16).open(path).unwrap();
-        (Some(folder), table)
-    });
+    survive(Kind::File);
 }
 
 #[test]
 fn an_anonymous_table_that_is_scribbled_over_does_no_harm() {
-    survive(|| (None, options().capacity(16).anonymous().unwrap()));
+    survive(Kind::Anonymous);
 }
 
 #[test]
 #[cfg(feature = "shm")]
 fn a_named_table_that_is_scribbled_over_does_no_harm() {
-    let name = format!("gensync-scribbled-{}", std::process::id());
-    survive(|| (None, options().capacity(16).named(&name).unwrap()));
-    fs::remove_file(format!("/dev/shm/{name}")).unwrap();
+    survive(Kind::Named);
 }
 
 #[test]
@@ -71,7 +66,8 @@ fn an_anonymous_table_reaches_no_further_than_its_file() {
 }
 
 /// Does everything with a table, in three threads of a child, while another process scribbles over it.
-fn survive(new: impl Fn() -> (Option<tempfile::TempDir>, Table)) {
+fn survive(kind: Kind) {
+    let place = Place::new(kind);
     let counts = shared_words(4);
     let [stop, writes, rounds, others] = [0, 1, 2, 3].map(|index| &counts[index]);
     in_child(|| {
@@ -79,7 +75,7 @@ fn survive(new: impl Fn() -> (Option<tempfile::TempDir>, Table)) {
         alarm::set(WATCHDOG);
         // A table that seems to be full grows: not until the disk is.
         setrlimit(Resource::RLIMIT_FSIZE, 8 << 20, getrlimit(Resource::RLIMIT_FSIZE).unwrap().1).unwrap();
-        let (_folder, table) = new();
+        let table = place.open(options().capacity(16));
         let scribbler = in_child(|| scribble(&table, stop, writes));
         let start = Instant::now();
         thread::scope(|scope| {
@@ -178,12 +174,7 @@ impl Prey {
     }
 
     fn write(&self, random: &mut u64) {
-        let mut next = || {
-            *random ^= *random << 13;
-            *random ^= *random >> 7;
-            *random ^= *random << 17;
-            *random >> 3
-        };
+        let mut next = || next_random(random) >> 3;
         let words = self.map.len() / 8;
         // From behind the part that is fixed, which only stops those who open the table.
         let index = match next() % 8 {

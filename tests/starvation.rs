@@ -18,6 +18,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::statvfs::statvfs;
 use nix::unistd::{Uid, dup};
+use support::place::{KINDS, Place};
 use support::{await_value, in_child, path, shared_words};
 
 /// Nobody's, so that limits of a user and permissions count.
@@ -640,16 +641,7 @@ fn a_deleted_file_is_noticed_by_who_can_open_nothing() {
 
 /// Runs `test` with each kind of table.
 fn kinds(capacity: u64, mut test: impl FnMut(Table)) {
-    let options = || Table::options().capacity(capacity);
-    let (_folder, path) = path();
-    test(options().open(path).unwrap());
-    test(options().anonymous().unwrap());
-    #[cfg(feature = "shm")]
-    {
-        let name = format!("gensync-starved-{}", std::process::id());
-        test(options().named(&name).unwrap());
-        fs::remove_file(Path::new("/dev/shm").join(name)).unwrap();
-    }
+    KINDS.iter().for_each(|kind| test(Place::new(*kind).open(Table::options().capacity(capacity))));
 }
 
 /// The sizes of a table with one segment, two, and so on.
@@ -952,12 +944,7 @@ fn a_process_that_is_killed_for_want_of_memory_as_it_grows_a_table_leaves_it_who
                 attach(&table, format!("{i}")).unwrap().mark_updated().unwrap();
             }
         });
-        let status = nix::sys::wait::waitpid(child.pid(), None).unwrap();
-        assert!(
-            matches!(status, nix::sys::wait::WaitStatus::Signaled(_, nix::sys::signal::Signal::SIGKILL, _)),
-            "{status:?}"
-        );
-        std::mem::forget(child);
+        assert!(child.ends_by_kill());
         let stats = table.stats();
         assert!(stats.keys > 1000 && stats.bytes < (megabytes << 20) + (1 << 20), "{stats:?}");
         assert!(survivor.is_expired());

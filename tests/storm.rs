@@ -16,12 +16,12 @@ mod supervisor;
 #[path = "storm/worker.rs"]
 mod worker;
 
-use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use gensync::{Table, TableOptions};
 use oracle::{Oracle, Tally};
+use support::place::{Kind, Place};
 
 /// What is left of an update whose maker was killed when a child of his lives on.
 const PENDING_LIMIT: Duration = Duration::from_millis(300);
@@ -29,54 +29,31 @@ const PENDING_LIMIT: Duration = Duration::from_millis(300);
 /// How long a table is used. Then there is another one, which grows from the beginning.
 const STINT: Duration = Duration::from_secs(15);
 
-#[derive(Debug)]
-enum Kind {
-    File(PathBuf),
-    Anonymous(Table),
-    #[cfg(feature = "shm")]
-    Named(String),
-}
-
-impl Kind {
-    /// As small as can be, so that it grows.
-    fn options() -> TableOptions {
-        Table::options().capacity(1).pending_limit(PENDING_LIMIT)
-    }
-
-    /// The table, opened once more if that can be.
-    fn open(&self) -> Table {
-        match self {
-            Self::File(path) => Self::options().open(path).unwrap(),
-            Self::Anonymous(table) => table.clone(),
-            #[cfg(feature = "shm")]
-            Self::Named(name) => Self::options().named(name).unwrap(),
-        }
-    }
-
-    /// Where the table can be opened read-only.
-    fn path(&self) -> Option<PathBuf> {
-        match self {
-            Self::File(path) => Some(path.clone()),
-            Self::Anonymous(_) => None,
-            #[cfg(feature = "shm")]
-            Self::Named(name) => Some(PathBuf::from("/dev/shm").join(name)),
-        }
-    }
+/// As small as can be, so that it grows.
+fn options() -> TableOptions {
+    Table::options().capacity(1).pending_limit(PENDING_LIMIT)
 }
 
 /// What all processes of a storm know. It lives as long as they do.
 #[derive(Debug)]
 struct Storm {
-    kind: Kind,
+    place: Place,
     oracle: Oracle,
     seed: u64,
+}
+
+impl Storm {
+    fn open(&self) -> Table {
+        self.place.open(options())
+    }
 }
 
 fn number(variable: &str) -> Option<u64> {
     std::env::var(variable).ok().map(|text| text.parse().expect("a number"))
 }
 
-fn endure(name: &str, kind: impl Fn(u64) -> Kind) {
+fn endure(kind: Kind) {
+    let name = format!("{kind:?}").to_lowercase();
     // One after the other, or each would have half of the processors.
     static TURN: Mutex<()> = Mutex::new(());
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
@@ -88,9 +65,11 @@ fn endure(name: &str, kind: impl Fn(u64) -> Kind) {
     let (start, mut stint) = (Instant::now(), 0);
     while let Some(left) = length.checked_sub(start.elapsed()).filter(|left| !left.is_zero()) {
         let oracle = Oracle::new(tally);
-        let storm = Box::leak(Box::new(Storm { kind: kind(stint), oracle, seed: seed.wrapping_add(stint << 32) }));
+        let storm = Storm { place: Place::new(kind), oracle, seed: seed.wrapping_add(stint << 32) };
+        let storm = Box::leak(Box::new(storm));
         let end = Instant::now() + left.min(STINT);
         support::in_child(|| supervisor::supervise(storm, end)).succeeds();
+        storm.place.remove();
         stint += 1;
     }
     println!("{name}, {} s: {tally}", start.elapsed().as_secs());
@@ -99,24 +78,16 @@ fn endure(name: &str, kind: impl Fn(u64) -> Kind) {
 
 #[test]
 fn a_storm_over_a_file() {
-    let (_folder, path) = support::path();
-    endure("file", |stint| Kind::File(path.with_extension(stint.to_string())));
+    endure(Kind::File);
 }
 
 #[test]
 fn a_storm_over_an_anonymous_table() {
-    endure("anonymous", |_| Kind::Anonymous(Kind::options().anonymous().unwrap()));
+    endure(Kind::Anonymous);
 }
 
 #[cfg(feature = "shm")]
 #[test]
 fn a_storm_over_a_named_table() {
-    let name = |stint| format!("gensync-storm-{}-{stint}", std::process::id());
-    endure("named", |stint| Kind::Named(name(stint)));
-    // Of the tables, and of successors whose maker was killed.
-    for entry in std::fs::read_dir("/dev/shm").unwrap().map(Result::unwrap) {
-        if entry.file_name().to_string_lossy().contains(&format!("gensync-storm-{}-", std::process::id())) {
-            std::fs::remove_file(entry.path()).unwrap();
-        }
-    }
+    endure(Kind::Named);
 }

@@ -16,7 +16,7 @@ use nix::unistd::{Pid, alarm};
 
 use crate::Storm;
 use crate::oracle::{Count, KEYS, Oracle, PROCESSES, SURVIVORS, is_updated_only};
-use crate::support::{LIMIT, in_child, micros};
+use crate::support::{LIMIT, in_child, micros, next_random};
 use crate::worker::{self, OPERATIONS};
 
 /// How many there are besides the survivors, but for their own children.
@@ -37,7 +37,7 @@ struct Supervisor {
 pub(crate) fn supervise(storm: &'static Storm, end: Instant) {
     // Those whose parents are killed become children of this process.
     set_child_subreaper(true).unwrap();
-    let (table, random) = (storm.kind.open(), storm.oracle.lot(storm.seed));
+    let (table, random) = (storm.open(), storm.oracle.lot(storm.seed));
     let mut supervisor = Supervisor { storm, table, random, mortals: HashSet::new(), segments: 1, keys: 0 };
     supervisor.beat();
     for number in 0..SURVIVORS {
@@ -66,10 +66,7 @@ impl Supervisor {
     }
 
     fn random(&mut self, limit: u64) -> u64 {
-        self.random ^= self.random << 13;
-        self.random ^= self.random >> 7;
-        self.random ^= self.random << 17;
-        (self.random >> 16) % limit
+        (next_random(&mut self.random) >> 16) % limit
     }
 
     /// One round, and the death of all that are mortal at its end.

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test file uses a part of it")]
 #![expect(unsafe_code, reason = "forks, and shares a page between processes")]
 
+pub(crate) mod place;
 pub(crate) mod source;
 
 use std::io::Write as _;
@@ -14,10 +15,12 @@ use std::time::Duration;
 
 use gensync::Table;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
+use nix::sys::ptrace;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, kill, raise, sigaction};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::{ForkResult, Pid, fork};
+use place::Place;
 
 /// Longer than anything takes that is not a failure.
 pub(crate) const LIMIT: Duration = Duration::from_secs(20);
@@ -31,16 +34,7 @@ pub(crate) fn path() -> (tempfile::TempDir, PathBuf) {
 
 /// Runs `test` with every kind of table there is.
 pub(crate) fn tables(test: impl Fn(&Table)) {
-    test(&Table::options().anonymous().unwrap());
-    let (_folder, path) = path();
-    test(&Table::open(&path).unwrap());
-    #[cfg(feature = "shm")]
-    {
-        static TABLES: AtomicU64 = AtomicU64::new(0);
-        let name = format!("gensync-test-{}-{}", std::process::id(), TABLES.fetch_add(1, SeqCst));
-        test(&Table::options().named(&name).unwrap());
-        std::fs::remove_file(format!("/dev/shm/{name}")).unwrap();
-    }
+    place::KINDS.iter().for_each(|kind| test(&Place::new(*kind).open(Table::options())));
 }
 
 /// A forked child; killed if the test ends before it does.
@@ -94,9 +88,17 @@ impl Child {
         }
     }
 
-    pub(crate) fn succeeds(mut self) {
-        let status = waitpid(self.0.take().unwrap(), None).unwrap();
-        assert!(matches!(status, WaitStatus::Exited(_, 0)), "a child failed: {status:?}");
+    pub(crate) fn succeeds(self) {
+        assert!(!self.ends_by_kill(), "a child was killed");
+    }
+
+    /// Whether it is killed before it succeeds.
+    pub(crate) fn ends_by_kill(mut self) -> bool {
+        match waitpid(self.0.take().unwrap(), None).unwrap() {
+            WaitStatus::Signaled(_, Signal::SIGKILL, _) => true,
+            WaitStatus::Exited(_, 0) => false,
+            status => panic!("a child failed: {status:?}"),
+        }
     }
 
     pub(crate) fn kill(mut self) {
@@ -145,12 +147,17 @@ pub(crate) fn is_overslept(start: u64, change: u64) -> bool {
     end - start >= 400_000 && end.saturating_sub(change) >= 300_000
 }
 
-/// Spins for some time from nothing to `most`, which differs each time.
-pub(crate) fn dawdle(random: &mut u64, most: u64) {
+/// The next of a row of numbers that need not be good (xorshift).
+pub(crate) fn next_random(random: &mut u64) -> u64 {
     *random ^= *random << 13;
     *random ^= *random >> 7;
     *random ^= *random << 17;
-    let end = micros() + *random % (most + 1);
+    *random
+}
+
+/// Spins for some time from nothing to `most`, which differs each time.
+pub(crate) fn dawdle(random: &mut u64, most: u64) {
+    let end = micros() + next_random(random) % (most + 1);
     while micros() < end {}
 }
 
@@ -172,31 +179,42 @@ pub(crate) fn interruptions() -> u64 {
     INTERRUPTIONS.load(SeqCst)
 }
 
+/// A forked child that stops as each system call begins, and as it ends.
+#[derive(Debug)]
+pub(crate) struct Traced(Child);
+
+impl Traced {
+    pub(crate) fn new(work: impl FnOnce()) -> Self {
+        let child = in_child(|| {
+            ptrace::traceme().unwrap();
+            raise(Signal::SIGSTOP).unwrap();
+            work();
+        });
+        waitpid(child.pid(), None).unwrap();
+        ptrace::setoptions(child.pid(), ptrace::Options::PTRACE_O_TRACESYSGOOD).unwrap();
+        Self(child)
+    }
+
+    /// Goes on to the next stop; `false` if it has succeeded instead.
+    pub(crate) fn goes_on(&mut self) -> bool {
+        ptrace::syscall(self.0.pid(), None).unwrap();
+        match waitpid(self.0.pid(), None).unwrap() {
+            WaitStatus::PtraceSyscall(_) => return true,
+            WaitStatus::Exited(_, 0) => {}
+            status => panic!("a child failed: {status:?}"),
+        }
+        self.0.0 = None;
+        false
+    }
+}
+
 /// How many system calls `work` makes, which runs in a forked child; some few that are not its own among them.
 pub(crate) fn system_calls(work: impl FnOnce()) -> u64 {
-    use nix::sys::ptrace;
-    let mut child = in_child(|| {
-        ptrace::traceme().unwrap();
-        raise(Signal::SIGSTOP).unwrap();
-        work();
-    });
-    let pid = child.pid();
-    waitpid(pid, None).unwrap();
-    ptrace::setoptions(pid, ptrace::Options::PTRACE_O_TRACESYSGOOD).unwrap();
-    let mut stops = 0;
-    loop {
-        ptrace::syscall(pid, None).unwrap();
-        match waitpid(pid, None).unwrap() {
-            WaitStatus::PtraceSyscall(_) => stops += 1,
-            WaitStatus::Exited(_, status) => {
-                child.0 = None;
-                assert_eq!(status, 0, "a child failed");
-                // Each call stops the child twice, going in and coming out.
-                return stops / 2;
-            }
-            _ => {}
-        }
+    let (mut traced, mut stops) = (Traced::new(work), 0);
+    while traced.goes_on() {
+        stops += 1;
     }
+    stops / 2
 }
 
 /// From now on, what this process mounts and unmounts is its own business.
