@@ -1,5 +1,8 @@
 //! `Table`: a table as a process holds it, through all of its incarnations.
 
+mod clear;
+mod look;
+mod remove;
 mod sleep;
 
 use std::path::{Path, PathBuf};
@@ -11,15 +14,13 @@ use nix::time::{ClockId, clock_gettime};
 
 use crate::error::{Error, ErrorKind};
 use crate::file::{Blueprint, Prepared, TableFile, identity};
-use crate::generation::Generation;
 use crate::incarnation::{Incarnation, Place};
-use crate::info::{SlotInfo, Stats};
 use crate::key::CacheKey;
 use crate::layout::{MAX_SIZE, segment_offset};
 use crate::lock::RangeLock;
 use crate::mapping::{Chain, Identity, Mapping};
 use crate::notifier::Notifier;
-use crate::options::{TableOptions, default_path};
+use crate::options::TableOptions;
 use crate::process::PerProcess;
 use crate::slot::Turn;
 
@@ -100,7 +101,7 @@ impl Table {
     /// [`ErrorKind::UnsafeFolder`] if the folder, which is made with mode 0700, belongs to someone else or is writable
     /// by others; [`ErrorKind::InvalidInput`] if `app` is not a plain file name; else as [`TableOptions::open`].
     pub fn open_default(app: &str) -> Result<Self, Error> {
-        Self::open(default_path(app)?)
+        Self::options().open_default(app)
     }
 
     /// Options for opening a table in other ways.
@@ -141,52 +142,6 @@ impl Table {
     #[must_use]
     pub fn path(&self) -> Option<&Path> {
         self.0.source.path()
-    }
-
-    /// The present generation of `key`, without creating it; `None` if nobody has attached to it.
-    ///
-    /// # Errors
-    ///
-    /// [`ErrorKind::EmptyKey`]; or the table was replaced, and its successor cannot be opened.
-    pub fn generation(&self, key: impl Into<CacheKey>) -> Result<Option<Generation>, Error> {
-        let key = self.normalize(key)?;
-        let find = || {
-            for _ in 0..ATTEMPTS {
-                let Some(place) = self.current()?.find(&key)? else { return Ok(None) };
-                let word = place.word();
-                if word.is_live() {
-                    return Ok(word.generation());
-                }
-            }
-            Err(ErrorKind::Retired.into())
-        };
-        find().map_err(|error| self.explain(error).with_key(key.as_str()))
-    }
-
-    /// All keys of the table, in no order, as they are found while the iterator runs.
-    ///
-    /// Keys that others create meanwhile may be missing. Segments that this process cannot reach, for want of address
-    /// space or because the file is damaged, are left out.
-    pub fn slots(&self) -> impl Iterator<Item = SlotInfo> {
-        let slots = self.latest().slots();
-        slots.claimed(slots.memory().reachable()).filter_map(|(_, _, slot)| SlotInfo::of(slot))
-    }
-
-    /// Figures of the table, counted now by going through all of it. As with [`slots`](Self::slots), only what this
-    /// process can reach.
-    #[must_use]
-    pub fn stats(&self) -> Stats {
-        let incarnation = self.latest();
-        let (slots, capacity) = (incarnation.slots(), incarnation.facts().capacity);
-        let segments = slots.memory().reachable();
-        let (mut keys, mut longest_probe) = (0, 0);
-        for (segment, index, slot) in slots.claimed(segments) {
-            keys += 1;
-            let length = slot.digest().and_then(|digest| slots.probe_length(segment, index, digest));
-            longest_probe = longest_probe.max(length.unwrap_or(0));
-        }
-        let bytes = segment_offset(capacity, segments);
-        Stats { keys, capacity: capacity * ((1 << segments) - 1), segments, bytes, longest_probe }
     }
 
     /// Ends this incarnation of the table and begins another: every key's state is expired in every process, and keys
@@ -402,7 +357,7 @@ fn open(source: &Source, options: &TableOptions, predecessor: Option<&Incarnatio
                 continue;
             };
             let Some(incarnation) = source.map(&file, options)? else { continue };
-            if incarnation.slots().header().is_live() {
+            if incarnation.slots().header().is_live() || options.accepts_retired() {
                 if !options.read_only {
                     incarnation.renew_after_boot(&file)?;
                 }
@@ -472,14 +427,28 @@ pub(crate) fn with_patience<R, E>(
 /// Retires `old`, which `file` at `path` is, and puts `prepared` into its place, if nobody else has done so.
 fn replace(path: &Path, file: &TableFile, old: &Incarnation, prepared: Prepared) -> Result<(), Error> {
     old.slots().retire()?;
-    let _lock = file.lock()?;
-    let in_place =
-        std::fs::symlink_metadata(path).is_ok_and(|metadata| identity(&metadata) == old.mapping().identity());
-    if in_place {
+    with_the_lock(path, file, old, || {
         prepared.replace(path, floor_of_successor(old)?)?;
         old.slots().header().end_retiring();
-    }
+        Ok(())
+    })?;
     Ok(())
+}
+
+/// Runs `action` under the lock of `table`, which `file` is, if that is what `path` names; otherwise `false`.
+fn with_the_lock(
+    path: &Path,
+    file: &TableFile,
+    table: &Incarnation,
+    action: impl FnOnce() -> Result<(), Error>,
+) -> Result<bool, Error> {
+    let _lock = file.lock()?;
+    let in_place =
+        std::fs::symlink_metadata(path).is_ok_and(|metadata| identity(&metadata) == table.mapping().identity());
+    if in_place {
+        action()?;
+    }
+    Ok(in_place)
 }
 
 fn floor_of_successor(old: &Incarnation) -> Result<u64, Error> {
