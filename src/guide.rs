@@ -5,3 +5,6 @@ pub mod which_call {}
 
 #[doc = include_str!("../docs/what-can-go-wrong.md")]
 pub mod what_can_go_wrong {}
+
+#[doc = include_str!("../docs/for-operators.md")]
+pub mod for_operators {}
