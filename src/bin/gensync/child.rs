@@ -1,14 +1,15 @@
 //! A child process that stands in for this one: it gets the signals that this one is sent, and this one waits for its end.
 
+use std::fs::File;
 use std::io;
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Child, Command, ExitStatus};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, getpgrp, tcgetpgrp};
 
 /// What the child gets as well.
 const PASSED_ON: [Signal; 6] =
@@ -26,16 +27,28 @@ pub(crate) fn run(command: &mut Command) -> io::Result<Option<ExitStatus>> {
     let signals: Vec<_> = PASSED_ON.into_iter().filter(|signal| ignored & (1 << (*signal as u32 - 1)) == 0).collect();
     // Handled, not blocked, while the child is started: it inherits what is blocked, but no handler. What is ignored, as by
     // nohup, stays so for both. SIGCHLD must not be, or how a child ends is not told.
-    let caught = Arc::new(AtomicUsize::new(0));
-    for signal in signals.iter().copied().chain([Signal::SIGCHLD]) {
-        let number = if signal == Signal::SIGCHLD { 0 } else { signal as usize };
-        let _ = signal_hook::flag::register_usize(signal as i32, Arc::clone(&caught), number);
-    }
+    let flags = signals.iter().copied().chain([Signal::SIGCHLD]).map(|signal| {
+        let flag = Arc::new(AtomicBool::new(false));
+        let _ = signal_hook::flag::register(signal as i32, Arc::clone(&flag));
+        (signal, flag)
+    });
+    let caught: Vec<_> = flags.collect();
     let child = command.spawn()?;
-    let blocked: SigSet = signals.into_iter().chain([Signal::SIGCHLD]).collect();
+    let blocked: SigSet = caught.iter().map(|(signal, _)| *signal).collect();
     let _ = blocked.thread_block();
-    let _ = Signal::try_from(caught.load(Relaxed) as i32).map(|signal| pass_on(signal, &child));
+    for (signal, _) in caught.into_iter().filter(|(_, flag)| flag.load(Relaxed)) {
+        // Who has sent it is not known here.
+        let is_typed = matches!(signal, Signal::SIGINT | Signal::SIGQUIT) && is_in_foreground();
+        if signal != Signal::SIGCHLD && !is_typed {
+            pass_on(signal, &child);
+        }
+    }
     Ok(wait_for(child, &blocked))
+}
+
+/// Whether the signals that are typed at the terminal come to this process, and to its child.
+fn is_in_foreground() -> bool {
+    File::open("/dev/tty").is_ok_and(|terminal| tcgetpgrp(terminal) == Ok(getpgrp()))
 }
 
 fn wait_for(mut child: Child, signals: &SigSet) -> Option<ExitStatus> {
