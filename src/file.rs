@@ -23,6 +23,10 @@ use crate::options::{OwnerCheck, TableOptions};
 /// stopped; without the lock two replacements may follow each other, and whoever has the first one finds it gone.
 const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 
+/// What a successor is called before it takes its predecessor's name. The same for all, so that a process killed in between
+/// leaves one file at most, which the next one removes.
+const SUCCESSOR: &str = "successor";
+
 /// An open table file whose header was checked.
 #[derive(Debug)]
 pub(crate) struct TableFile {
@@ -293,8 +297,7 @@ impl Prepared {
 
     /// Gives it the name of the retired table at `path`. To be called under that one's lock.
     pub(crate) fn replace(self, path: &Path, floor: u64) -> Result<(), Error> {
-        // One name for all, so that a process killed here leaves one file at most, which the next one removes.
-        let step = sibling(path, "successor");
+        let step = sibling(path, SUCCESSOR);
         let replace = || {
             write_header(&self.file, self.capacity, floor, self.boot)?;
             match std::fs::remove_file(&step) {
@@ -326,6 +329,16 @@ impl Drop for Prepared {
             let _ = std::fs::remove_file(name);
         }
     }
+}
+
+/// Removes the table at `path`, and an unfinished successor. To be called under its lock.
+pub(crate) fn remove(path: &Path) -> Result<(), Error> {
+    let remove = |path: &Path| match std::fs::remove_file(path) {
+        Err(error) if !is_missing(&error) => Err(Error::io("removing the table", &error).at(path)),
+        _ => Ok(()),
+    };
+    remove(path)?;
+    remove(&sibling(path, SUCCESSOR))
 }
 
 fn write_header(file: &File, capacity: u64, floor: u64, boot: [u64; 2]) -> Result<(), Error> {

@@ -8,3 +8,5 @@ pub mod what_can_go_wrong {}
 
 #[doc = include_str!("../docs/what-was-tried.md")]
 pub mod what_was_tried {}
+#[doc = include_str!("../docs/for-operators.md")]
+pub mod for_operators {}

@@ -1,5 +1,8 @@
 //! `Table`: a table as a process holds it, through all of its incarnations.
 
+mod clear;
+mod end;
+mod look;
 mod sleep;
 
 use std::path::{Path, PathBuf};
@@ -9,17 +12,15 @@ use std::time::{Duration, Instant};
 use nix::sys::resource::{Resource, getrlimit};
 use nix::time::{ClockId, clock_gettime};
 
+use self::end::{exclude_updates, replace};
 use crate::error::{Error, ErrorKind};
-use crate::file::{Blueprint, Prepared, TableFile, identity};
-use crate::generation::Generation;
+use crate::file::{Blueprint, TableFile};
 use crate::incarnation::{Incarnation, Place};
-use crate::info::{SlotInfo, Stats};
 use crate::key::CacheKey;
 use crate::layout::{HIGHEST_FLOOR, MAX_SIZE, segment_offset};
-use crate::lock::RangeLock;
-use crate::mapping::{Chain, Identity, Mapping};
+use crate::mapping::{Chain, Mapping};
 use crate::notifier::Notifier;
-use crate::options::{TableOptions, default_path};
+use crate::options::TableOptions;
 use crate::process::PerProcess;
 use crate::slot::Turn;
 
@@ -104,7 +105,7 @@ impl Table {
     /// [`ErrorKind::UnsafeFolder`] if the folder, which is made with mode 0700, belongs to someone else or is writable
     /// by others; [`ErrorKind::InvalidInput`] if `app` is not a plain file name; else as [`TableOptions::open`].
     pub fn open_default(app: &str) -> Result<Self, Error> {
-        Self::open(default_path(app)?)
+        Self::options().open_default(app)
     }
 
     /// Options for opening a table in other ways.
@@ -145,101 +146,6 @@ impl Table {
     #[must_use]
     pub fn path(&self) -> Option<&Path> {
         self.0.source.path()
-    }
-
-    /// The present generation of `key`, without creating it; `None` if nobody has attached to it.
-    ///
-    /// # Errors
-    ///
-    /// [`ErrorKind::EmptyKey`]; or the table was replaced, and its successor cannot be opened.
-    pub fn generation(&self, key: impl Into<CacheKey>) -> Result<Option<Generation>, Error> {
-        let key = self.normalize(key)?;
-        let find = || {
-            for _ in 0..ATTEMPTS {
-                let current = self.current()?;
-                let Some(found) = self.while_latest(current, current.find(&key))? else { continue };
-                let Some(place) = found else { return Ok(None) };
-                let word = place.word();
-                if word.is_live() {
-                    return Ok(word.generation());
-                }
-            }
-            Err(ErrorKind::Retired.into())
-        };
-        find().map_err(|error| self.explain(error).with_key(key.as_str()))
-    }
-
-    /// All keys of the table, in no order, as they are found while the iterator runs.
-    ///
-    /// Keys that others create meanwhile may be missing. Segments that this process cannot reach, for want of address
-    /// space or because the file is damaged, are left out.
-    pub fn slots(&self) -> impl Iterator<Item = SlotInfo> {
-        let slots = self.latest().slots();
-        slots.claimed(slots.memory().reachable()).filter_map(|(_, _, slot)| SlotInfo::of(slot))
-    }
-
-    /// Figures of the table, counted now by going through all of it. As with [`slots`](Self::slots), only what this
-    /// process can reach.
-    #[must_use]
-    pub fn stats(&self) -> Stats {
-        let incarnation = self.latest();
-        let (slots, capacity) = (incarnation.slots(), incarnation.facts().capacity);
-        let segments = slots.memory().reachable();
-        let (mut keys, mut longest_probe) = (0, 0);
-        for (segment, index, slot) in slots.claimed(segments) {
-            keys += 1;
-            let length = slot.digest().and_then(|digest| slots.probe_length(segment, index, digest));
-            longest_probe = longest_probe.max(length.unwrap_or(0));
-        }
-        let bytes = segment_offset(capacity, segments);
-        Stats { keys, capacity: capacity * ((1 << segments) - 1), segments, bytes, longest_probe }
-    }
-
-    /// Ends this incarnation of the table and begins another: every key's state is expired in every process, and keys
-    /// that nobody attaches to any more are gone. No update is lost, whoever makes it meanwhile.
-    ///
-    /// Waits for [updates](crate::GenerationSynchronizer::update) in flight, and holds others up meanwhile, but no longer
-    /// than the [`pending_limit`](TableOptions::pending_limit). So it must not be called within an update.
-    ///
-    /// The new file has the capacity, mode and owner of the old one. An anonymous table cannot be replaced: there,
-    /// every key gets a new generation, and all keys stay.
-    ///
-    /// # Errors
-    ///
-    /// [`ErrorKind::ReadOnly`]; [`ErrorKind::Locked`] if an update does not end; or a new file cannot be made. Then nothing
-    /// has changed.
-    pub fn reset(&self) -> Result<(), Error> {
-        if self.is_read_only() {
-            return Err(self.error(ErrorKind::ReadOnly));
-        }
-        self.begin_successor().map_err(|error| self.explain(error))
-    }
-
-    fn begin_successor(&self) -> Result<(), Error> {
-        let Some(path) = self.path() else {
-            return self.latest().slots().expire_all();
-        };
-        for _ in 0..ATTEMPTS {
-            let current = self.current()?;
-            let excluded = exclude_updates(current, self.pending_limit());
-            let Some(_excluded) = self.while_latest(current, excluded)? else { continue };
-            match TableFile::open(path, &self.0.options)? {
-                Some(file) if Identity::of(&file.stat()?) == current.mapping().identity() => {
-                    let prepared = succeeding(&file, &self.0.options)?.prepare(path)?;
-                    self.while_latest(current, replace(path, &file, current, prepared))?;
-                    drop(file);
-                    return match self.succeed(current) {
-                        // It is done, and whoever needs the successor tries again.
-                        Err(_) if current.slots().header().is_retired() => Ok(()),
-                        result => result,
-                    };
-                }
-                // It was replaced behind our back: what stands there now is what is to be reset.
-                _ if current.is_gone() => self.succeed(current)?,
-                Some(_) | None => return Err(ErrorKind::NotFound.into()),
-            }
-        }
-        Err(ErrorKind::Retired.into())
     }
 
     pub(crate) fn is_read_only(&self) -> bool {
@@ -434,7 +340,7 @@ fn open(source: &Source, options: &TableOptions, predecessor: Option<&Incarnatio
             };
             let Some(incarnation) = source.map(&file, options)? else { continue };
             let is_live = incarnation.slots().header().is_live();
-            if is_live && !file.is_older() {
+            if (is_live && !file.is_older()) || options.accepts_retired() {
                 if !options.read_only {
                     incarnation.renew_after_boot(&file)?;
                 }
@@ -475,19 +381,6 @@ fn succeeding(file: &TableFile, options: &TableOptions) -> Result<Blueprint, Err
     Blueprint::succeeding(&file.facts, &file.stat()?, options)
 }
 
-/// Keeps updates of `table` from beginning, once those in flight have ended. What is held must be kept.
-fn exclude_updates(table: &Incarnation, patience: Duration) -> Result<[Option<RangeLock>; 2], Error> {
-    let mapping = table.mapping();
-    let gate = with_patience(patience, || mapping.try_hold_updates_up())?;
-    let excluded = with_patience(patience, || mapping.try_exclude_updates())?;
-    if excluded.is_none() && mapping.has_updates_in_flight() {
-        return Err(ErrorKind::Locked { seconds: patience.as_secs() }.into());
-    }
-    // Or somebody holds the lock for himself alone who began to reset the table, and was stopped, or killed and left it to
-    // a child. Then no update is in flight either.
-    Ok([gate, excluded])
-}
-
 /// Asks `attempt` again and again until it gives something, for as long as `patience` lasts.
 pub(crate) fn with_patience<R, E>(
     patience: Duration,
@@ -500,19 +393,6 @@ pub(crate) fn with_patience<R, E>(
             result => return Ok(result),
         }
     }
-}
-
-/// Retires `old`, which `file` at `path` is, and puts `prepared` into its place, if nobody else has done so.
-fn replace(path: &Path, file: &TableFile, old: &Incarnation, prepared: Prepared) -> Result<(), Error> {
-    old.slots().retire()?;
-    let _lock = file.lock()?;
-    let in_place =
-        std::fs::symlink_metadata(path).is_ok_and(|metadata| identity(&metadata) == old.mapping().identity());
-    if in_place {
-        prepared.replace(path, floor_of_successor(old)?)?;
-        old.slots().header().end_retiring();
-    }
-    Ok(())
 }
 
 fn floor_of_successor(old: &Incarnation) -> Result<u64, Error> {

@@ -1,7 +1,11 @@
 //! What a table tells of itself.
 
+use std::time::{Duration, SystemTime};
+
+use crate::file::boot_id;
 use crate::generation::Generation;
-use crate::layout::Slot;
+use crate::layout::{Facts, Header, Slot};
+use crate::mapping::Mapping;
 
 /// One key of a table, as [`Table::slots`](crate::Table::slots) finds it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,15 +17,18 @@ pub struct SlotInfo {
     updates: u64,
     pending: u8,
     is_awaited: bool,
+    is_abandoned: bool,
 }
 
 impl SlotInfo {
-    /// What `slot` says; `None` while it is being claimed.
-    pub(crate) fn of(slot: &Slot) -> Option<Self> {
+    /// What `slot` says, which is in `mapping`; `None` while it is being claimed.
+    pub(crate) fn of(slot: &Slot, mapping: &Mapping) -> Option<Self> {
         let ((label, key_length), word) = (slot.label(), slot.word());
         let (digest, generation) = (slot.digest()?.words(), word.generation()?);
         let (updates, pending, is_awaited) = (slot.updates(), word.pending(), word.is_awaited());
-        Some(Self { label, key_length, digest, generation, updates, pending, is_awaited })
+        // Whoever finishes an update lets go of the lock after he has counted it out.
+        let is_abandoned = pending > 0 && mapping.held(slot).is_none() && slot.word().is_same(word);
+        Some(Self { label, key_length, digest, generation, updates, pending, is_awaited, is_abandoned })
     }
 
     /// The key's first bytes, at most 88. For people: nothing is looked up by it. Empty while the process that creates
@@ -43,10 +50,16 @@ impl SlotInfo {
         self.key_length > self.label.len()
     }
 
+    /// How long the whole key is, in bytes. 0 while the process that creates the key has not come to writing its label.
+    #[must_use]
+    pub fn key_length(&self) -> usize {
+        self.key_length
+    }
+
     /// The 128 bits by which the key is found: the head of a SHA-256 of the table's salt and the key.
     #[must_use]
     pub fn digest(&self) -> u128 {
-        u128::from(self.digest[0]) << 64 | u128::from(self.digest[1])
+        number(self.digest)
     }
 
     /// The present generation.
@@ -66,6 +79,14 @@ impl SlotInfo {
     #[must_use]
     pub fn pending(&self) -> u8 {
         self.pending
+    }
+
+    /// Whether updates are pending of which no maker lives: the next check of the key by a process that may write announces
+    /// them. For a moment it may seem so of an update that was given up and is followed by another; so who is to act on it
+    /// looks twice.
+    #[must_use]
+    pub fn is_abandoned(&self) -> bool {
+        self.is_abandoned
     }
 
     /// Whether somebody waits for the key, or for any key of the table, or did until it was killed or its time was up. Each
@@ -90,4 +111,79 @@ pub struct Stats {
     pub bytes: u64,
     /// How many slots of its segment a search looks at, at most, to find a key.
     pub longest_probe: u64,
+    /// How full each segment is.
+    pub occupancy: Vec<Occupancy>,
+}
+
+/// How full a segment of a table is, from [`Stats::occupancy`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Occupancy {
+    /// How many slots it has.
+    pub slots: u64,
+    /// How many of them belong to a key.
+    pub keys: u64,
+}
+
+/// What a table's header says, from [`Table::info`](crate::Table::info).
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TableInfo {
+    /// The version of the file format.
+    pub layout_version: u32,
+    /// How far the table is from its end.
+    pub state: TableState,
+    /// A random number that no other table has: each [`reset`](crate::Table::reset) brings another.
+    pub incarnation: u128,
+    /// When this incarnation was created.
+    pub created: SystemTime,
+    /// The least generation that a key of this incarnation may begin with; 0 unless it has replaced another.
+    pub floor: u64,
+    /// The kernel's id of the boot in which the table was last opened for writing for the first time; 0 where the kernel did
+    /// not tell.
+    pub boot: u128,
+    /// Whether that is another boot than this one: whoever opens the table for writing moves all of its keys on.
+    pub is_of_earlier_boot: bool,
+    /// How many slots the first segment has.
+    pub capacity: u64,
+}
+
+/// The state of a table's incarnation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum TableState {
+    /// In use.
+    Live,
+    /// A process has begun to retire it; whoever uses it next goes on with that.
+    Retiring,
+    /// It has a successor, or none is wanted.
+    Retired,
+}
+
+impl TableInfo {
+    pub(crate) fn of(facts: &Facts, header: &Header) -> Self {
+        let [boot, this_boot] = [header.boot(), boot_id().unwrap_or_default()].map(number);
+        let state = match (header.is_live(), header.is_retired()) {
+            (true, _) => TableState::Live,
+            (false, false) => TableState::Retiring,
+            (false, true) => TableState::Retired,
+        };
+        Self {
+            layout_version: facts.version,
+            state,
+            incarnation: u128::from_be_bytes(facts.incarnation),
+            // A time from a file: one that the clock cannot show counts as its beginning.
+            created: SystemTime::UNIX_EPOCH
+                .checked_add(Duration::from_micros(facts.created))
+                .unwrap_or(SystemTime::UNIX_EPOCH),
+            floor: facts.floor,
+            boot,
+            is_of_earlier_boot: boot != this_boot && this_boot != 0,
+            capacity: facts.capacity,
+        }
+    }
+}
+
+fn number([high, low]: [u64; 2]) -> u128 {
+    u128::from(high) << 64 | u128::from(low)
 }

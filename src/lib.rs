@@ -64,7 +64,7 @@
 //! | between an update and waking those who wait | sleepers | they themselves, within half a second |
 //! | while waiting | a mark that somebody waits | the next update of the key, by one system call |
 //! | between changing the source and `mark_updated` | a change that nobody was told of | the application: mark it again, or better use `update` |
-//! | while resetting or replacing | a retiring table, and at most one hidden file beside it | whoever uses the table next |
+//! | while resetting, removing or replacing | a retiring table, and at most one hidden file beside it | whoever uses the table next |
 //!
 //! # Trade-offs and limits
 //!
@@ -154,7 +154,7 @@ pub use {
     builder::CachedBuilder,
     cached::{Cached, Counters, Snapshot},
     handle::Table,
-    info::{SlotInfo, Stats},
+    info::{Occupancy, SlotInfo, Stats, TableInfo, TableState},
     key::{CacheKey, KeyNormalizer},
     options::{OwnerCheck, TableOptions},
     pollable::Pollable,

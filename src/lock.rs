@@ -6,7 +6,7 @@
 
 use std::fs::File;
 use std::mem::ManuallyDrop;
-use std::os::fd::{AsRawFd as _, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
@@ -68,6 +68,12 @@ impl RangeLock {
     /// Whether this is a forked child's copy of its parent's.
     pub(crate) fn is_inherited(&self) -> bool {
         self.owner != std::process::id()
+    }
+}
+
+impl AsFd for RangeLock {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
     }
 }
 

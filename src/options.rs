@@ -48,6 +48,7 @@ pub struct TableOptions {
     replace_older: bool,
     pub(crate) owner: OwnerCheck,
     pub(crate) allow_fuse: bool,
+    accept_retired: bool,
     pub(crate) normalizer: KeyNormalizer,
     pub(crate) pending_limit: Duration,
 }
@@ -62,6 +63,7 @@ impl Default for TableOptions {
             replace_older: false,
             owner: OwnerCheck::default(),
             allow_fuse: false,
+            accept_retired: false,
             normalizer: KeyNormalizer::default(),
             pending_limit: Duration::from_secs(30),
         }
@@ -142,6 +144,18 @@ impl TableOptions {
         self
     }
 
+    /// Opens a table that was retired as well, to be looked at, if it is [read-only](Self::read_only): one whose
+    /// [`reset`](Table::reset) was broken off, which nobody who may write has opened since.
+    /// [`slots`](Table::slots), [`stats`](Table::stats) and [`info`](Table::info) tell of it; its keys cannot be attached to.
+    pub fn accept_retired(mut self, accept: bool) -> Self {
+        self.accept_retired = accept;
+        self
+    }
+
+    pub(crate) fn accepts_retired(&self) -> bool {
+        self.read_only && self.accept_retired
+    }
+
     /// Opens the table at `path`, or creates it.
     ///
     /// A symbolic link at the path itself is refused, wherever it leads; links among its folders are followed. Who may write to
@@ -153,6 +167,17 @@ impl TableOptions {
     /// Every kind of [`ErrorKind`] but those about keys. A file that is not a table of this version is left untouched.
     pub fn open(self, path: impl AsRef<Path>) -> Result<Table, Error> {
         Table::open_path(path.as_ref(), self)
+    }
+
+    /// Opens the table of the application `app` that belongs to this user, where [`Table::open_default`] has it; or creates
+    /// it. The folder is made only if the table may be created.
+    ///
+    /// # Errors
+    ///
+    /// As [`Table::open_default`].
+    pub fn open_default(self, app: &str) -> Result<Table, Error> {
+        let path = default_path(app, self.create && !self.read_only)?;
+        self.open(path)
     }
 
     /// Creates a table without a name, in memory that forked children share (a sealed memfd).
@@ -196,26 +221,37 @@ pub(crate) fn checked_name(what: &'static str, name: &str) -> Result<(), Error> 
     Ok(())
 }
 
-/// The path of an application's table, in a folder that is its user's alone.
-pub(crate) fn default_path(app: &str) -> Result<PathBuf, Error> {
+/// The path of an application's table, in a folder that is its user's alone; which is made if `create` says so.
+pub(crate) fn default_path(app: &str, create: bool) -> Result<PathBuf, Error> {
     checked_name("the application's name", app)?;
     let runtime = if has_callers_environment() { None } else { std::env::var_os("XDG_RUNTIME_DIR") };
     let folder = match runtime.map(PathBuf::from) {
         Some(runtime) if runtime.is_absolute() => runtime.join("gensync"),
         _ => PathBuf::from(format!("/dev/shm/gensync-{}", Uid::effective())),
     };
-    own_folder(&folder).map_err(|error| error.at(&folder))?;
+    let own = if create { own_folder(&folder) } else { check_folder(&folder).or_else(missing) };
+    own.map_err(|error| error.at(&folder))?;
     Ok(folder.join(app))
+}
+
+fn missing(error: Error) -> Result<(), Error> {
+    if matches!(error.kind(), ErrorKind::NotFound) { Ok(()) } else { Err(error) }
 }
 
 fn own_folder(folder: &Path) -> Result<(), Error> {
     match std::fs::DirBuilder::new().mode(0o700).create(folder) {
         Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
-            return Err(Error::io("creating the folder", &error));
+            Err(Error::io("creating the folder", &error))
         }
-        _ => {}
+        _ => check_folder(folder),
     }
-    let metadata = std::fs::symlink_metadata(folder).map_err(|error| Error::io("looking at the folder", &error))?;
+}
+
+fn check_folder(folder: &Path) -> Result<(), Error> {
+    let metadata = match std::fs::symlink_metadata(folder) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(ErrorKind::NotFound.into()),
+        result => result.map_err(|error| Error::io("looking at the folder", &error))?,
+    };
     let user = Uid::effective().as_raw();
     let found = if !metadata.is_dir() {
         "it is no folder".to_owned()

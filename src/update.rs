@@ -24,6 +24,7 @@
 //! without end, those that are about to begin let him go first, if they come upon his other lock, on the header's state.
 
 use std::fmt;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use crate::error::{Error, ErrorKind};
@@ -233,6 +234,15 @@ impl Update<'_> {
             return Err(self.sync.error(ErrorKind::Inherited));
         }
         self.sync.finish(self.place)
+    }
+}
+
+/// The descriptor with the lock that tells of the update's maker. It is closed on `exec`; a child that inherits it all the
+/// same, as a command that makes the commit, keeps the update in flight for as long as it lives, should this process be
+/// killed.
+impl AsFd for Update<'_> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.lock.as_fd()
     }
 }
 

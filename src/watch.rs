@@ -112,7 +112,7 @@ impl Watch {
                 continue;
             }
             let seen = &mut self.seen[segment as usize][index as usize];
-            if let Some(info) = SlotInfo::of(slot)
+            if let Some(info) = SlotInfo::of(slot, slots.memory())
                 && info.generation().get() != *seen
             {
                 *seen = info.generation().get();

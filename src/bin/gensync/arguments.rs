@@ -1,0 +1,252 @@
+//! What may be said on the command line.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::keys::{KeyOptions, Selection};
+use crate::target::Target;
+use crate::time::parse_duration;
+
+const STATUSES: &str = "\
+Exit status:
+  0  done; for wait: the key has changed
+  1  a negative answer: no such key, nothing matches, timed out, a person is needed, not confirmed
+  2  the command line is wrong
+  3  the table, or something else that the command needs, cannot be used
+exec ends with the status of its command: 128 + N if signal N killed it, 126 if it cannot be run, 127 if there is none.
+watch --exec ends with the status of the last command that failed.
+
+ls, get, stat, ps, top, doctor and metrics only read: they need no write permission, never create a table and never
+change a byte of it. wait and watch say in the table that somebody waits, if they may; with --read-only they do not.";
+
+/// Looks at the generations that processes share, and changes them
+#[derive(Debug, Parser)]
+#[command(name = "gensync", version, after_long_help = STATUSES, after_help = "See --help for the exit statuses.")]
+#[command(subcommand_required = true, arg_required_else_help = true)]
+pub(crate) struct Arguments {
+    /// Print JSON, one object a line
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) target: Target,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// List keys
+    Ls(Ls),
+    /// Print the generation of a key
+    Get(Get),
+    /// Say that what keys stand for was changed: everybody loads it again
+    Mark(Mark),
+    /// Expire keys, though nothing was changed: everybody loads again
+    Clear(Clear),
+    /// Create a key, and the table if there is none
+    Create(Create),
+    /// Run a command that changes what keys stand for: everybody loads again when it has ended, even if it is killed
+    Exec(Exec),
+    /// Wait until a key changes
+    Wait(Wait),
+    /// Print each change as it comes
+    Watch(Watch),
+    /// List the processes that have the table mapped, with the time since when each has been running
+    Ps,
+    /// Show keys by their rate of updates, live
+    Top(Top),
+    /// Show the table as a whole: size, occupancy, header
+    Stat,
+    /// Look for everything that goes wrong in practice; exit status 1 if something needs a person
+    Doctor,
+    /// Begin the table anew: everybody loads everything again, keys that nobody uses are gone
+    Reset(Confirmed),
+    /// Remove the table; a process that uses it again makes a new one
+    Rm(Confirmed),
+    /// Print figures as OpenMetrics text, as for a node exporter's textfile collector
+    Metrics(Metrics),
+    /// Measure what checks, updates and wakings cost on this machine
+    Bench(Bench),
+    #[command(hide = true)]
+    BenchWorker(BenchWorker),
+    /// Print a script that completes command lines
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page, of the tool or of one command
+    Man {
+        /// The command
+        command: Option<String>,
+    },
+}
+
+/// One key.
+#[derive(Args, Debug)]
+pub(crate) struct OneKey {
+    /// The key
+    #[arg(required_unless_present = "part", conflicts_with = "part")]
+    pub(crate) key: Option<String>,
+    #[command(flatten)]
+    pub(crate) options: KeyOptions,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Ls {
+    /// Only keys that match, such as 'user:*' (*, ? and [...]; compared with the keys' first 88 bytes)
+    pub(crate) glob: Option<glob::Pattern>,
+    /// What to sort by; numbers begin with the greatest
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) sort: Order,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Order {
+    #[default]
+    Key,
+    Generation,
+    Updates,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Get {
+    #[command(flatten)]
+    pub(crate) key: OneKey,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Mark {
+    /// Create keys, and the table, that are missing, rather than fail
+    #[arg(long, conflicts_with = "all")]
+    pub(crate) create: bool,
+    #[command(flatten)]
+    pub(crate) selection: Selection,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Clear {
+    #[command(flatten)]
+    pub(crate) selection: Selection,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Create {
+    /// Permissions of a new table, in octal
+    #[arg(long, default_value = "600", value_parser = parse_mode)]
+    pub(crate) mode: u32,
+    /// How many keys the first segment of a new table has room for
+    #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u64).range(1..=33_554_432))]
+    pub(crate) capacity: u64,
+    #[command(flatten)]
+    pub(crate) key: OneKey,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Exec {
+    /// The keys that the command changes
+    #[arg(value_name = "KEY", required_unless_present = "part", conflicts_with = "part")]
+    pub(crate) keys: Vec<String>,
+    /// Create keys, and the table, that are missing, rather than fail
+    #[arg(long)]
+    pub(crate) create: bool,
+    /// The command and its arguments
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    pub(crate) command: Vec<std::ffi::OsString>,
+    #[command(flatten)]
+    pub(crate) options: KeyOptions,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Wait {
+    /// The generation that you have seen: if it is not the present one, there is no need to wait
+    #[arg(long, value_name = "GENERATION")]
+    pub(crate) seen: Option<u64>,
+    /// Wait no longer than this, such as 500ms, 30s or 2m
+    #[arg(long, value_parser = parse_duration)]
+    pub(crate) timeout: Option<Duration>,
+    /// Say nothing in the table: look 100 times a second instead of being woken
+    #[arg(long)]
+    pub(crate) read_only: bool,
+    #[command(flatten)]
+    pub(crate) key: OneKey,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Watch {
+    /// Only keys that match, such as 'user:*' (*, ? and [...]; compared with the keys' first 88 bytes)
+    pub(crate) glob: Option<glob::Pattern>,
+    /// Run this with sh for each change; {key} and {generation} become variables that are safe within quotes, too
+    #[arg(long, value_name = "COMMAND")]
+    pub(crate) exec: Option<String>,
+    /// End after so many changes
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) count: Option<u64>,
+    /// End after this time, such as 500ms, 30s or 2m
+    #[arg(long, value_parser = parse_duration)]
+    pub(crate) timeout: Option<Duration>,
+    /// Say nothing in the table: look 100 times a second instead of being woken
+    #[arg(long)]
+    pub(crate) read_only: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Top {
+    /// The time from one look to the next, such as 500ms or 2s
+    #[arg(long, default_value = "1s", value_parser = parse_interval)]
+    pub(crate) interval: Duration,
+    /// With --json: end after so many looks
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) count: Option<u64>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Metrics {
+    /// Only keys that match, such as 'user:*'; the table's own figures are of all keys
+    pub(crate) glob: Option<glob::Pattern>,
+    /// No figures of single keys
+    #[arg(long, conflicts_with = "glob")]
+    pub(crate) no_keys: bool,
+    /// Write to this file, which is replaced as a whole
+    #[arg(long, short, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Bench {
+    /// How long to measure, all in all
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub(crate) seconds: u64,
+    /// How many processes contend; as many as there are processors unless given
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=256))]
+    pub(crate) processes: Option<u64>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct BenchWorker {
+    pub(crate) path: PathBuf,
+    pub(crate) key: String,
+    /// 0: wait for changes and tell when each was noticed.
+    pub(crate) milliseconds: u64,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Confirmed {
+    /// Do not ask
+    #[arg(long, short)]
+    pub(crate) yes: bool,
+}
+
+fn parse_mode(text: &str) -> Result<u32, String> {
+    match u32::from_str_radix(text, 8) {
+        Ok(mode) if mode <= 0o777 && mode & 0o600 == 0o600 => Ok(mode),
+        _ => Err("expected octal permissions that let the owner read and write, such as 600 or 660".to_owned()),
+    }
+}
+
+fn parse_interval(text: &str) -> Result<Duration, String> {
+    let interval = parse_duration(text)?;
+    let range = Duration::from_millis(50)..=Duration::from_secs(3600);
+    if range.contains(&interval) { Ok(interval) } else { Err("expected 50ms to 1h".to_owned()) }
+}

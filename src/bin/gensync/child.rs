@@ -1,0 +1,87 @@
+//! A child process that stands in for this one: it gets the signals that this one is sent, and this one waits for its end.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::process::ExitStatusExt as _;
+use std::process::{Child, Command, ExitStatus};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::unistd::{Pid, getpgrp, tcgetpgrp};
+
+/// What the child gets as well.
+const PASSED_ON: [Signal; 6] =
+    [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGUSR2];
+/// The kernel itself has sent the signal: to the whole group of processes that the terminal talks to.
+const FROM_THE_KERNEL: i32 = 0x80;
+
+/// Starts `command`, and gives its status when it has ended; `None` if that is not known.
+///
+/// # Errors
+///
+/// It cannot be started.
+pub(crate) fn run(command: &mut Command) -> io::Result<Option<ExitStatus>> {
+    let ignored = ignored();
+    let signals: Vec<_> = PASSED_ON.into_iter().filter(|signal| ignored & (1 << (*signal as u32 - 1)) == 0).collect();
+    // Handled, not blocked, while the child is started: it inherits what is blocked, but no handler. What is ignored, as by
+    // nohup, stays so for both. SIGCHLD must not be, or how a child ends is not told.
+    let flags = signals.iter().copied().chain([Signal::SIGCHLD]).map(|signal| {
+        let flag = Arc::new(AtomicBool::new(false));
+        let _ = signal_hook::flag::register(signal as i32, Arc::clone(&flag));
+        (signal, flag)
+    });
+    let caught: Vec<_> = flags.collect();
+    let child = command.spawn()?;
+    let blocked: SigSet = caught.iter().map(|(signal, _)| *signal).collect();
+    let _ = blocked.thread_block();
+    for (signal, _) in caught.into_iter().filter(|(_, flag)| flag.load(Relaxed)) {
+        // Who has sent it is not known here.
+        let is_typed = matches!(signal, Signal::SIGINT | Signal::SIGQUIT) && is_in_foreground();
+        if signal != Signal::SIGCHLD && !is_typed {
+            pass_on(signal, &child);
+        }
+    }
+    Ok(wait_for(child, &blocked))
+}
+
+/// Whether the signals that are typed at the terminal come to this process, and to its child.
+fn is_in_foreground() -> bool {
+    File::open("/dev/tty").is_ok_and(|terminal| tcgetpgrp(terminal) == Ok(getpgrp()))
+}
+
+fn wait_for(mut child: Child, signals: &SigSet) -> Option<ExitStatus> {
+    let Ok(descriptor) = SignalFd::with_flags(signals, SfdFlags::SFD_CLOEXEC) else { return child.wait().ok() };
+    loop {
+        match child.try_wait() {
+            Ok(Some(status)) => return Some(status),
+            Ok(None) => {}
+            Err(_) => return None,
+        }
+        let Ok(Some(signal)) = descriptor.read_signal() else { continue };
+        // The terminal's signals have come to the child as well.
+        if signal.ssi_code != FROM_THE_KERNEL
+            && let Ok(signal) = Signal::try_from(signal.ssi_signo as i32)
+            && signal != Signal::SIGCHLD
+        {
+            pass_on(signal, &child);
+        }
+    }
+}
+
+fn pass_on(signal: Signal, child: &Child) {
+    let _ = kill(Pid::from_raw(child.id() as i32), signal);
+}
+
+/// The signals that this process ignores, as bits.
+fn ignored() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("SigIgn:")?.trim(), 16).ok());
+    mask.unwrap_or(0)
+}
+
+/// The exit status that tells how a process ended, as shells give it; 1 where that is not known.
+pub(crate) fn status_of(status: Option<ExitStatus>) -> u8 {
+    status.map_or(1, |status| status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0)) as u8)
+}

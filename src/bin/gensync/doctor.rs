@@ -1,0 +1,135 @@
+//! `doctor`: everything that goes wrong in practice, each with what to do.
+
+mod surroundings;
+mod table;
+
+use gensync::ErrorKind;
+use nix::unistd::Uid;
+use serde_json::json;
+
+use crate::failure::{DONE, Failure, NEGATIVE, Outcome, explain};
+use crate::output::{ATTENTION, BAD, FAINT, GOOD, Output, printable};
+use crate::processes::{Mapped, Scan, scan, scan_path};
+use crate::target::Target;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    Good,
+    /// Worth knowing.
+    Note,
+    /// Needs a person.
+    Problem,
+}
+
+/// What one check found.
+#[derive(Debug)]
+struct Finding {
+    check: &'static str,
+    verdict: Verdict,
+    found: String,
+    advice: Option<String>,
+}
+
+impl Finding {
+    fn good(check: &'static str, found: impl Into<String>) -> Self {
+        Self { check, verdict: Verdict::Good, found: found.into(), advice: None }
+    }
+
+    fn note(check: &'static str, found: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self { check, verdict: Verdict::Note, found: found.into(), advice: Some(advice.into()) }
+    }
+
+    fn problem(check: &'static str, found: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self { check, verdict: Verdict::Problem, found: found.into(), advice: Some(advice.into()) }
+    }
+}
+
+pub(crate) fn doctor(target: &Target, output: &mut Output) -> Outcome {
+    let path = match target.path() {
+        Ok(path) => path,
+        // The folder that --app leads to is not as it should be.
+        Err(Failure::Table(error)) if !matches!(error.kind(), ErrorKind::InvalidInput { .. }) => {
+            let found = printable(error.to_string().as_bytes());
+            let advice = "in a folder of somebody else's, others could forge generations";
+            return report(&[Finding::problem("folder", found, advice)], output);
+        }
+        Err(failure) => return Err(failure),
+    };
+    let mut findings = Vec::new();
+    let scan = match target.inspect() {
+        Ok(table) => {
+            let scan = scan(&table);
+            findings.extend(table::checks(&table));
+            findings.extend(surroundings::checks(&path, &table.stats()));
+            scan
+        }
+        Err(Failure::Table(error)) => {
+            let text = explain(&error);
+            let (found, advice) = text.split_once('\n').unwrap_or((&text, "correct that, then ask again"));
+            findings.push(Finding::problem("table", found, advice.trim()));
+            scan_path(&path)
+        }
+        Err(failure) => return Err(failure),
+    };
+    findings.push(surroundings::twins(&path));
+    findings.extend(processes(&scan));
+    report(&findings, output)
+}
+
+fn processes(scan: &Scan) -> Vec<Finding> {
+    const CHECK: &str = "processes";
+    let named = |mapped: Mapped| {
+        let names = scan.processes.iter().filter(|process| process.mapped == mapped);
+        names.map(|process| format!("{} ({}, {})", process.pid, process.user, process.command)).collect::<Vec<_>>()
+    };
+    let (stale, elsewhere) = (named(Mapped::Deleted), named(Mapped::Elsewhere));
+    let mut findings = Vec::new();
+    if !stale.is_empty() {
+        findings.push(Finding::problem(
+            CHECK,
+            format!("still have a file mapped that was deleted from here: {}", stale.join("; ")),
+            "each moves on within a second once it checks a key; restart those that stay. Use `gensync reset` or `gensync rm` \
+             rather than deleting the file",
+        ));
+    }
+    if !elsewhere.is_empty() {
+        findings.push(Finding::problem(
+            CHECK,
+            format!("have another file at the same path: {}", elsewhere.join("; ")),
+            "they see another /dev/shm or /tmp (a container, PrivateTmp, PrivateMounts) and hear nothing of the others: give \
+             all of them one folder",
+        ));
+    }
+    let mapped = format!("{} have it mapped", named(Mapped::Table).len());
+    findings.push(match scan.hidden {
+        0 => Finding::good(CHECK, mapped),
+        hidden if Uid::effective().is_root() => Finding::good(CHECK, format!("{mapped}; {hidden} cannot be looked at")),
+        hidden => {
+            let found = format!("{mapped}; {hidden} of other users cannot be looked at");
+            Finding::note(CHECK, found, "run this as root to see all")
+        }
+    });
+    findings
+}
+
+fn report(findings: &[Finding], output: &mut Output) -> Outcome {
+    for Finding { check, verdict, found, advice } in findings {
+        let (word, style) = match verdict {
+            Verdict::Good => ("ok", GOOD),
+            Verdict::Note => ("note", ATTENTION),
+            Verdict::Problem => ("problem", BAD),
+        };
+        if output.is_json() {
+            output.object(&json!({ "check": check, "verdict": word, "found": found, "advice": advice }))?;
+            continue;
+        }
+        let word = output.styled(style, &format!("{word:<7}"));
+        output.line(&format!("{word}  {check:<11}  {found}"))?;
+        if let Some(advice) = advice {
+            let advice = output.styled(FAINT, advice);
+            output.line(&format!("{:22}{advice}", ""))?;
+        }
+    }
+    let needs_person = findings.iter().any(|finding| finding.verdict == Verdict::Problem);
+    Ok(if needs_person { NEGATIVE } else { DONE })
+}

@@ -1,0 +1,93 @@
+//! How a command fails: what is said, and the exit status.
+
+use std::io;
+
+use gensync::{Error, ErrorKind};
+
+/// The exit status of a command that went well, or nearly.
+pub(crate) type Outcome<T = u8> = Result<T, Failure>;
+
+pub(crate) const DONE: u8 = 0;
+pub(crate) const NEGATIVE: u8 = 1;
+pub(crate) const USAGE: u8 = 2;
+pub(crate) const UNUSABLE: u8 = 3;
+
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// A negative answer, with what to do.
+    Negative(String),
+    /// The command line is wrong in a way that only the command itself finds out.
+    Usage(String),
+    /// The table cannot be used.
+    Table(Error),
+    /// What was to be printed cannot be.
+    Output(io::Error),
+    /// Something else that the command needs cannot be used.
+    Unusable(String),
+}
+
+impl Failure {
+    /// Tells it on stderr, and gives the exit status.
+    pub(crate) fn report(&self) -> u8 {
+        let (status, text) = match self {
+            // Whoever reads the output has had enough.
+            Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => return DONE,
+            Self::Output(error) => (UNUSABLE, format!("the output cannot be written: {error}")),
+            Self::Negative(text) => (NEGATIVE, text.clone()),
+            Self::Usage(text) => (USAGE, format!("{text}\n\nFor more information, try '--help'.")),
+            Self::Unusable(text) => (UNUSABLE, text.clone()),
+            Self::Table(error) => (status_of(error), explain(error)),
+        };
+        complain(&text);
+        status
+    }
+}
+
+/// Says something on stderr, which may be closed.
+pub(crate) fn complain(text: &str) {
+    let _ = io::Write::write_all(&mut io::stderr(), format!("gensync: {text}\n").as_bytes());
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Table(error)
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self::Output(error)
+    }
+}
+
+fn status_of(error: &Error) -> u8 {
+    match error.kind() {
+        ErrorKind::EmptyKey | ErrorKind::InvalidInput { .. } => USAGE,
+        _ => UNUSABLE,
+    }
+}
+
+/// The error, its cause, and what to do with this tool where the library's advice is for programs.
+pub(crate) fn explain(error: &Error) -> String {
+    let mut text = crate::output::printable(error.to_string().as_bytes());
+    if let Some(cause) = std::error::Error::source(error) {
+        text += &format!(" ({cause})");
+    }
+    let advice = match error.kind() {
+        ErrorKind::NotFound => {
+            // The library's advice is for programs.
+            let path = error.path().map_or_else(String::new, |path| format!("{}: ", path.display()));
+            text = format!("{}no such table", crate::output::printable(path.as_bytes()));
+            "`gensync create KEY` makes one; but if processes use one, see that --table, --app or GENSYNC_TABLE names theirs \
+             (--app also depends on XDG_RUNTIME_DIR)"
+        }
+        ErrorKind::Permission => "run this as the table's owner or as root",
+        ErrorKind::NetworkFileSystem { .. } => "here, --allow-fuse accepts a FUSE file system",
+        ErrorKind::Retired => {
+            "`gensync doctor` tells more; any command that writes, such as `gensync create KEY`, replaces it"
+        }
+        ErrorKind::Locked { .. } => "`gensync doctor` names the processes, if it may see them",
+        _ => return text,
+    };
+    format!("{text}\n  {advice}")
+}

@@ -1,0 +1,61 @@
+//! `gensync`, the operator's tool: looks at tables of generations, and changes them, from a terminal or a script.
+
+mod arguments;
+mod bench;
+mod change;
+mod child;
+mod doctor;
+mod execute;
+mod failure;
+mod filesystem;
+mod keys;
+mod list;
+mod metrics;
+mod output;
+mod pages;
+mod processes;
+mod stat;
+mod target;
+mod time;
+mod top;
+mod wait;
+mod watch;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use arguments::{Arguments, Command};
+use output::Output;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let mut output = Output::new(arguments.json);
+    let outcome = run(&arguments, &mut output).and_then(|status| output.flush().map(|()| status));
+    ExitCode::from(outcome.unwrap_or_else(|failure| failure.report()))
+}
+
+fn run(arguments: &Arguments, output: &mut Output) -> failure::Outcome {
+    let target = &arguments.target;
+    match &arguments.command {
+        Command::Ls(options) => list::ls(target, options, output),
+        Command::Get(options) => list::get(target, options, output),
+        Command::Mark(options) => change::mark(target, options, output),
+        Command::Clear(options) => change::clear(target, options, output),
+        Command::Create(options) => change::create(target, options, output),
+        Command::Reset(options) => change::reset(target, options, output),
+        Command::Rm(options) => change::rm(target, options, output),
+        Command::Exec(options) => execute::execute(target, options, output),
+        Command::Wait(options) => wait::wait(target, options, output),
+        Command::Stat => stat::stat(target, output),
+        Command::Doctor => doctor::doctor(target, output),
+        Command::Metrics(options) => metrics::metrics(target, options, output),
+        Command::Top(options) => top::top(target, options, output),
+        Command::Bench(options) => bench::bench(options, output),
+        Command::BenchWorker(options) => bench::worker(options),
+        Command::Completions { shell } => pages::completions(*shell, output),
+        Command::Man { command } => pages::man(command.as_deref(), output),
+        Command::Ps => processes::ps(target, output),
+        Command::Watch(options) => watch::watch(target, options, output),
+    }
+}

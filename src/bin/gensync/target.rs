@@ -1,0 +1,86 @@
+//! Which table is meant, and how it is opened.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use gensync::{ErrorKind, OwnerCheck, Table, TableOptions};
+
+use crate::failure::{Failure, Outcome};
+
+const VARIABLE: &str = "GENSYNC_TABLE";
+
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Table")]
+pub(crate) struct Target {
+    /// The table's file; $GENSYNC_TABLE unless given
+    #[arg(long, short, value_name = "PATH", global = true)]
+    table: Option<PathBuf>,
+    /// The application whose table it is, where Table::open_default has it
+    #[arg(long, short, value_name = "NAME", global = true)]
+    app: Option<String>,
+    /// Accept a table on a FUSE file system, if no other machine has it mounted
+    #[arg(long, global = true)]
+    allow_fuse: bool,
+}
+
+impl Target {
+    /// The table's path. Nothing is made.
+    pub(crate) fn path(&self) -> Outcome<PathBuf> {
+        match (&self.table, &self.app) {
+            // One before and one behind the command are not told apart by the parser.
+            (Some(_), Some(_)) => Err(Failure::Usage("--table and --app name two tables; give one of them".to_owned())),
+            (Some(path), None) => Ok(path.clone()),
+            (None, Some(app)) => Ok(Table::default_path(app)?),
+            (None, None) => {
+                let variable = std::env::var_os(VARIABLE).filter(|path| !path.is_empty());
+                variable.map(PathBuf::from).ok_or_else(|| {
+                    Failure::Usage(format!("no table is named: give --table PATH or --app NAME, or set {VARIABLE}"))
+                })
+            }
+        }
+    }
+
+    /// To be looked at: without write permission, and without a change.
+    pub(crate) fn read(&self) -> Outcome<Table> {
+        Ok(self.options().read_only(true).open(self.path()?)?)
+    }
+
+    /// As [`read`](Self::read), also if it is retired.
+    pub(crate) fn inspect(&self) -> Outcome<Table> {
+        Ok(self.options().read_only(true).accept_retired(true).open(self.path()?)?)
+    }
+
+    /// To be changed, if it is there.
+    pub(crate) fn write(&self) -> Outcome<Table> {
+        Ok(self.options().open(self.path()?)?)
+    }
+
+    /// To be changed if this process may, else to be looked at.
+    pub(crate) fn write_or_read(&self, read_only: bool) -> Outcome<Table> {
+        if read_only {
+            return self.read();
+        }
+        match self.write() {
+            Err(Failure::Table(error))
+                if matches!(error.kind(), ErrorKind::Permission | ErrorKind::ReadOnlyFileSystem) =>
+            {
+                self.read()
+            }
+            result => result,
+        }
+    }
+
+    /// To be changed; made by `options` if it is not there.
+    pub(crate) fn create(&self, set: impl FnOnce(TableOptions) -> TableOptions) -> Outcome<Table> {
+        let options = set(self.options().create(true));
+        match (&self.table, &self.app) {
+            (None, Some(app)) => Ok(options.open_default(app)?),
+            _ => Ok(options.open(self.path()?)?),
+        }
+    }
+
+    fn options(&self) -> TableOptions {
+        // Whose table it is to be, only its users know: `doctor` tells whose it is.
+        Table::options().create(false).owner(OwnerCheck::Anyone).allow_fuse(self.allow_fuse)
+    }
+}

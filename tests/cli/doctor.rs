@@ -1,0 +1,198 @@
+//! `doctor`: each thing that goes wrong is made to go wrong, found, and told with what to do.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::process::Stdio;
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::signal::{Signal, raise};
+use nix::unistd::Uid;
+use serde_json::Value;
+
+use crate::support::in_child;
+use crate::tool::{Place, eventually, objects, program, said};
+
+/// What one check found.
+fn check<'a>(findings: &'a [Value], check: &str) -> &'a Value {
+    let matching: Vec<_> = findings.iter().filter(|finding| finding["check"] == check).collect();
+    assert_eq!(matching.len(), 1, "{check}: {findings:?}");
+    matching[0]
+}
+
+/// One check finds a problem, says `found`, and advises `advice`; the others are content.
+fn assert_problem(place: &Place, name: &str, found: &str, advice: &str) {
+    let findings = place.objects(&["doctor"]);
+    let finding = check(&findings, name);
+    assert_eq!(finding["verdict"], "problem", "{finding}");
+    assert!(finding["found"].as_str().unwrap().contains(found), "{finding}");
+    assert!(finding["advice"].as_str().unwrap().contains(advice), "{finding}");
+    assert!(findings.iter().all(|other| other["check"] == name || other["verdict"] != "problem"), "{findings:?}");
+    let text = place.run(&["doctor"]);
+    assert_eq!(text.status, 1);
+    assert!(text.out.contains("problem  ") && text.out.contains(found) && text.out.contains(advice), "{text:?}");
+}
+
+/// A table in memory, as nothing is to be said of the file system.
+fn place() -> Place {
+    let folder = tempfile::tempdir_in("/dev/shm").unwrap();
+    let path = folder.path().join("table");
+    let place = Place { folder, path };
+    place.sync("a");
+    place
+}
+
+#[test]
+fn all_is_well() {
+    let place = place();
+    let findings = place.objects(&["doctor"]);
+    let checks: Vec<_> = findings.iter().map(|finding| finding["check"].as_str().unwrap()).collect();
+    assert_eq!(
+        checks,
+        ["layout", "state", "updates", "file system", "permissions", "folder", "room", "twins", "processes"]
+    );
+    let said = place.run(&["doctor"]);
+    assert_eq!((said.status, &*said.err), (0, ""));
+    assert!(said.out.lines().next().unwrap().starts_with("ok       layout"), "{said:?}");
+    assert!(
+        findings.iter().filter(|finding| finding["check"] != "processes").all(|finding| finding["verdict"] == "ok")
+    );
+}
+
+#[test]
+fn anybody_could_forge_generations() {
+    let place = place();
+    fs::set_permissions(&place.path, fs::Permissions::from_mode(0o666)).unwrap();
+    assert_problem(&place, "permissions", "mode 0666", "chmod o-w ");
+    fs::set_permissions(&place.path, fs::Permissions::from_mode(0o440)).unwrap();
+    assert_problem(&place, "permissions", "mode 0440", "chmod u+rw ");
+    fs::set_permissions(&place.path, fs::Permissions::from_mode(0o660)).unwrap();
+    fs::set_permissions(place.folder.path(), fs::Permissions::from_mode(0o777)).unwrap();
+    assert_problem(&place, "folder", "mode 0777", "any user can replace the table");
+    fs::set_permissions(place.folder.path(), fs::Permissions::from_mode(0o1777)).unwrap();
+    assert_eq!(place.run(&["doctor"]).status, 0);
+}
+
+#[test]
+fn an_update_whose_maker_is_dead() {
+    let place = place();
+    let sync = place.sync("a");
+    let child = in_child(|| {
+        let _update = sync.begin_update().unwrap();
+        raise(Signal::SIGSTOP).unwrap();
+    });
+    eventually("waiting for an update", || place.object(&["get", "a"])["pending"] == 1);
+    // While he lives, there is nothing to do.
+    let findings = place.objects(&["doctor"]);
+    let finding = check(&findings, "updates");
+    assert_eq!(finding["verdict"], "note");
+    let found = finding["found"].as_str().unwrap();
+    assert!(found.contains(&format!("in flight: a; made by {} (", child.pid())), "{found}");
+    child.kill();
+    assert_problem(&place, "updates", "pending, but their makers are dead: a", "`gensync mark KEY`");
+    place.succeed(&["mark", "a"]);
+    assert_eq!(place.run(&["doctor"]).status, 0);
+    assert!(sync.is_expired());
+}
+
+#[test]
+fn the_file_system_is_nearly_full() {
+    if !Uid::effective().is_root() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    mount(Some("tmpfs"), folder.path(), Some("tmpfs"), MsFlags::empty(), Some("size=1m")).unwrap();
+    let place = Place { path: folder.path().join("table"), folder };
+    place.sync("a");
+    assert_eq!(place.run(&["doctor"]).status, 0);
+    fs::write(place.folder.path().join("other"), vec![7; 700 << 10]).unwrap();
+    assert_problem(&place, "room", "are free", "free some room in ");
+    assert!(place.run(&["doctor"]).out.contains("mount it with a greater size"));
+    umount2(place.folder.path(), MntFlags::MNT_DETACH).unwrap();
+}
+
+#[test]
+fn no_more_files_can_be_made() {
+    if !Uid::effective().is_root() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    mount(Some("tmpfs"), folder.path(), Some("tmpfs"), MsFlags::empty(), Some("nr_inodes=2")).unwrap();
+    let place = Place { path: folder.path().join("table"), folder };
+    place.sync("a");
+    assert_problem(&place, "room", "no more files can be made", "remove some");
+    umount2(place.folder.path(), MntFlags::MNT_DETACH).unwrap();
+}
+
+#[test]
+fn a_file_system_on_a_disk_is_noted() {
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let place = Place { path: folder.path().join("table"), folder };
+    place.sync("a");
+    let findings = place.objects(&["doctor"]);
+    let finding = check(&findings, "file system");
+    // Wherever the tests are built.
+    let found = finding["found"].as_str().unwrap();
+    match found {
+        "tmpfs" => assert_eq!(finding["verdict"], "ok"),
+        _ if found.starts_with("overlayfs") => assert_eq!(finding["verdict"], "problem"),
+        _ => assert_eq!(finding["verdict"], "note"),
+    }
+}
+
+#[test]
+fn an_application_with_and_without_a_runtime_folder_has_two_tables() {
+    let folder = tempfile::tempdir().unwrap();
+    let name = format!("gensync-test-twins-{}", std::process::id());
+    let run = |with: bool, arguments: &[&str]| {
+        let mut command = program();
+        if with {
+            command.env("XDG_RUNTIME_DIR", folder.path());
+        }
+        said(command.args(["--json", "--app", &name]).args(arguments).stdin(Stdio::null()).output().unwrap())
+    };
+    assert_eq!(run(true, &["create", "a"]).status, 0);
+    let findings = objects(&run(true, &["doctor"]).out);
+    assert_eq!(check(&findings, "twins")["verdict"], "ok");
+    assert_eq!(run(false, &["create", "a"]).status, 0);
+    let said = run(true, &["doctor"]);
+    let findings = objects(&said.out);
+    let finding = check(&findings, "twins");
+    let other = format!("/dev/shm/gensync-{}/{name}", Uid::effective());
+    let removed = run(false, &["rm", "--yes"]);
+    assert_eq!((said.status, &finding["verdict"]), (1, &"problem".into()));
+    assert!(finding["found"].as_str().unwrap().contains(&other), "{finding}");
+    assert!(finding["advice"].as_str().unwrap().contains("XDG_RUNTIME_DIR"));
+    assert_eq!(removed.status, 0);
+    assert_eq!(check(&objects(&run(true, &["doctor"]).out), "twins")["verdict"], "ok");
+}
+
+#[test]
+fn a_folder_of_somebody_elses_is_told_of() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::create_dir(folder.path().join("gensync")).unwrap();
+    fs::set_permissions(folder.path().join("gensync"), fs::Permissions::from_mode(0o777)).unwrap();
+    let run = |command: &str| {
+        let mut program = program();
+        program.env("XDG_RUNTIME_DIR", folder.path()).args(["--app", "shop", command]);
+        said(program.output().unwrap())
+    };
+    let doctor = run("doctor");
+    assert!(doctor.status == 1 && doctor.out.contains("unsafe folder: others may write to it"), "{doctor:?}");
+    assert_eq!(run("ls").status, 3);
+}
+
+#[test]
+fn a_table_of_an_earlier_boot_and_leftovers_are_noted() {
+    use std::os::unix::fs::FileExt as _;
+    let place = place();
+    fs::File::options().write(true).open(&place.path).unwrap().write_all_at(&[9; 16], 128).unwrap();
+    fs::write(place.folder.path().join(".table.successor"), "").unwrap();
+    fs::write(place.folder.path().join(".table.0123456789abcdef"), "").unwrap();
+    fs::write(place.folder.path().join(".table.swp"), "").unwrap();
+    let findings = place.objects(&["doctor"]);
+    assert_eq!(check(&findings, "boot")["verdict"], "note");
+    let leftovers = check(&findings, "leftovers");
+    let found = leftovers["found"].as_str().unwrap();
+    assert!(found.contains(".table.successor") && found.contains(".table.0123456789abcdef") && !found.contains("swp"));
+    assert_eq!(place.run(&["doctor"]).status, 0, "a note needs nobody");
+}

@@ -1,0 +1,223 @@
+//! `exec`: whoever is killed, everybody loads again when the change can be complete, not before and not never.
+
+use std::fs;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::PathBuf;
+
+use gensync::GenerationSynchronizer;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::support::LIMIT;
+use crate::tool::{Place, Running, child_of, eventually};
+
+/// A command that says that it has begun, and goes on when it may.
+struct Held {
+    place: Place,
+    sync: GenerationSynchronizer,
+    go: PathBuf,
+    tool: Option<Running>,
+    command: Pid,
+}
+
+impl Held {
+    /// Runs `script` after it was let go.
+    fn start(script: &str) -> Self {
+        let place = Place::with_keys(["key"]);
+        let sync = place.sync("key");
+        let [begun, go] = ["begun", "go"].map(|name| place.folder.path().join(name));
+        nix::unistd::mkfifo(&go, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let script = format!("> {}; read line < {}; {script}", begun.display(), go.display());
+        let tool = place.start(&["exec", "key", "--", "sh", "-c", &script]);
+        eventually("waiting for the command to begin", || begun.exists());
+        let command = child_of(tool.pid());
+        Self { place, sync, go, tool: Some(tool), command }
+    }
+
+    fn tool(&self) -> &Running {
+        self.tool.as_ref().unwrap()
+    }
+
+    fn assert_in_flight(&self) {
+        for _ in 0..100 {
+            assert!(!self.sync.is_expired(), "announced before the command has made the change");
+        }
+        let key = self.place.object(&["get", "key"]);
+        assert_eq!((&key["pending"], &key["abandoned"]), (&1.into(), &false.into()));
+    }
+
+    fn let_go(&self) {
+        fs::write(&self.go, "go\n").unwrap();
+    }
+
+    fn kill_tool(&mut self) {
+        self.tool().signal(Signal::SIGKILL);
+        assert_eq!(self.tool.take().unwrap().status().signal(), Some(9));
+    }
+
+    fn is_command_alive(&self) -> bool {
+        let command = fs::read(format!("/proc/{}/cmdline", self.command)).unwrap_or_default();
+        String::from_utf8_lossy(&command).contains(self.go.to_str().unwrap())
+    }
+
+    fn assert_announced(&self) {
+        assert!(self.sync.wait_timeout(LIMIT).is_changed());
+        self.sync.refresh().unwrap();
+        assert_eq!(self.place.object(&["get", "key"])["pending"], 0);
+        assert!(!self.sync.is_expired(), "announced twice");
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if self.is_command_alive() {
+            let _ = kill(self.command, Signal::SIGKILL);
+        }
+    }
+}
+
+#[test]
+fn everybody_is_expired_when_the_command_has_ended_and_its_status_is_passed_on() {
+    let mut held = Held::start("echo out; echo err >&2; exit 7");
+    held.assert_in_flight();
+    held.let_go();
+    let said = held.tool.take().unwrap().said();
+    assert_eq!((said.status, &*said.out, &*said.err), (7, "out\n", "err\n"));
+    held.assert_announced();
+}
+
+#[test]
+fn the_command_is_killed() {
+    for signal in [Signal::SIGKILL, Signal::SIGTERM, Signal::SIGSEGV] {
+        let mut held = Held::start("true");
+        held.assert_in_flight();
+        kill(held.command, signal).unwrap();
+        assert_eq!(held.tool.take().unwrap().status().code(), Some(128 + signal as i32));
+        held.assert_announced();
+    }
+}
+
+#[test]
+fn the_tool_is_killed_and_the_command_goes_on() {
+    let mut held = Held::start("true");
+    held.kill_tool();
+    held.assert_in_flight();
+    held.let_go();
+    held.assert_announced();
+}
+
+#[test]
+fn the_tool_is_killed_and_then_the_command() {
+    let mut held = Held::start("true");
+    held.kill_tool();
+    held.assert_in_flight();
+    kill(held.command, Signal::SIGKILL).unwrap();
+    held.assert_announced();
+}
+
+#[test]
+fn the_command_is_killed_while_the_tool_is_stopped_and_then_the_tool() {
+    let mut held = Held::start("true");
+    held.tool().signal(Signal::SIGSTOP);
+    kill(held.command, Signal::SIGKILL).unwrap();
+    // The tool alone holds it now.
+    held.assert_in_flight();
+    held.kill_tool();
+    held.assert_announced();
+}
+
+#[test]
+fn a_daemon_that_the_command_leaves_behind_keeps_nothing_in_flight() {
+    let mut held = Held::start("sleep 60 > /dev/null 2>&1 & echo $!");
+    held.let_go();
+    let said = held.tool.take().unwrap().said();
+    held.assert_announced();
+    let daemon = Pid::from_raw(said.out.trim().parse().unwrap());
+    kill(daemon, Signal::SIGKILL).expect("the daemon lives on");
+}
+
+#[test]
+fn what_the_tool_is_sent_is_passed_on() {
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGUSR1] {
+        let mut held = Held::start("true");
+        held.tool().signal(signal);
+        assert_eq!(held.tool.take().unwrap().status().code(), Some(128 + signal as i32));
+        held.assert_announced();
+    }
+}
+
+#[test]
+fn a_command_that_handles_a_signal_ends_as_it_likes() {
+    let place = Place::with_keys(["key"]);
+    let sync = place.sync("key");
+    let ready = place.folder.path().join("ready");
+    let script = format!("trap 'exit 42' TERM; > {}; while true; do sleep 0.01; done", ready.display());
+    let tool = place.start(&["exec", "key", "--", "sh", "-c", &script]);
+    eventually("waiting for the command", || ready.exists());
+    assert!(!sync.is_expired());
+    tool.signal(Signal::SIGTERM);
+    assert_eq!(tool.status().code(), Some(42));
+    assert!(sync.is_expired());
+}
+
+#[test]
+fn a_command_that_cannot_be_run_announces_nothing() {
+    let place = Place::with_keys(["key"]);
+    let sync = place.sync("key");
+    place.fail(127, "no-such-command cannot be run: No such file", &["exec", "key", "--", "no-such-command"]);
+    place.fail(126, "cannot be run: Permission denied", &["exec", "key", "--", "/dev/null"]);
+    assert!(!sync.is_expired());
+    assert_eq!(place.object(&["get", "key"])["pending"], 0);
+}
+
+#[test]
+fn a_missing_key_or_table_keeps_the_command_from_being_run() {
+    let place = Place::with_keys(["key"]);
+    let trace = place.folder.path().join("trace");
+    let touch = ["--", "touch", trace.to_str().unwrap()];
+    place.fail(1, "the command was not run", &[&["exec", "key", "other"][..], &touch].concat());
+    place.fail(2, "the key is empty", &[&["exec", ""][..], &touch].concat());
+    place.fail(2, "required", &["exec", "key"]);
+    place.fail(2, "required", &[&["exec"][..], &touch].concat());
+    let empty = Place::empty();
+    empty.fail(3, "no such table", &[&["exec", "key"][..], &touch].concat());
+    assert!(!trace.exists() && !empty.path.exists());
+    empty.succeed(&[&["exec", "--create", "key"][..], &touch].concat());
+    assert!(trace.exists());
+    assert_eq!(empty.object(&["get", "key"])["updates"], 1);
+}
+
+#[test]
+fn one_command_changes_several_keys_and_keys_of_parts() {
+    let place = Place::with_keys(["a", "b", "c", "u:1"]);
+    let syncs = ["a", "b", "c", "u:1"].map(|key| place.sync(key));
+    let expired = || syncs.each_ref().map(GenerationSynchronizer::is_expired);
+    let objects = place.objects(&["exec", "a", "b", "--", "true"]);
+    assert_eq!(expired(), [true, true, false, false]);
+    assert_eq!((&objects[1]["key"], &objects[1]["status"]), (&"b".into(), &0.into()));
+    assert_eq!(objects[0]["generation"], syncs[0].refresh().unwrap().get());
+    place.succeed(&["exec", "--part", "u", "--part", "1", "--", "true"]);
+    assert_eq!(expired(), [false, true, false, true]);
+}
+
+#[test]
+fn the_command_has_the_tools_input_and_no_blocked_signals() {
+    let place = Place::with_keys(["key"]);
+    let mut command = place.command(&["exec", "key", "--", "sh", "-c", "cat; grep SigBlk /proc/self/status"]);
+    fs::write(place.folder.path().join("input"), "text\n").unwrap();
+    let input = fs::File::open(place.folder.path().join("input")).unwrap();
+    let said = crate::tool::said(command.stdin(input).output().unwrap());
+    assert_eq!((said.status, &*said.out), (0, "text\nSigBlk:\t0000000000000000\n"));
+}
+
+#[test]
+fn what_is_ignored_stays_ignored() {
+    let place = Place::with_keys(["key"]);
+    let tool = env!("CARGO_BIN_EXE_gensync");
+    let script = format!("trap '' HUP CHLD; exec {tool} exec key -- sh -c 'grep SigIgn /proc/self/status; exit 3'");
+    let mut shell = std::process::Command::new("sh");
+    let said = crate::tool::said(shell.env("GENSYNC_TABLE", &place.path).args(["-c", &script]).output().unwrap());
+    assert_eq!((said.status, &*said.err), (3, ""), "how the command ended is known in spite of SIGCHLD");
+    let ignored = u64::from_str_radix(said.out.trim().strip_prefix("SigIgn:").unwrap().trim(), 16).unwrap();
+    assert_eq!(ignored & 1, 1, "{}", said.out);
+}

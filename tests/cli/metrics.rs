@@ -1,0 +1,194 @@
+//! `metrics`: valid OpenMetrics text, read back by a parser that was written from the standard, not from the program.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+
+use crate::tool::Place;
+
+/// Samples by name and labels.
+type Samples = BTreeMap<(String, BTreeMap<String, String>), f64>;
+
+/// Reads OpenMetrics text, and panics where it breaks a rule.
+fn parse(text: &str) -> Samples {
+    let body = text.strip_suffix("# EOF\n").expect("ends with # EOF and one line feed");
+    let (mut samples, mut families) = (Samples::new(), BTreeSet::new());
+    let mut family: Option<(String, String)> = None;
+    for line in body.lines() {
+        if let Some(rest) = line.strip_prefix("# TYPE ") {
+            let (name, kind) = rest.split_once(' ').unwrap();
+            assert!(["gauge", "counter"].contains(&kind), "a node exporter does not know {kind}");
+            assert!(families.insert(name.to_owned()), "{name} is described twice, or not in one piece");
+            assert!(!name.ends_with("_total"), "{name}: the name of a family has no suffix");
+            family = Some((name.to_owned(), kind.to_owned()));
+            continue;
+        }
+        let (name, kind) = family.as_ref().expect("a type comes first");
+        if let Some(rest) = line.strip_prefix("# HELP ") {
+            assert_eq!(rest.split_once(' ').unwrap().0, name);
+            continue;
+        }
+        assert!(!line.starts_with('#') && !line.is_empty(), "{line}");
+        let (sample, rest) = line.split_once('{').unwrap();
+        let expected = if kind == "counter" { format!("{name}_total") } else { name.clone() };
+        assert_eq!(sample, expected);
+        let (labels, value) = labels(rest);
+        let value: f64 = value.strip_prefix(' ').unwrap().parse().unwrap();
+        assert!(value.is_finite() && value >= 0.0);
+        assert!(samples.insert((sample.to_owned(), labels), value).is_none(), "{line} is there twice");
+    }
+    samples
+}
+
+/// The labels up to the closing brace, and what comes after it.
+fn labels(mut text: &str) -> (BTreeMap<String, String>, &str) {
+    let mut labels = BTreeMap::new();
+    loop {
+        let (name, rest) = text.split_once("=\"").unwrap();
+        assert!(name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_'), "{name}");
+        let (mut value, mut end) = (String::new(), None);
+        let mut characters = rest.char_indices();
+        while let Some((at, character)) = characters.next() {
+            match character {
+                '"' => {
+                    end = Some(at + 1);
+                    break;
+                }
+                '\\' => value.push(match characters.next().unwrap().1 {
+                    'n' => '\n',
+                    escaped @ ('\\' | '"') => escaped,
+                    other => panic!("\\{other} is no escape"),
+                }),
+                _ => value.push(character),
+            }
+        }
+        assert!(labels.insert(name.to_owned(), value).is_none(), "{name} is there twice");
+        let rest = &rest[end.unwrap()..];
+        match rest.strip_prefix(',') {
+            Some(next) => text = next,
+            None => return (labels, rest.strip_prefix('}').unwrap()),
+        }
+    }
+}
+
+/// The only value of that name whose labels have these.
+fn value(samples: &Samples, name: &str, labels: &[(&str, &str)]) -> f64 {
+    let matching = samples.iter().filter(|((found, has), _)| {
+        found == name && labels.iter().all(|(name, value)| has.get(*name).is_some_and(|has| has == value))
+    });
+    let matching: Vec<_> = matching.collect();
+    assert_eq!(matching.len(), 1, "{name} {labels:?}: {matching:?}");
+    *matching[0].1
+}
+
+#[test]
+fn figures_of_the_table_and_of_each_key_are_told() {
+    let place = Place::with_keys(["a", "b"]);
+    let [a, b] = ["a", "b"].map(|key| place.sync(key));
+    (0..3).for_each(|_| _ = a.mark_updated().unwrap());
+    let update = b.begin_update().unwrap();
+    let samples = parse(&place.succeed(&["metrics"]));
+    let table = [("table", place.path.to_str().unwrap())];
+    for (name, expected) in [
+        ("gensync_table_keys", 2.0),
+        ("gensync_table_slots", 1024.0),
+        ("gensync_table_updates_total", 3.0),
+        ("gensync_table_updates_pending", 1.0),
+        ("gensync_table_keys_abandoned", 0.0),
+        ("gensync_table_keys_awaited", 0.0),
+        ("gensync_table_size_bytes", fs::metadata(&place.path).unwrap().len() as f64),
+        ("gensync_table", 1.0),
+    ] {
+        assert_eq!(value(&samples, name, &table), expected, "{name}");
+    }
+    assert_eq!(value(&samples, "gensync_key_updates_total", &[table[0], ("key", "a")]), 3.0);
+    assert_eq!(value(&samples, "gensync_key_updates_pending", &[("key", "b")]), 1.0);
+    assert_eq!(value(&samples, "gensync_key_generation", &[("key", "a")]), a.refresh().unwrap().get() as f64);
+    // This test's own process.
+    assert_eq!(value(&samples, "gensync_table_processes", &[("file", "table")]), 1.0);
+    assert_eq!(value(&samples, "gensync_table_processes", &[("file", "deleted")]), 0.0);
+    update.finish().unwrap();
+
+    let names = |arguments: &[&str]| {
+        let samples = parse(&place.succeed(&[&["metrics"], arguments].concat()));
+        samples.into_keys().filter_map(|(_, mut labels)| labels.remove("key")).collect::<BTreeSet<_>>()
+    };
+    assert!(names(&["b*"]).into_iter().eq(["b"]));
+    assert!(names(&["x*"]).is_empty() && names(&["--no-keys"]).is_empty());
+    place.fail(2, "cannot be used with", &["metrics", "--no-keys", "a"]);
+    let objects = place.objects(&["metrics"]);
+    assert!(
+        objects.iter().any(|object| object["name"] == "gensync_key_updates_total" && object["labels"]["key"] == "a")
+    );
+}
+
+#[test]
+fn labels_are_escaped_and_never_the_same_for_two_keys() {
+    let long = "l".repeat(100);
+    let keys = [
+        "q\"uote",
+        "back\\slash",
+        "new\nline",
+        "new\\nline",
+        "\u{1b}[31m",
+        &long,
+        &(long.clone() + "x"),
+        "é,}=\" {",
+        "\\",
+    ];
+    let place = Place::with_keys(keys);
+    let samples = parse(&place.succeed(&["metrics"]));
+    let told: Vec<_> = samples.keys().filter(|(name, _)| name == "gensync_key_updates_total").collect();
+    assert_eq!(told.len(), keys.len());
+    for key in ["q\"uote", "back\\slash", "é,}=\" {", "\\"] {
+        value(&samples, "gensync_key_awaited", &[("key", key)]);
+    }
+    let with_digest = told.iter().filter(|(_, labels)| labels.contains_key("digest")).count();
+    assert_eq!(with_digest, 4, "what is not shown in full");
+    assert!(!told.iter().any(|(_, labels)| labels["key"].contains('\u{1b}')));
+}
+
+#[test]
+fn a_file_is_replaced_as_a_whole() {
+    let place = Place::with_keys(["a"]);
+    let file = place.folder.path().join("gensync.prom");
+    let name = file.to_str().unwrap();
+    assert_eq!(place.succeed(&["metrics", "--output", name]), "");
+    parse(&fs::read_to_string(&file).unwrap());
+    assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o7777, 0o644);
+    // Who is reading the old one goes on reading it.
+    let before = fs::File::open(&file).unwrap();
+    place.sync("a").mark_updated().unwrap();
+    place.succeed(&["metrics", "-o", name]);
+    assert_ne!(before.metadata().unwrap().ino(), fs::metadata(&file).unwrap().ino());
+    assert!(parse(&std::io::read_to_string(&before).unwrap()) != parse(&fs::read_to_string(&file).unwrap()));
+    // A failure leaves the old one, and nothing beside it.
+    let text = fs::read_to_string(&file).unwrap();
+    let missing = place.folder.path().join("missing");
+    let mut command = place.command(&["-t", missing.to_str().unwrap(), "metrics", "-o", name]);
+    assert_eq!(command.output().unwrap().status.code(), Some(3));
+    place.fail(3, "cannot be written", &["metrics", "-o", "/proc/nothing/here.prom"]);
+    place.fail(2, "a value is required", &["metrics", "-o", ""]);
+    assert_eq!(fs::read_to_string(&file).unwrap(), text);
+    assert_eq!(fs::read_dir(place.folder.path()).unwrap().count(), 2);
+}
+
+#[test]
+fn a_reader_never_finds_a_part_of_a_file() {
+    let place = Place::with_keys([]);
+    (0..200).for_each(|i| drop(place.sync(&format!("key:{i}"))));
+    let file = place.folder.path().join("gensync.prom");
+    let name = file.to_str().unwrap();
+    place.succeed(&["metrics", "-o", name]);
+    let mut killed = 0;
+    for round in 0..60 {
+        let writer = place.start(&["metrics", "-o", name]);
+        let mut random = 1 + round;
+        crate::support::dawdle(&mut random, 20_000);
+        parse(&fs::read_to_string(&file).unwrap());
+        writer.signal(nix::sys::signal::Signal::SIGKILL);
+        killed += u32::from(writer.status().code().is_none());
+        parse(&fs::read_to_string(&file).unwrap());
+    }
+    assert!(killed > 0, "none was killed on the way");
+}

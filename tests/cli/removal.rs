@@ -1,0 +1,70 @@
+//! `reset` and `rm`: not by accident, and not without those who use the table.
+
+use std::fs;
+
+use gensync::{ErrorKind, Table};
+
+use crate::tool::Place;
+
+#[test]
+fn without_a_terminal_it_takes_a_yes() {
+    let place = Place::with_keys(["a"]);
+    let sync = place.sync("a");
+    for command in ["reset", "rm"] {
+        place.fail(2, "give --yes", &[command]);
+        assert!(!sync.is_expired() && place.path.exists());
+    }
+}
+
+#[test]
+fn a_reset_expires_everybody_and_they_go_on_together() {
+    let place = Place::with_keys(["a", "nobody's"]);
+    let [one, other] = ["a", "a"].map(|key| place.sync(key));
+    let said = place.succeed(&["reset", "--yes"]);
+    let incarnation = place.object(&["stat"])["incarnation"].as_str().unwrap().to_owned();
+    assert_eq!(said, format!("{} has begun anew, as incarnation {incarnation}\n", place.path.display()));
+    assert!(one.is_expired() && other.is_expired());
+    one.refresh().unwrap();
+    other.refresh().unwrap();
+    one.mark_updated().unwrap();
+    assert!(other.is_expired());
+    assert_eq!(place.objects(&["ls"]).len(), 1);
+    let object = place.object(&["reset", "-y"]);
+    assert_eq!(object["table"], place.path.to_str().unwrap());
+    assert_ne!(object["incarnation"], *incarnation);
+}
+
+#[test]
+fn a_removed_table_is_gone_until_it_is_used_again() {
+    let place = Place::with_keys(["a"]);
+    let frozen = Table::options().create(false).open(&place.path).unwrap();
+    let frozen = gensync::GenerationSynchronizer::new(&frozen, "a").unwrap();
+    let said = place.run(&["rm", "--yes"]);
+    assert_eq!((said.status, said.out), (0, format!("{} is removed\n", place.path.display())));
+    assert_eq!(fs::read_dir(place.folder.path()).unwrap().count(), 0);
+    // Who may not make one has none.
+    assert!(frozen.is_expired());
+    assert!(matches!(frozen.refresh().unwrap_err().kind(), ErrorKind::NotFound));
+    place.fail(3, "no such table", &["rm", "--yes"]);
+    // Who may, makes one.
+    let sync = place.sync("a");
+    let object = place.object(&["rm", "--yes"]);
+    assert_eq!(object["removed"], true);
+    assert!(sync.is_expired() && place.path.exists());
+    sync.refresh().unwrap();
+    assert_eq!(place.objects(&["ls"]).len(), 1);
+}
+
+#[test]
+fn processes_that_use_it_are_counted() {
+    let place = Place::with_keys(["a"]);
+    let child = crate::support::in_child(|| {
+        let _sync = place.sync("a");
+        nix::sys::signal::raise(nix::sys::signal::Signal::SIGSTOP).unwrap();
+    });
+    crate::tool::eventually("waiting for a process", || !place.objects(&["ps"]).is_empty());
+    let said = place.run(&["rm", "--yes"]);
+    assert_eq!(said.status, 0);
+    assert!(said.err.contains("processes that had the table mapped: 1;"), "{said:?}");
+    drop(child);
+}

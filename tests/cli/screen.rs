@@ -1,0 +1,247 @@
+//! `top` in a terminal: drawn, obeying keys, and leaving the terminal as it was, whoever is killed. Colours, and questions.
+
+use gensync::{GenerationSynchronizer, Table};
+use nix::sys::signal::{Signal, kill};
+
+use crate::terminal::Terminal;
+use crate::tool::{Place, child_of, eventually};
+
+fn top(place: &Place) -> Terminal {
+    let mut terminal = Terminal::start(&mut place.command(&["top", "--interval", "50ms"]));
+    terminal.await_text("q quit");
+    terminal
+}
+
+/// The keys on the screen, from the top.
+fn keys(terminal: &Terminal) -> Vec<String> {
+    let text = terminal.text();
+    let lines = text.lines().skip_while(|line| !line.starts_with("KEY ")).skip(1);
+    let lines = lines.take_while(|line| !line.trim().is_empty() && !line.contains(": updates at each look"));
+    lines.map(|line| line.split("  ").next().unwrap().trim().to_owned()).collect()
+}
+
+#[test]
+fn keys_are_drawn_with_their_rates_and_the_table_with_its_figures() {
+    let place = Place::with_keys(["slow", "fast", "still"]);
+    let [slow, fast] = ["slow", "fast"].map(|key| place.sync(key));
+    let mut terminal = top(&place);
+    assert!(terminal.screen().alternate_screen() && terminal.is_raw());
+    let text = terminal.text();
+    for part in ["keys 3", "pending 0", "UPDATES/S", "TREND", "WAITERS", "q quit  p pause  s sort (rate)  / filter"] {
+        assert!(text.contains(part), "{part} is not in\n{text}");
+    }
+    // The busiest comes first, with a line of bars, and a chart below.
+    eventually("waiting for the busiest key to come first", || {
+        (0..50).for_each(|_| _ = fast.mark_updated().unwrap());
+        slow.mark_updated().unwrap();
+        terminal.await_screen("drawing", |_| true);
+        let is_charted = terminal.text().contains("fast: updates at each look");
+        keys(&terminal) == ["fast", "slow", "still"] && terminal.text().contains('█') && is_charted
+    });
+    let waiter = place.start(&["wait", "still"]);
+    let update = slow.begin_update().unwrap();
+    terminal.await_text("waited for 1   pending 1   processes ");
+    assert_eq!(terminal.text().matches(" yes ").count(), 1);
+    // This test has the table mapped, and the waiter; the tool's own two processes do not count.
+    terminal.await_screen("waiting for processes", |screen| screen.contents().contains("processes 2"));
+    let guard = i64::from(terminal.program.pid().as_raw());
+    assert!(place.objects(&["ps"]).iter().all(|process| process["pid"] != guard), "who only guards is no user");
+    update.finish().unwrap();
+    drop(waiter);
+    terminal.press("q");
+    assert_eq!(terminal.await_end(), 0);
+    assert!(terminal.is_restored());
+}
+
+#[test]
+fn keys_are_obeyed() {
+    let place = Place::with_keys(["a", "b", "c", "bb"]);
+    let b = place.sync("b");
+    b.mark_updated().unwrap();
+    let newest = place.sync("newest");
+    let mut terminal = top(&place);
+    assert_eq!(keys(&terminal), ["a", "b", "bb", "c", "newest"]);
+    terminal.press("s");
+    terminal.await_text("sort (updates)");
+    assert_eq!(keys(&terminal)[0], "b");
+    terminal.press("s");
+    terminal.await_text("sort (generation)");
+    assert_eq!(keys(&terminal)[0], "newest");
+    terminal.press("s");
+    terminal.await_text("sort (key)");
+    terminal.press("/");
+    terminal.await_text("filter: ▏");
+    terminal.press("bx\u{7f}q");
+    terminal.await_text("filter: bq▏");
+    terminal.press("\u{7f}b\r");
+    terminal.await_text("filter (bb)");
+    assert_eq!(keys(&terminal), ["bb"]);
+    // Escape ends the filter, not the program.
+    terminal.press("\u{1b}");
+    terminal.await_screen("waiting for all keys", |screen| screen.contents().contains("\nnewest "));
+    terminal.await_text("a: updates at each look");
+    terminal.press("j\u{1b}[B");
+    terminal.await_text("bb: updates at each look");
+    terminal.press("k");
+    terminal.await_text(" b: updates at each look");
+    terminal.press("p");
+    terminal.await_text("PAUSED");
+    let before = b.mark_updated().unwrap();
+    newest.mark_updated().unwrap();
+    terminal.press("s");
+    terminal.await_text("sort (rate)");
+    assert!(terminal.text().contains("updates/s 0.0"), "it has looked in spite of the pause");
+    terminal.press(" ");
+    terminal.await_screen("waiting for the pause to end", |screen| !screen.contents().contains("PAUSED"));
+    assert_eq!(b.refresh().unwrap(), before, "the tool has changed the table");
+    for end in ["q", "\u{3}", "\u{1b}"] {
+        let mut terminal = top(&place);
+        terminal.press(end);
+        assert_eq!(terminal.await_end(), 0);
+        assert!(terminal.is_restored(), "after {end:?}");
+    }
+}
+
+#[test]
+fn the_terminal_is_restored_whichever_process_is_killed() {
+    let place = Place::with_keys(["a"]);
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGKILL] {
+        for is_child in [false, true] {
+            let mut terminal = top(&place);
+            assert!(terminal.screen().alternate_screen() && terminal.is_raw());
+            let pid = terminal.program.pid();
+            kill(if is_child { child_of(pid) } else { pid }, signal).unwrap();
+            assert_eq!(terminal.await_end(), 128 + signal as i32, "{signal}, child: {is_child}");
+            // The one that is left does it, perhaps after the other has ended.
+            let is_left = |screen: &vt100::Screen| !screen.alternate_screen() && !screen.hide_cursor();
+            terminal.await_screen("waiting for the screen to be left", is_left);
+            eventually("waiting for the terminal to be restored", || terminal.is_restored());
+        }
+    }
+}
+
+#[test]
+fn a_small_screen_and_no_keys_will_do() {
+    let place = Place::with_keys([]);
+    for (rows, columns) in [(1, 1), (2, 5), (3, 20), (5, 40), (60, 300)] {
+        let mut terminal = Terminal::start_sized(&mut place.command(&["top", "--interval", "50ms"]), rows, columns);
+        terminal.await_screen("waiting for the screen", |screen| screen.alternate_screen());
+        terminal.press("jk/a\r\u{1b}[6~\u{1b}[5~q");
+        assert_eq!(terminal.await_end(), 0, "{rows} lines of {columns}");
+        assert!(terminal.is_restored());
+    }
+}
+
+#[test]
+fn more_keys_than_lines_are_scrolled_through() {
+    let place = Place::empty();
+    let table = Table::open(&place.path).unwrap();
+    (0..500).for_each(|i| drop(GenerationSynchronizer::new(&table, format!("key:{i:03}")).unwrap()));
+    let mut terminal = top(&place);
+    assert_eq!(keys(&terminal)[0], "key:000");
+    terminal.press("\u{1b}[F");
+    terminal.await_text("key:499: updates");
+    assert_eq!(keys(&terminal).last().unwrap(), "key:499");
+    terminal.press("\u{1b}[H");
+    terminal.await_text("key:000: updates");
+    terminal.press("\u{1b}[6~");
+    terminal.await_screen("waiting for another key", |screen| !screen.contents().contains("key:000: updates"));
+    terminal.press("q");
+    assert_eq!(terminal.await_end(), 0);
+}
+
+#[test]
+fn the_table_may_be_replaced_and_removed_meanwhile() {
+    let place = Place::with_keys(["before"]);
+    let mut terminal = top(&place);
+    place.table().reset().unwrap();
+    place.sync("after");
+    terminal.await_screen("waiting for the new table", |screen| screen.contents().contains("\nafter "));
+    std::fs::remove_file(&place.path).unwrap();
+    terminal.await_text("no such table");
+    place.sync("again");
+    terminal.await_screen("waiting for the third table", |screen| screen.contents().contains("\nagain "));
+    terminal.press("q");
+    assert_eq!(terminal.await_end(), 0);
+}
+
+#[test]
+fn without_a_terminal_there_is_no_screen() {
+    let place = Place::with_keys(["a"]);
+    place.fail(2, "top needs a terminal", &["top"]);
+    place.fail(2, "--interval", &["top", "--interval", "1ms"]);
+    place.fail(2, "--interval", &["top", "--interval", "x"]);
+    place.fail(2, "--count", &["top", "--count", "2"]);
+    let sync = place.sync("a");
+    let mut looks = place.start(&["--json", "top", "--count", "2", "--interval", "50ms"]);
+    eventually("waiting for the end", || {
+        sync.mark_updated().unwrap();
+        looks.child().try_wait().unwrap().is_some()
+    });
+    let looks = crate::tool::objects(&looks.said().out);
+    assert_eq!((looks.len(), &looks[1]["keys"]), (2, &1.into()));
+    assert!(looks[1]["updates_per_second"].as_f64().unwrap() > 0.0);
+    assert_eq!(looks[1]["top"][0]["key"], "a");
+}
+
+#[test]
+fn colours_are_for_terminals_that_want_them() {
+    let place = Place::with_keys(["a"]);
+    let list = |set: &[(&str, &str)]| {
+        let mut command = place.command(&["ls"]);
+        command.envs(set.iter().copied());
+        let mut terminal = Terminal::start(&mut command);
+        assert_eq!(terminal.await_end(), 0);
+        assert!(terminal.text().contains("GENERATION"));
+        terminal.raw.contains(&0x1b)
+    };
+    assert!(list(&[]));
+    assert!(list(&[("NO_COLOR", "")]), "an empty variable counts as none");
+    assert!(!list(&[("NO_COLOR", "1")]));
+    assert!(!place.succeed(&["ls"]).contains('\u{1b}'));
+    let mut json = Terminal::start(&mut place.command(&["--json", "ls"]));
+    json.await_end();
+    assert!(!json.raw.contains(&0x1b));
+}
+
+#[test]
+fn a_question_is_asked_on_a_terminal() {
+    for (command, question) in [("reset", "Begin "), ("rm", "Remove ")] {
+        let place = Place::with_keys(["a"]);
+        let sync = place.sync("a");
+        for answer in ["n\r", "\r", "\u{4}"] {
+            let mut terminal = Terminal::start(&mut place.command(&[command]));
+            terminal.await_text("[y/N]");
+            assert!(terminal.text().contains(question));
+            terminal.press(answer);
+            assert_eq!(terminal.await_end(), 1, "{answer:?}");
+            assert!(terminal.text().contains("nothing was changed"));
+            assert!(!sync.is_expired());
+        }
+        let mut terminal = Terminal::start(&mut place.command(&[command]));
+        terminal.await_text("[y/N]");
+        terminal.press("y\r");
+        assert_eq!(terminal.await_end(), 0);
+        assert!(sync.is_expired());
+    }
+}
+
+#[test]
+fn a_signal_from_the_terminal_is_not_passed_on_as_the_command_has_it_already() {
+    let place = Place::with_keys(["a"]);
+    let mut terminal = Terminal::start(&mut place.command(&["exec", "a", "--", "sh", "-c", "echo ready; sleep 60"]));
+    terminal.await_text("ready");
+    terminal.press("\u{3}");
+    assert_eq!(terminal.await_end(), 130);
+    // A command in a session of its own does not get it from the terminal, and so shows that it does not from the tool.
+    let script =
+        "trap 'echo interrupted' INT; trap 'echo over; exit 5' USR1; echo ready; while true; do sleep 0.01; done";
+    let mut terminal = Terminal::start(&mut place.command(&["exec", "a", "--", "setsid", "sh", "-c", script]));
+    terminal.await_text("ready");
+    terminal.press("\u{3}");
+    // Echoed when it was sent. The tool takes it before the next one, whose number is higher.
+    terminal.await_text("^C");
+    terminal.program.signal(Signal::SIGUSR1);
+    assert_eq!(terminal.await_end(), 5);
+    assert!(terminal.text().contains("over") && !terminal.text().contains("interrupted"), "{}", terminal.text());
+}

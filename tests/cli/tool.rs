@@ -1,0 +1,177 @@
+//! The program, and a table for it.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::time::Instant;
+
+use gensync::{CacheKey, GenerationSynchronizer, Table};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use crate::support::LIMIT;
+
+/// A folder with room for one table, which the program is told of.
+pub(crate) struct Place {
+    pub(crate) folder: tempfile::TempDir,
+    pub(crate) path: PathBuf,
+}
+
+/// What the program said, and how it ended.
+#[derive(Debug)]
+pub(crate) struct Said {
+    pub(crate) status: i32,
+    pub(crate) out: String,
+    pub(crate) err: String,
+}
+
+impl Place {
+    /// Without a table.
+    pub(crate) fn empty() -> Self {
+        let (folder, path) = crate::support::path();
+        Self { folder, path }
+    }
+
+    pub(crate) fn with_keys<const COUNT: usize>(keys: [&str; COUNT]) -> Self {
+        let place = Self::empty();
+        let table = Table::open(&place.path).unwrap();
+        keys.iter().for_each(|key| drop(GenerationSynchronizer::new(&table, CacheKey::raw(*key)).unwrap()));
+        place
+    }
+
+    pub(crate) fn table(&self) -> Table {
+        Table::open(&self.path).unwrap()
+    }
+
+    pub(crate) fn sync(&self, key: &str) -> GenerationSynchronizer {
+        GenerationSynchronizer::new(&self.table(), CacheKey::raw(key)).unwrap()
+    }
+
+    /// The program with these arguments, about this table.
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = program();
+        command.env("GENSYNC_TABLE", &self.path).args(arguments);
+        command
+    }
+
+    pub(crate) fn run(&self, arguments: &[&str]) -> Said {
+        said(self.command(arguments).stdin(Stdio::null()).output().unwrap())
+    }
+
+    /// Ends with status 0 and nothing on stderr; what it printed.
+    pub(crate) fn succeed(&self, arguments: &[&str]) -> String {
+        let said = self.run(arguments);
+        assert_eq!((said.status, &*said.err), (0, ""), "{arguments:?}: {said:?}");
+        said.out
+    }
+
+    /// Ends with `status`, prints nothing, and says `text` on stderr.
+    pub(crate) fn fail(&self, status: i32, text: &str, arguments: &[&str]) {
+        let said = self.run(arguments);
+        assert_eq!((said.status, &*said.out), (status, ""), "{arguments:?}: {said:?}");
+        assert!(said.err.contains(text), "{arguments:?}: \"{text}\" is not in {said:?}");
+    }
+
+    /// The objects that it prints.
+    pub(crate) fn objects(&self, arguments: &[&str]) -> Vec<Value> {
+        let said = self.run(&[&["--json"], arguments].concat());
+        assert!(said.status <= 1, "{said:?}");
+        objects(&said.out)
+    }
+
+    /// The one object that it prints.
+    pub(crate) fn object(&self, arguments: &[&str]) -> Value {
+        let mut objects = self.objects(arguments);
+        assert_eq!(objects.len(), 1, "{objects:?}");
+        objects.remove(0)
+    }
+
+    pub(crate) fn start(&self, arguments: &[&str]) -> Running {
+        Running::start(self.command(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()))
+    }
+}
+
+/// Each line must be an object.
+pub(crate) fn objects(text: &str) -> Vec<Value> {
+    let objects: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).expect(line)).collect();
+    assert!(objects.iter().all(Value::is_object));
+    objects
+}
+
+/// The program, in an environment that says nothing.
+pub(crate) fn program() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_gensync"));
+    for variable in ["GENSYNC_TABLE", "XDG_RUNTIME_DIR", "NO_COLOR", "TERM"] {
+        command.env_remove(variable);
+    }
+    command.env("TZ", "UTC");
+    command
+}
+
+pub(crate) fn said(output: Output) -> Said {
+    let status = output.status.code().unwrap_or(-1);
+    let [out, err] = [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap());
+    Said { status, out, err }
+}
+
+/// The program, running; killed if the test ends before it does.
+pub(crate) struct Running(Option<Child>);
+
+impl Running {
+    pub(crate) fn start(command: &mut Command) -> Self {
+        Self(Some(command.spawn().unwrap()))
+    }
+
+    pub(crate) fn pid(&self) -> Pid {
+        Pid::from_raw(self.0.as_ref().unwrap().id() as i32)
+    }
+
+    pub(crate) fn child(&mut self) -> &mut Child {
+        self.0.as_mut().unwrap()
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill(self.pid(), signal).unwrap();
+    }
+
+    pub(crate) fn said(mut self) -> Said {
+        said(self.0.take().unwrap().wait_with_output().unwrap())
+    }
+
+    pub(crate) fn status(mut self) -> ExitStatus {
+        self.0.take().unwrap().wait().unwrap()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.0 {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// Asks again and again until it is so.
+pub(crate) fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !is_so() {
+        assert!(start.elapsed() < LIMIT, "{what}, in vain");
+        std::thread::yield_now();
+    }
+}
+
+/// The only child of a process, once there is one.
+pub(crate) fn child_of(pid: Pid) -> Pid {
+    let path = format!("/proc/{pid}/task/{pid}/children");
+    let mut child = None;
+    eventually("waiting for a child", || {
+        child = std::fs::read_to_string(&path).unwrap().split_whitespace().next().map(|pid| pid.parse().unwrap());
+        child.is_some()
+    });
+    Pid::from_raw(child.unwrap())
+}
+
+pub(crate) fn bytes(path: &Path) -> Vec<u8> {
+    std::fs::read(path).unwrap()
+}
