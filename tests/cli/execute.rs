@@ -30,7 +30,7 @@ impl Held {
         let script = format!("> {}; read line < {}; {script}", begun.display(), go.display());
         let tool = place.start(&["exec", "key", "--", "sh", "-c", &script]);
         eventually("waiting for the command to begin", || begun.exists());
-        let command = child_of(tool.pid());
+        let command = child_of(tool.pid(), go.to_str().unwrap());
         Self { place, sync, go, tool: Some(tool), command }
     }
 
@@ -50,9 +50,13 @@ impl Held {
         fs::write(&self.go, "go\n").unwrap();
     }
 
+    /// Everybody loads what there is then, and goes on to be told when the command has ended.
     fn kill_tool(&mut self) {
+        let seen = self.sync.sync_gen().unwrap().get();
         self.tool().signal(Signal::SIGKILL);
         assert_eq!(self.tool.take().unwrap().status().signal(), Some(9));
+        assert!(self.sync.wait_timeout(LIMIT).is_changed());
+        assert_eq!(self.sync.refresh().unwrap().get(), seen + 1);
     }
 
     fn is_command_alive(&self) -> bool {
@@ -107,6 +111,21 @@ fn the_tool_is_killed_and_the_command_goes_on() {
 }
 
 #[test]
+fn the_tool_the_witness_and_the_command_are_killed_at_once() {
+    let mut held = Held::start("true");
+    let tool = held.tool().pid();
+    let witness = child_of(tool, "witness");
+    assert!(nix::unistd::getpgid(Some(witness)) == Ok(witness), "what is typed at the terminal would kill it");
+    kill(witness, Signal::SIGKILL).unwrap();
+    held.assert_in_flight();
+    held.tool().signal(Signal::SIGSTOP);
+    kill(held.command, Signal::SIGKILL).unwrap();
+    held.tool().signal(Signal::SIGKILL);
+    held.tool = None;
+    held.assert_announced();
+}
+
+#[test]
 fn the_tool_is_killed_and_then_the_command() {
     let mut held = Held::start("true");
     held.kill_tool();
@@ -117,13 +136,18 @@ fn the_tool_is_killed_and_then_the_command() {
 
 #[test]
 fn the_command_is_killed_while_the_tool_is_stopped_and_then_the_tool() {
-    let mut held = Held::start("true");
+    let held = Held::start("true");
     held.tool().signal(Signal::SIGSTOP);
     kill(held.command, Signal::SIGKILL).unwrap();
     // The tool alone holds it now.
     held.assert_in_flight();
-    held.kill_tool();
-    held.assert_announced();
+    let seen = held.sync.sync_gen().unwrap().get();
+    held.tool().signal(Signal::SIGKILL);
+    // By the witness, which also finds that no maker lives.
+    eventually("waiting for both announcements", || {
+        let key = held.place.object(&["get", "key"]);
+        (&key["generation"], &key["pending"]) == (&(seen + 2).into(), &0.into())
+    });
 }
 
 #[test]

@@ -110,7 +110,7 @@ fn the_terminal_is_restored_whichever_process_is_killed() {
             let mut terminal = top(&place);
             assert!(terminal.screen().alternate_screen() && terminal.is_raw());
             let pid = terminal.program.pid();
-            kill(if is_child { child_of(pid) } else { pid }, signal).unwrap();
+            kill(if is_child { child_of(pid, "top") } else { pid }, signal).unwrap();
             assert_eq!(terminal.await_end(), 128 + signal as i32, "{signal}, child: {is_child}");
             // The one that is left does it, perhaps after the other has ended.
             let is_left = |screen: &vt100::Screen| !screen.alternate_screen() && !screen.hide_cursor();

@@ -55,7 +55,14 @@ impl Terminal {
             .stdin(std::process::Stdio::null())
             .stdout(std::process::Stdio::null())
             .stderr(std::process::Stdio::null());
-        Self { master, slave, parser: Parser::new(rows, columns, 0), raw: Vec::new(), before, program }
+        Self {
+            master,
+            slave,
+            parser: Parser::new(rows.try_into().unwrap(), columns.try_into().unwrap(), 0),
+            raw: Vec::new(),
+            before,
+            program,
+        }
     }
 
     pub(crate) fn press(&mut self, keys: &str) {

@@ -161,15 +161,20 @@ pub(crate) fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
     }
 }
 
-/// The only child of a process, once there is one.
-pub(crate) fn child_of(pid: Pid) -> Pid {
+/// The child of a process that has `text` in its command line, once there is one.
+pub(crate) fn child_of(pid: Pid, text: &str) -> Pid {
     let path = format!("/proc/{pid}/task/{pid}/children");
-    let mut child = None;
+    let is_meant = |child: &&str| {
+        let command = std::fs::read(format!("/proc/{child}/cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&command).contains(text)
+    };
+    let mut found = None;
     eventually("waiting for a child", || {
-        child = std::fs::read_to_string(&path).unwrap().split_whitespace().next().map(|pid| pid.parse().unwrap());
-        child.is_some()
+        let children = std::fs::read_to_string(&path).unwrap();
+        found = children.split_whitespace().find(is_meant).map(|child| Pid::from_raw(child.parse().unwrap()));
+        found.is_some()
     });
-    Pid::from_raw(child.unwrap())
+    found.unwrap()
 }
 
 pub(crate) fn bytes(path: &Path) -> Vec<u8> {

@@ -71,6 +71,8 @@ pub(crate) enum Command {
     Bench(Bench),
     #[command(hide = true)]
     BenchWorker(BenchWorker),
+    #[command(hide = true)]
+    Witness(WitnessOptions),
     /// Print a script that completes command lines
     Completions {
         /// The shell
@@ -229,6 +231,13 @@ pub(crate) struct BenchWorker {
     pub(crate) key: String,
     /// 0: wait for changes and tell when each was noticed.
     pub(crate) milliseconds: u64,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct WitnessOptions {
+    /// As they are in the table.
+    #[arg(last = true)]
+    pub(crate) keys: Vec<String>,
 }
 
 #[derive(Args, Debug)]

@@ -8,7 +8,7 @@ mod bare;
 use std::hint::black_box;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 use std::thread::{available_parallelism, sleep};
 use std::time::{Duration, Instant};
 
@@ -17,6 +17,7 @@ use nix::time::{ClockId, clock_gettime};
 use serde_json::json;
 
 use crate::arguments::{Bench, BenchWorker};
+use crate::child::this_program;
 use crate::failure::{DONE, Failure, Outcome};
 use crate::output::{FAINT, GOOD, HEADING, Output};
 
@@ -140,7 +141,7 @@ struct Worker {
 impl Worker {
     fn start(path: &Path, key: &str, milliseconds: u64) -> Outcome<Self> {
         let start = || {
-            let mut command = Command::new(std::env::current_exe()?);
+            let mut command = this_program()?;
             command.arg("bench-worker").arg(path).args([key, &milliseconds.to_string()]);
             command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()
         };

@@ -52,7 +52,8 @@ fn change(target: &Target, selection: &Selection, create: bool, output: &mut Out
     }
 }
 
-fn mark_key(table: &Table, key: &CacheKey) -> Outcome<Option<SlotInfo>> {
+/// Announces a change of `key`, which is created if it is missing.
+pub(crate) fn mark_key(table: &Table, key: &CacheKey) -> Outcome<Option<SlotInfo>> {
     let sync = GenerationSynchronizer::new(table, key)?;
     sync.mark_updated()?;
     // The check ends updates whose makers are dead.

@@ -2,7 +2,8 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::process::ExitStatusExt as _;
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -16,6 +17,14 @@ const PASSED_ON: [Signal; 6] =
     [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGUSR2];
 /// The kernel itself has sent the signal: to the whole group of processes that the terminal talks to.
 const FROM_THE_KERNEL: i32 = 0x80;
+
+/// Another process of this program, even if its file was replaced since it was started.
+pub(crate) fn this_program() -> io::Result<Command> {
+    let path = std::env::current_exe()?;
+    let mut command = Command::new(if path.exists() { &path } else { Path::new("/proc/self/exe") });
+    command.arg0("gensync");
+    Ok(command)
+}
 
 /// Starts `command`, and gives its status when it has ended; `None` if that is not known.
 ///

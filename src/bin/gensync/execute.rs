@@ -4,9 +4,9 @@
 //! are two makers, and the update is in flight until both have ended. Whatever is killed:
 //!
 //! - the command: this process finishes the update;
-//! - this process: the command may still change the source, so to announce the update now would be too early. The lock goes
-//!   with the command, and whoever checks the key next announces it;
-//! - both: likewise, at once.
+//! - this process: the [witness](crate::witness) announces the update at once. The command may still change the source, so
+//!   the update stays in flight: the lock goes with the command, and whoever checks the key next announces it again;
+//! - both, or all: whoever checks the key next announces it.
 //!
 //! A daemon that the command leaves behind has the lock as well, which this process lets go of for all when the command ends.
 //! If this process was killed, the daemon keeps it, and the others load again after their `pending_limit`.
@@ -23,6 +23,7 @@ use crate::failure::{DONE, Failure, Outcome, UNUSABLE, complain};
 use crate::list::no_such_key;
 use crate::output::Output;
 use crate::target::Target;
+use crate::witness::Witness;
 
 const CANNOT_RUN: u8 = 126;
 const NO_SUCH_COMMAND: u8 = 127;
@@ -36,6 +37,8 @@ pub(crate) fn execute(target: &Target, options: &Exec, output: &mut Output) -> O
         }
     }
     let syncs = keys.iter().map(|key| GenerationSynchronizer::new(&table, key)).collect::<Result<Vec<_>, _>>()?;
+    // Kept until the updates are finished; begun before they are, as it is not to inherit their descriptors.
+    let _witness = Witness::start(target, &keys)?;
     let updates = begin(&syncs)?;
     let mut command = Command::new(&options.command[0]);
     command.args(&options.command[1..]);

@@ -20,6 +20,7 @@ mod time;
 mod top;
 mod wait;
 mod watch;
+mod witness;
 
 use std::process::ExitCode;
 
@@ -53,6 +54,7 @@ fn run(arguments: &Arguments, output: &mut Output) -> failure::Outcome {
         Command::Top(options) => top::top(target, options, output),
         Command::Bench(options) => bench::bench(options, output),
         Command::BenchWorker(options) => bench::worker(options),
+        Command::Witness(options) => witness::witness(target, options),
         Command::Completions { shell } => pages::completions(*shell, output),
         Command::Man { command } => pages::man(command.as_deref(), output),
         Command::Ps => processes::ps(target, output),

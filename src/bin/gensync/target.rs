@@ -1,5 +1,6 @@
 //! Which table is meant, and how it is opened.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::Args;
@@ -38,6 +39,12 @@ impl Target {
                 })
             }
         }
+    }
+
+    /// What another process of this program is to be told, so that it means the same table.
+    pub(crate) fn arguments(&self) -> Outcome<Vec<OsString>> {
+        let allow_fuse = self.allow_fuse.then(|| "--allow-fuse".into());
+        Ok(["--table".into(), self.path()?.into_os_string()].into_iter().chain(allow_fuse).collect())
     }
 
     /// To be looked at: without write permission, and without a change.

@@ -23,7 +23,7 @@ pub(crate) fn precise(time: SystemTime) -> String {
 
 fn format(time: SystemTime, format: &str) -> String {
     match Timestamp::try_from(time) {
-        Ok(time) => time.to_zoned(TimeZone::system()).strftime(format).to_string(),
+        Ok(time) => time.to_zoned_datetime(TimeZone::system()).strftime(format).to_string(),
         Err(_) => "unknown".to_owned(),
     }
 }

@@ -5,7 +5,6 @@
 //! asked to. Only when both are killed at once, or stopped, does the terminal stay as it is, until `reset` is typed.
 
 use std::io::{Write as _, stdout};
-use std::process::Command;
 
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
@@ -15,7 +14,7 @@ use ratatui::crossterm::cursor::Show;
 use ratatui::crossterm::execute;
 use ratatui::crossterm::terminal::LeaveAlternateScreen;
 
-use crate::child::{self, status_of};
+use crate::child::{self, status_of, this_program};
 
 /// Says whose child it is that is to draw.
 const VARIABLE: &str = "GENSYNC_TOP_GUARD";
@@ -28,7 +27,7 @@ pub(super) fn run_guarded() -> Option<u8> {
         return (std::env::var(VARIABLE) != Ok(getppid().to_string())).then_some(0);
     }
     let before = tcgetattr(stdout()).ok()?;
-    let mut command = Command::new(std::env::current_exe().ok()?);
+    let mut command = this_program().ok()?;
     command.args(std::env::args_os().skip(1)).env(VARIABLE, std::process::id().to_string());
     let status = child::run(&mut command).ok()?;
     if status.is_none_or(|status| status.code().is_none()) {
