@@ -1,7 +1,7 @@
 //! Where a table is, of whatever kind.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
@@ -54,7 +54,7 @@ impl Place {
             Kind::File => Some(self.folder.path().join(&self.name)),
             Kind::Anonymous => None,
             #[cfg(feature = "shm")]
-            Kind::Named => Some(Path::new("/dev/shm").join(&self.name)),
+            Kind::Named => Some(std::path::Path::new("/dev/shm").join(&self.name)),
         }
     }
 

@@ -1,0 +1,250 @@
+//! No room on the disk, or no inode.
+
+use std::error::Error as _;
+use std::fs;
+use std::fs::File;
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+use std::sync::atomic::Ordering::SeqCst;
+
+use gensync::{Cached, Error, GenerationSynchronizer, Table, UpdateError};
+use nix::mount::MsFlags;
+
+use super::disk::Mount;
+use super::{assert_recovered, assert_works, attach, attach_all, grow, is_full, names};
+use crate::support::shared_words;
+
+#[test]
+fn a_full_disk_is_an_error_and_existing_keys_go_on_working() {
+    let Some(disk) = Mount::tmpfs("size=512k") else { return };
+    let path = disk.path("table");
+    let table = Table::options().capacity(16).open(&path).unwrap();
+    let mut syncs = Vec::new();
+    let error = attach_all(&table, &mut syncs);
+    assert!(is_full(&error), "{error}");
+    assert_eq!(error.path(), Some(&*path));
+    assert!(error.key().is_some() && error.source().is_some());
+    assert!(syncs.len() > 1000);
+    assert_works(&table, &syncs);
+    // A reset needs room for a second file first: either it works, or nothing has changed.
+    fs::write(disk.path("ballast"), vec![0; 1 << 20]).unwrap_err();
+    let error = table.reset().unwrap_err();
+    assert!(is_full(&error), "{error}");
+    assert!(syncs.iter().all(|sync| !sync.is_expired()), "a reset that failed has changed something");
+    // A second table does not fit; with room again, all goes on.
+    assert!(Table::open(disk.path("second")).is_err());
+    fs::remove_file(disk.path("ballast")).unwrap();
+    disk.remount(MsFlags::empty(), "size=8m").unwrap();
+    assert_recovered(&table, &syncs);
+}
+
+/// Lets the disk be full when each of the segments up to `last` is to be appended: but for nothing, for half of what it
+/// takes, and for one page less than that.
+fn full_at_each_growth(disk: &Mount, last: u32) {
+    let path = disk.path("table");
+    let table = Table::options().capacity(1).open(&path).unwrap();
+    let other = Table::open(&path).unwrap();
+    let mut syncs = vec![attach(&table, "0").unwrap()];
+    let mut failures = 0;
+    for segment in 1..=last {
+        grow(&table, segment, &mut syncs);
+        let bytes = (128 << segment) + (1_u64 << segment).next_multiple_of(128);
+        // The last page of the present segments may hold the beginning of it.
+        let pages = bytes.div_ceil(4096) - 1;
+        // A disk may keep what was reserved before it was full.
+        let mut taken = 0;
+        for pages in [0, pages / 2, pages.saturating_sub(1)] {
+            let _ballast = disk.fill((pages * 4096_u64).saturating_sub(taken));
+            let free = disk.free();
+            let error = loop {
+                match attach(&table, format!("{}", syncs.len())) {
+                    Err(error) => break Some(error),
+                    Ok(sync) => syncs.push(sync),
+                }
+                if table.stats().segments > segment {
+                    break None;
+                }
+            };
+            taken += free - disk.free();
+            let Some(error) = error else {
+                assert!(bytes < 2 * 4096, "segment {segment} was appended to a full disk");
+                break;
+            };
+            failures += 1;
+            assert!(is_full(&error), "{error}");
+            let key = format!("{}", syncs.len());
+            assert_eq!((error.path(), error.key()), (Some(&*path), Some(&*key)));
+            assert_eq!((table.stats().segments, table.stats().keys), (segment, syncs.len() as u64));
+            // Whoever else comes finds the same.
+            assert!(is_full(&attach(&other, key).unwrap_err()));
+            assert_works(&table, &syncs);
+        }
+    }
+    assert!(failures >= 2 * last, "only {failures} failures");
+    assert_recovered(&table, &syncs);
+}
+
+#[test]
+fn a_memory_disk_may_be_full_at_every_growth() {
+    let Some(disk) = Mount::tmpfs("size=8m") else { return };
+    full_at_each_growth(&disk, 12);
+}
+
+#[test]
+fn a_disk_may_be_full_at_every_growth() {
+    let Some(disk) = Mount::ext4(24 << 20) else { return };
+    full_at_each_growth(&disk, 12);
+}
+
+#[test]
+fn a_disk_may_be_full_between_the_pieces_of_a_great_segment() {
+    let Some(disk) = Mount::tmpfs("size=80m") else { return };
+    let table = Table::options().capacity(1 << 17).open(disk.path("table")).unwrap();
+    let mut syncs = Vec::new();
+    let ballast = disk.fill(20 << 20);
+    let error = attach_all(&table, &mut syncs);
+    assert!(is_full(&error) && table.stats().segments == 1, "{error}");
+    // The first piece is taken, and stays so.
+    assert!(disk.free() < 5 << 20);
+    assert_works(&table, &syncs[..100]);
+    drop(ballast);
+    let key = format!("{}", syncs.len());
+    attach(&table, &*key).unwrap();
+    assert_eq!(table.stats().segments, 2);
+    table.reset().unwrap();
+    assert!(syncs.iter().all(GenerationSynchronizer::is_expired));
+}
+
+/// Runs `attempt` with nothing free, a page, two pages, and so on until it succeeds, and returns how often it failed.
+fn until_there_is_room(disk: &Mount, attempt: impl Fn() -> Result<(), Error>) -> u64 {
+    for pages in 0..20 {
+        let _ballast = disk.fill(pages * 4096);
+        let (names_before, free) = (names(disk.folder()), disk.free());
+        match attempt() {
+            Ok(()) => return pages,
+            Err(error) => assert!(is_full(&error) && error.path().is_some(), "{error}"),
+        }
+        assert_eq!((names(disk.folder()), disk.free()), (names_before, free), "it left something behind");
+    }
+    panic!("there is no room for a small table");
+}
+
+#[test]
+fn a_table_is_created_whole_or_not_at_all() {
+    let Some(disk) = Mount::tmpfs("size=1m") else { return };
+    let failures = until_there_is_room(&disk, || Table::options().capacity(64).open(disk.path("table")).map(drop));
+    assert_eq!(failures, 4, "the header and 64 slots take four pages");
+    let table = Table::options().create(false).open(disk.path("table")).unwrap();
+    assert_recovered(&table, &[attach(&table, "key").unwrap()]);
+}
+
+#[test]
+fn a_reset_is_made_whole_or_not_at_all() {
+    let disks = [Mount::tmpfs("size=1m"), Mount::ext4(4 << 20)];
+    for disk in disks.into_iter().flatten() {
+        let table = Table::options().capacity(64).open(disk.path("table")).unwrap();
+        let other = Table::open(disk.path("table")).unwrap();
+        let syncs = [attach(&table, "one").unwrap(), attach(&table, "two").unwrap()];
+        let elsewhere = attach(&other, "two").unwrap();
+        let failures = until_there_is_room(&disk, || {
+            assert!(syncs.iter().chain([&elsewhere]).all(|sync| !sync.is_expired()), "it has changed something");
+            assert_works(&table, &syncs);
+            elsewhere.refresh().unwrap();
+            table.reset()
+        });
+        assert!(failures >= 4, "{failures}");
+        assert!(syncs.iter().chain([&elsewhere]).all(GenerationSynchronizer::is_expired));
+        assert_recovered(&table, &syncs);
+    }
+}
+
+#[test]
+fn a_table_on_a_full_disk_can_be_written_to_for_ever() {
+    let Some(disk) = Mount::ext4(8 << 20) else { return };
+    let table = Table::options().capacity(64).open(disk.path("table")).unwrap();
+    let mut syncs = Vec::new();
+    grow(&table, 5, &mut syncs);
+    let _ballast = disk.fill(0);
+    for _ in 0..20 {
+        assert_works(&table, &syncs);
+        // What was written goes to the disk, and the next write begins anew.
+        nix::unistd::syncfs(File::open(disk.folder()).unwrap().as_fd()).unwrap();
+    }
+    assert!(is_full(&attach_all(&table, &mut syncs)));
+}
+
+#[test]
+fn without_an_inode_nothing_can_be_created_and_nothing_is_changed() {
+    let Some(disk) = Mount::tmpfs("size=8m,nr_inodes=4") else { return };
+    // The folder itself takes one.
+    let table = Table::options().capacity(16).open(disk.path("table")).unwrap();
+    let mut syncs = vec![attach(&table, "0").unwrap()];
+    let fillers: Vec<_> = (0..).map_while(|i| File::create(disk.path(&format!("{i}"))).ok().map(|_| i)).collect();
+    assert!(!fillers.is_empty());
+    for error in [Table::open(disk.path("new")).unwrap_err(), table.reset().unwrap_err()] {
+        assert!(is_full(&error) && error.path().is_some() && error.to_string().contains("inode"), "{error}");
+    }
+    assert!(!disk.path("new").exists() && !syncs[0].is_expired());
+    // Growing takes none.
+    grow(&table, 4, &mut syncs);
+    assert_works(&table, &syncs);
+    fs::remove_file(disk.path("0")).unwrap();
+    assert_recovered(&table, &syncs);
+}
+
+/// A process that was killed after it had begun to reset the table leaves it like this.
+fn begin_to_retire(path: &Path) {
+    // In the byte order of the machine.
+    let state = if cfg!(target_endian = "little") { [2, 0, 0, 0] } else { [0, 0, 0, 2] };
+    File::options().write(true).open(path).unwrap().write_all_at(&state, 144).unwrap();
+}
+
+#[test]
+fn a_retired_table_that_finds_no_room_for_its_successor_expires_everything_until_there_is_room() {
+    let Some(disk) = Mount::tmpfs("size=1m") else { return };
+    let path = disk.path("table");
+    let table = Table::options().capacity(64).open(&path).unwrap();
+    let other = Table::open(&path).unwrap();
+    let (sync, elsewhere) = (attach(&table, "key").unwrap(), attach(&other, "key").unwrap());
+    let source = &shared_words(1)[0];
+    let cached = Cached::new(attach(&table, "key").unwrap(), || Ok::<_, Error>(source.load(SeqCst)));
+    assert_eq!(*cached.get().unwrap(), 0);
+    let before = sync.sync_gen().unwrap();
+    let ballast = disk.fill(0);
+    begin_to_retire(&path);
+    assert!(is_full(&attach(&other, "new").unwrap_err()));
+    let used = 100;
+    for i in 1..=used {
+        source.store(i, SeqCst);
+        assert!(sync.is_expired() && elsewhere.is_expired());
+        assert_eq!(*cached.get().unwrap(), i, "not what the source says");
+        assert_eq!(sync.ticket().generation(), None);
+        // An update is not lost without a word.
+        assert!(is_full(&sync.mark_updated().unwrap_err()));
+        assert!(is_full(&sync.refresh().unwrap_err()));
+        let error = sync.update(|| -> Result<(), Error> { unreachable!() }).unwrap_err();
+        assert!(matches!(&error, UpdateError::Begin(error) if is_full(error)), "{error}");
+        for error in [attach(&table, "key").unwrap_err(), Table::open(&path).unwrap_err(), table.reset().unwrap_err()] {
+            assert!(is_full(&error) && error.path() == Some(&path), "{error}");
+        }
+    }
+    assert_eq!(cached.counters().reloads, 1 + used, "one load for each use, and no more");
+    assert_eq!(names(disk.folder()).len(), 2, "unfinished files pile up");
+    drop(ballast);
+    // What is announced now reaches those who have not noticed yet that there is room.
+    let announced = sync.mark_updated().unwrap();
+    assert!(announced > before, "a generation has come again");
+    assert!(elsewhere.is_expired());
+    while elsewhere.ticket().generation().is_none() {}
+    assert!(elsewhere.is_expired());
+    assert_eq!(elsewhere.refresh().unwrap(), announced);
+    source.store(7, SeqCst);
+    sync.mark_updated().unwrap();
+    assert_eq!(*cached.get().unwrap(), 7);
+    assert!(elsewhere.is_expired());
+    cached.get().unwrap();
+    assert!(!cached.synchronizer().is_expired(), "a storm of loads");
+    sync.refresh().unwrap();
+    assert_recovered(&table, &[sync, elsewhere]);
+}
