@@ -16,7 +16,7 @@ impl Table {
     /// that nobody attaches to any more are gone. No update is lost, whoever makes it meanwhile.
     ///
     /// Waits for [updates](crate::GenerationSynchronizer::update) in flight, and holds others up meanwhile, but no longer
-    /// than the [`pending_limit`](TableOptions::pending_limit). So it must not be called within an update.
+    /// than the [`pending_limit`](crate::TableOptions::pending_limit). So it must not be called within an update.
     ///
     /// The new file has the capacity, mode and owner of the old one. An anonymous table cannot be replaced: there,
     /// every key gets a new generation, and all keys stay.
