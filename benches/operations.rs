@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
 use criterion::{BatchSize, Criterion};
-use gensync::{Cached, Generation, GenerationSynchronizer, Table};
+use gensync::{Cached, CachedReader, Generation, GenerationSynchronizer, Table};
 use memmap2::{MmapOptions, MmapRaw};
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
@@ -135,6 +135,9 @@ impl Bench<'_> {
         let cached = Cached::new(sync, || Ok::<_, io::Error>(1u64));
         let bare = ArcSwapOption::from_pointee(1u64);
         let get = || black_box(&cached).get().map_or(0, |value| *value);
+        let mut reader = CachedReader::new(&cached);
+        let words = Words::new(self.folder, 4096);
+        let (word, seen, value) = (&words[0], words[0].load(Acquire), AtomicU64::new(1));
         [
             self.compare("Cached::get", Self::FAST, get, || {
                 black_box(&bare).load().as_ref().map_or(0, |value| **value)
@@ -142,6 +145,12 @@ impl Bench<'_> {
             self.compare("Cached::get (load_full)", Self::FAST, get, || {
                 black_box(&bare).load_full().map_or(0, |value| *value)
             }),
+            self.compare(
+                "CachedReader::get",
+                Self::FAST,
+                || black_box(&mut reader).get().map_or(0, |value| *value),
+                || if black_box(word).load(Acquire) == seen { black_box(&value).load(Acquire) } else { 0 },
+            ),
         ]
         .into_iter()
         .flatten()

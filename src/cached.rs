@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod flights;
+mod reader;
 mod wait;
 
 use std::fmt;
@@ -21,6 +22,7 @@ use crate::slot::{CHECKS_PER_LOOK, Count};
 use crate::synchronizer::{GenerationSynchronizer, Ticket};
 use crate::update::UpdateError;
 use flights::{Failure, Flight, Flights, Next};
+pub use reader::CachedReader;
 
 /// How many loads in a row must have been overtaken by updates before that is reported.
 const OVERTAKEN: u64 = 8;
@@ -195,7 +197,7 @@ impl<T> Cached<T> {
     /// [`is_expired`](GenerationSynchronizer::is_expired). Blocking while it is loaded.
     #[inline]
     pub fn get(&self) -> Result<Arc<T>, Error> {
-        match self.fresh(true, Entry::value) {
+        match self.fresh(true, |entry| entry.value()) {
             Some(value) => Ok(value),
             None => self.get_slow(self.default_terms()).map(|entry| entry.value()),
         }
@@ -214,7 +216,7 @@ impl<T> Cached<T> {
     ///
     /// As [`get`](Self::get); waits for another thread's load only if there is no value yet.
     pub fn get_stale_ok(&self) -> Result<Arc<T>, Error> {
-        match self.fresh(true, Entry::value) {
+        match self.fresh(true, |entry| entry.value()) {
             Some(value) => Ok(value),
             None => {
                 let terms = Terms { stale_while_reloading: true, ..self.default_terms() };
@@ -235,7 +237,7 @@ impl<T> Cached<T> {
     ///
     /// As [`get`](Self::get).
     pub fn get_fresh(&self, deadline: Instant) -> Result<Arc<T>, Error> {
-        match self.fresh(true, Entry::value) {
+        match self.fresh(true, |entry| entry.value()) {
             Some(value) => Ok(value),
             None => {
                 let terms = Terms { deadline: Some(deadline), ..Terms::FRESH };
@@ -253,7 +255,7 @@ impl<T> Cached<T> {
     #[inline]
     #[must_use]
     pub fn get_if_fresh(&self) -> Option<Arc<T>> {
-        self.fresh(false, Entry::value)
+        self.fresh(false, |entry| entry.value())
     }
 
     /// As [`get`](Self::get), with the generation that the value was loaded at.
@@ -266,9 +268,16 @@ impl<T> Cached<T> {
     ///
     /// As [`get`](Self::get).
     pub fn snapshot(&self) -> Result<Snapshot<T>, Error> {
-        match self.fresh(true, Entry::snapshot) {
+        match self.fresh(true, |entry| entry.snapshot()) {
             Some(snapshot) => Ok(snapshot),
             None => self.get_slow(self.default_terms()).map(|entry| entry.snapshot()),
+        }
+    }
+
+    fn entry(&self) -> Result<Arc<Entry<T>>, Error> {
+        match self.fresh(true, Arc::clone) {
+            Some(entry) => Ok(entry),
+            None => self.get_slow(self.default_terms()),
         }
     }
 
@@ -312,7 +321,7 @@ impl<T> Cached<T> {
 
     /// Something of the present value, if that is fresh. It may only be verified if the call `may_load`.
     #[inline]
-    fn fresh<R>(&self, may_load: bool, pick: impl Fn(&Entry<T>) -> R) -> Option<R> {
+    fn fresh<R>(&self, may_load: bool, pick: impl Fn(&Arc<Entry<T>>) -> R) -> Option<R> {
         let current = self.current.load();
         let entry = current.as_ref()?;
         if !self.policy.is_plain || !self.sync.is_unchanged(entry.ticket) {
@@ -333,14 +342,14 @@ impl<T> Cached<T> {
     }
 
     #[cold]
-    fn fresh_slow<R>(&self, entry: &Entry<T>, may_load: bool, pick: impl Fn(&Entry<T>) -> R) -> Option<R> {
+    fn fresh_slow<R>(&self, entry: &Arc<Entry<T>>, may_load: bool, pick: impl Fn(&Arc<Entry<T>>) -> R) -> Option<R> {
         if !self.is_fresh(entry) {
             return None;
         }
         self.hits.add_one();
         let is_due = may_load && self.policy.verification.as_ref().is_some_and(Verification::is_due);
         let loaded = if is_due { self.verify(entry) } else { None };
-        Some(pick(loaded.as_deref().unwrap_or(entry)))
+        Some(pick(loaded.as_ref().unwrap_or(entry)))
     }
 
     /// The keys that `entry` is made of, each with its ticket.

@@ -72,6 +72,9 @@ impl Clone for GenerationSynchronizer {
 pub struct Ticket(Sight);
 
 impl Ticket {
+    /// Of which nothing is fresh.
+    pub(crate) const VOID: Self = Self(Sight::NOTHING);
+
     pub(crate) fn may_sleep_on(self, word: Word) -> bool {
         self.0.may_sleep_on(word)
     }

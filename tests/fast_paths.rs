@@ -6,7 +6,7 @@ mod support;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
-use gensync::{Cached, GenerationSynchronizer, Table, WaitSet};
+use gensync::{Cached, CachedReader, GenerationSynchronizer, Table, WaitSet};
 use support::{in_child, path, system_calls};
 
 struct Counting;
@@ -61,7 +61,9 @@ fn what_is_done_at_each_use_allocates_nothing_and_calls_no_system() {
         assert_fast(&table, "a check", || assert!(!sync.is_expired()));
         assert_fast(&table, "a ticket", || sync.adopt(sync.ticket()));
         assert_fast(&table, "refresh", || _ = sync.refresh().unwrap());
+        let reader = std::cell::RefCell::new(CachedReader::new(&cached));
         assert_fast(&table, "a value", || _ = cached.get().unwrap());
+        assert_fast(&table, "a value of one thread's own", || _ = reader.borrow_mut().get().unwrap());
         assert_fast(&table, "mark_updated", update);
         assert_fast(&table, "clear", || other.clear().unwrap());
         assert_fast(&table, "an update and a check that finds it", || {

@@ -60,6 +60,10 @@ impl Count {
         count
     }
 
+    pub(crate) fn add(&self, figure: u64) {
+        self.0.fetch_add(figure, Ordering::Relaxed);
+    }
+
     /// Not below zero, as what is taken may be a count that was lost.
     pub(crate) fn take_one(&self) {
         let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| count.checked_sub(1));
