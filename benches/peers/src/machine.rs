@@ -21,7 +21,8 @@ impl Machine {
         let processor = model.and_then(|model| model.split_once(':')).map_or("unknown", |(_, model)| model.trim());
         let mut versions: Vec<_> = CRATES.iter().filter_map(|name| locked(name)).collect();
         versions.extend(version("memcached", "-V"));
-        versions.extend(version("redis-server", "--version").map(|text| text.split(" sha=").next().unwrap_or("").into()));
+        versions
+            .extend(version("redis-server", "--version").map(|text| text.split(" sha=").next().unwrap_or("").into()));
         Self {
             processor: processor.to_owned(),
             cores: std::thread::available_parallelism().map_or(0, usize::from),

@@ -38,6 +38,8 @@ pub(crate) trait Peer {
     }
 }
 
+pub(crate) type Peers = Vec<Box<dyn Peer>>;
+
 /// What it gives, and what it does not.
 #[derive(Clone, Copy, Serialize)]
 pub(crate) struct About {

@@ -15,14 +15,14 @@ mod watch;
 
 use crate::Outcome;
 use crate::options::Options;
-use crate::peer::Peer;
+use crate::peer::Peers;
 
 /// The name of the one that all others are compared with, and that is always there.
 pub(crate) const GENSYNC: &str = "gensync";
 
 /// Those that are asked for, gensync first, and why others are left out.
-pub(crate) fn chosen(options: &Options) -> Outcome<(Vec<Box<dyn Peer>>, Vec<String>)> {
-    let mut peers: Vec<Box<dyn Peer>> = vec![
+pub(crate) fn chosen(options: &Options) -> Outcome<(Peers, Vec<String>)> {
+    let mut peers: Peers = vec![
         Box::new(gensync::Gensync),
         Box::new(bare::Bare),
         Box::new(iceoryx2::Iceoryx2::new()),

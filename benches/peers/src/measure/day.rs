@@ -7,15 +7,15 @@ use std::time::{Duration, Instant};
 
 use nix::time::{ClockId, clock_getcpuclockid};
 use nix::unistd::Pid;
-use rand::rngs::StdRng;
 use rand::SeedableRng as _;
+use rand::rngs::StdRng;
 use rand_distr::{Distribution as _, Zipf};
 use serde::Serialize;
 
-use crate::{Outcome, subfolder};
 use crate::peer::{Peer, Role, Session, Site, Source};
-use crate::statistics::{Spread, order};
 use crate::shared::{Workers, nanoseconds, words};
+use crate::statistics::{Spread, order};
+use crate::{Outcome, subfolder};
 
 /// How a day goes.
 #[derive(Clone, Copy, Serialize)]
@@ -157,7 +157,8 @@ impl Place {
         let served = processor(server) - before;
         workers.join()?;
 
-        let sum = |figure: usize| (0..day.workers).map(|worker| board.row(worker)[figure].load(SeqCst)).sum::<u64>() as f64;
+        let sum =
+            |figure: usize| (0..day.workers).map(|worker| board.row(worker)[figure].load(SeqCst)).sum::<u64>() as f64;
         let requests = sum(Row::REQUESTS);
         Ok(Figures {
             requests: requests / elapsed,
@@ -325,4 +326,77 @@ pub(crate) fn proportional_memory(pid: Pid) -> u64 {
     let line = text.lines().find_map(|line| line.strip_prefix("Pss:"));
     let kilobytes = line.and_then(|line| line.split_whitespace().next()).and_then(|number| number.parse::<u64>().ok());
     kilobytes.unwrap_or(0) * 1024
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::peer::{Changes, Held};
+
+    /// A peer that hears of changes, or does not.
+    struct Ear<'a> {
+        generation: &'a AtomicU64,
+        seen: u64,
+        deaf: bool,
+    }
+
+    impl Changes for Ear<'static> {
+        fn changed(&mut self, _key: usize) -> bool {
+            let generation = self.generation.load(Acquire);
+            !self.deaf && std::mem::replace(&mut self.seen, generation) != generation
+        }
+
+        fn announce(&mut self, _key: usize, _value: u64) {
+            self.generation.fetch_add(1, AcqRel);
+        }
+    }
+
+    struct Nowhere;
+
+    impl Site for Nowhere {
+        fn attach(&self, _keys: &[usize], _role: Role, _source: Source) -> Outcome<Box<dyn Session>> {
+            Err("nobody attaches".into())
+        }
+    }
+
+    /// How many answers the oracle finds stale of ten, with an update before each.
+    fn stale_answers(deaf: bool) -> u64 {
+        let keys = vec![0];
+        let (source, oracle) = (Source::new(1).unwrap(), words(1).unwrap());
+        let place = Place { peer: "ear", way: "hears", site: Box::new(Nowhere), source, oracle, keys };
+        let generation: &'static AtomicU64 = Box::leak(Box::default());
+        let session = |deaf| Held::boxed(Ear { generation, seen: 0, deaf }, &place.keys, source);
+        let (mut reader, mut writer) = (session(deaf), session(true));
+        let (demand, phase) = (Demand::new(1).unwrap(), AtomicU64::new(Board::OPEN));
+        let mut requests = Requests { demand: &demand, oracle, phase: &phase, next: 0, stale: 0 };
+        for _ in 0..10 {
+            place.update_one(&mut *writer, 0);
+            let (key, newest) = requests.next().unwrap();
+            let value = reader.get(key);
+            requests.answer(value, newest);
+        }
+        requests.stale
+    }
+
+    #[test]
+    fn the_oracle_finds_every_stale_answer_and_no_fresh_one() {
+        assert_eq!(stale_answers(true), 10);
+        assert_eq!(stale_answers(false), 0);
+    }
+
+    #[test]
+    fn requests_end_soon_after_the_day() {
+        let (demand, phase) = (Demand::new(100).unwrap(), AtomicU64::new(Board::CLOSED));
+        let oracle = words(100).unwrap();
+        let mut requests = Requests { demand: &demand, oracle, phase: &phase, next: 5, stale: 0 };
+        assert!(std::iter::from_fn(|| requests.next()).count() < 16);
+    }
+
+    #[test]
+    fn the_first_key_is_asked_for_most_and_the_last_one_too() {
+        let demand = Demand::new(100).unwrap();
+        let count = |key| demand.0.iter().filter(|&&other| other == key).count();
+        assert!(count(0) > count(1) && count(1) > count(10) && count(99) > 0);
+        assert!(demand.0.iter().all(|&key| key < 100));
+    }
 }

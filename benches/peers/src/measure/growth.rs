@@ -101,25 +101,24 @@ const SIZES: [usize; 6] = [10, 1000, 10_000, 100_000, 1_000_000, 10_000_000];
 /// From few keys to many, as long as that is to be had in the time given.
 fn grow_keys(peer: &dyn Peer, folder: &Path, scale: Scale, growth: &mut Growth) -> Outcome<()> {
     let name = peer.about().name;
-    let mut last: Option<(usize, f64)> = None;
+    let mut fills: Vec<(usize, f64)> = Vec::new();
     for keys in SIZES.into_iter().filter(|&keys| keys <= scale.most_keys) {
         let text = |reason: &str| format!("{name} stops before {keys} keys: {reason}");
         if let Some(reason) = peer.too_many(keys) {
             growth.stops.push(text(reason));
             break;
         }
-        if let Some((before, seconds)) = last {
-            let seconds = seconds * keys as f64 / before as f64;
-            if before >= 1000 && seconds > scale.fill_budget.as_secs_f64() {
-                growth.stops.push(text(&format!("to create them would take {seconds:.0} s")));
-                break;
-            }
+        if let Some(seconds) = expected(&fills, keys)
+            && seconds > scale.fill_budget.as_secs_f64()
+        {
+            growth.stops.push(text(&format!("as it has grown, to create them would take {seconds:.0} s")));
+            break;
         }
         let folder = subfolder(folder, &keys.to_string())?;
         let start = Instant::now();
         let Some(place) = Place::all(peer, &folder, keys)?.into_iter().next() else { break };
         let fill_seconds = start.elapsed().as_secs_f64();
-        last = Some((keys, fill_seconds));
+        fills.push((keys, fill_seconds));
         let (attach, get) = attach_and_get(&place, keys, scale)?;
         let server = place.site().server();
         let bytes = server.map_or_else(|| place.site().shared_bytes(&folder), |pid| Ok(proportional_memory(pid)))?;
@@ -128,6 +127,19 @@ fn grow_keys(peer: &dyn Peer, folder: &Path, scale: Scale, growth: &mut Growth) 
         std::fs::remove_dir_all(&folder)?;
     }
     Ok(())
+}
+
+/// How many seconds it will take to create `keys` keys: at least in proportion to the last time, and more if it has grown
+/// by more before. Nothing is known of the first.
+fn expected(fills: &[(usize, f64)], keys: usize) -> Option<f64> {
+    let &(last, seconds) = fills.last().filter(|&&(last, _)| last >= 1000)?;
+    let power = match fills[..fills.len() - 1].last() {
+        Some(&(before, faster)) if before >= 1000 => {
+            ((seconds / faster).ln() / (last as f64 / before as f64).ln()).max(1.0)
+        }
+        _ => 1.0,
+    };
+    Some(seconds * (keys as f64 / last as f64).powf(power))
 }
 
 /// In a process of its own: nanoseconds to attach to a key, and to get one.
@@ -166,4 +178,18 @@ fn attach_and_get(place: &Place, keys: usize, scale: Scale) -> Outcome<(f64, Spr
     workers.join()?;
     let get = Spread::of(figures[1..].iter().map(|figure| figure.load(SeqCst) as f64 / 1000.0));
     Ok((figures[0].load(SeqCst) as f64, get))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::expected;
+
+    #[test]
+    fn what_grows_with_the_square_is_expected_to_go_on_like_that() {
+        assert_eq!(expected(&[(10, 1.0)], 1000), None);
+        assert_eq!(expected(&[(10, 1.0), (1000, 2.0)], 10_000), Some(20.0));
+        assert_eq!(expected(&[(1000, 2.0), (10_000, 3.0)], 100_000), Some(30.0));
+        let seconds = expected(&[(1000, 1.0), (10_000, 100.0)], 100_000).unwrap();
+        assert!((seconds - 10_000.0).abs() < 1e-6);
+    }
 }

@@ -16,7 +16,7 @@ impl Peer for Bare {
             name: "bare atomic",
             several_writers: "yes",
             keys_at_run_time: "no: you number the words",
-            writer_killed: "stale if killed before the announcement",
+            writer_killed: "no: stale if killed before the announcement",
             file_replaced: "no",
             without_server: "yes",
             across_processes: "yes",

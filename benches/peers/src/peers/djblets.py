@@ -10,7 +10,7 @@ settings.configure(
             'LOCATION': f'unix:{sys.argv[1]}',
         },
     },
-    INSTALLED_APPS=[],
+    INSTALLED_APPS=['django.contrib.contenttypes', 'django.contrib.sites'],
     SECRET_KEY='peers',
     USE_TZ=True,
 )

@@ -1,10 +1,10 @@
 //! The original: Djblets over memcached, in Python.
 
+use std::cell::RefCell;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::rc::Rc;
-use std::cell::RefCell;
 
 use crate::Outcome;
 use crate::peer::{About, Kind, Operation, Peer};
@@ -26,8 +26,8 @@ impl Peer for Djblets {
             name: "Djblets",
             several_writers: "yes; two increments may become one",
             keys_at_run_time: "yes; may be evicted",
-            writer_killed: "stale if killed before the announcement",
-            file_replaced: "does not apply",
+            writer_killed: "no: stale if killed before the announcement",
+            file_replaced: "does not apply; a restarted server has lost all keys",
             without_server: "no",
             across_processes: "yes, and machines",
         }

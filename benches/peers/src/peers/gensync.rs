@@ -17,8 +17,8 @@ impl Peer for Gensync {
             name: "gensync",
             several_writers: "yes",
             keys_at_run_time: "yes",
-            writer_killed: "`update`: the others expire; `mark_updated` alone: stale if killed before it",
-            file_replaced: "yes, within 64 checks or 1 s",
+            writer_killed: "yes with `update`: the others expire; with `mark_updated` alone, stale if killed before it",
+            file_replaced: "yes, within 64 checks or a second",
             without_server: "yes",
             across_processes: "yes",
         }
@@ -72,7 +72,8 @@ struct GensyncSite {
 impl Site for GensyncSite {
     fn attach(&self, keys: &[usize], _role: Role, source: Source) -> Outcome<Box<dyn Session>> {
         let table = Table::open(&self.path)?;
-        let syncs = keys.iter().map(|&key| GenerationSynchronizer::new(&table, name(key))).collect::<Result<Vec<_>, _>>()?;
+        let syncs =
+            keys.iter().map(|&key| GenerationSynchronizer::new(&table, name(key))).collect::<Result<Vec<_>, _>>()?;
         if !self.cached {
             return Ok(Held::boxed(Syncs(syncs), keys, source));
         }

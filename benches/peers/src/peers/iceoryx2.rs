@@ -28,6 +28,22 @@ impl Iceoryx2 {
     }
 }
 
+impl Drop for Iceoryx2 {
+    /// It leaves a file for each prefix.
+    fn drop(&mut self) {
+        files(&format!("{PREFIX}{}_", std::process::id())).for_each(|file| {
+            // It may be gone by itself.
+            let _ = fs::remove_file(file.path());
+        });
+    }
+}
+
+/// What is in shared memory under names that begin like this.
+fn files(prefix: &str) -> impl Iterator<Item = fs::DirEntry> {
+    let entries = fs::read_dir("/dev/shm").into_iter().flatten().flatten();
+    entries.filter(move |entry| entry.file_name().to_string_lossy().starts_with(prefix))
+}
+
 /// More processes than any measure forks.
 const NODES: usize = 128;
 
@@ -37,7 +53,7 @@ impl Peer for Iceoryx2 {
             name: "iceoryx2",
             several_writers: "no: one writer",
             keys_at_run_time: "no: given at creation",
-            writer_killed: "value and announcement are one; readers go on",
+            writer_killed: "partly: if the value itself is kept there, readers have the old or the new one; but a key whose writer was killed can be written by nobody until the blackboard is made anew",
             file_replaced: "no",
             without_server: "yes",
             across_processes: "yes",
@@ -69,10 +85,6 @@ impl Peer for Iceoryx2 {
                 black_box(&written).update_with_copy(number);
             }),
         ])
-    }
-
-    fn too_many(&self, keys: usize) -> Option<&'static str> {
-        (keys > 10_000).then_some("it looks its keys up one after another: to attach takes time with the square of their number")
     }
 
     fn sites(&self, folder: &Path, keys: usize) -> Outcome<Vec<(&'static str, Box<dyn Site>)>> {
@@ -151,9 +163,7 @@ impl Site for Blackboard {
 
     fn shared_bytes(&self, _folder: &Path) -> Outcome<u64> {
         let prefix = self.config.global.prefix.to_string();
-        let ours = |entry: &fs::DirEntry| entry.file_name().to_string_lossy().starts_with(&prefix);
-        let files = fs::read_dir("/dev/shm")?.flatten().filter(ours);
-        files.map(|file| Ok(file.metadata()?.blocks() * 512)).sum()
+        files(&prefix).map(|file| Ok(file.metadata()?.blocks() * 512)).sum()
     }
 }
 

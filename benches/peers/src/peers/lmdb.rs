@@ -22,7 +22,7 @@ impl Peer for Lmdb {
             name: "LMDB",
             several_writers: "yes, one at a time",
             keys_at_run_time: "yes",
-            writer_killed: "one transaction can hold value and announcement; readers go on",
+            writer_killed: "partly: if the value itself is kept there, one transaction changes both",
             file_replaced: "no",
             without_server: "yes",
             across_processes: "yes",
@@ -75,7 +75,7 @@ fn create(folder: &Path, keys: usize) -> Outcome<(Env<WithoutTls>, Generations)>
     let generations: Generations = created.unwrap_commit();
     let mut transaction = env.write_txn()?;
     for key in 0..keys as u64 {
-        generations.put(&mut transaction, &key, &1)?;
+        generations.put(&mut transaction, &key, &0)?;
     }
     transaction.commit()?;
     Ok((env, generations))

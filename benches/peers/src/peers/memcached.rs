@@ -20,8 +20,8 @@ impl Peer for Memcached {
             name: "memcached",
             several_writers: "yes",
             keys_at_run_time: "yes; may be evicted",
-            writer_killed: "stale if killed before the announcement",
-            file_replaced: "does not apply",
+            writer_killed: "partly: if the value itself is kept there",
+            file_replaced: "does not apply; a restarted server has lost all keys",
             without_server: "no",
             across_processes: "yes, and machines",
         }

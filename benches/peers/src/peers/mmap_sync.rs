@@ -22,7 +22,7 @@ impl Peer for MmapSync {
             name: "mmap-sync",
             several_writers: "no: one writer",
             keys_at_run_time: "yes, three files each",
-            writer_killed: "value and announcement are one; readers go on",
+            writer_killed: "partly: if the value itself is kept there, readers have the old or the new one",
             file_replaced: "no",
             without_server: "yes",
             across_processes: "yes",
@@ -51,12 +51,14 @@ impl Peer for MmapSync {
     }
 
     fn too_many(&self, keys: usize) -> Option<&'static str> {
-        (keys > 10_000).then_some("three mappings for each key, and a process may have 65,530 by default")
+        (keys > 10_000).then_some(
+            "a process needs a mapping at least for each key that it attaches to, and may have 65,530 by default",
+        )
     }
 
     fn sites(&self, folder: &Path, keys: usize) -> Outcome<Vec<(&'static str, Box<dyn Site>)>> {
         for key in 0..keys {
-            write(&mut Synchronizer::new(path(folder, key).as_os_str()), 1)?;
+            write(&mut Synchronizer::new(path(folder, key).as_os_str()), 0)?;
         }
         Ok(vec![("version", Box::new(Files(folder.to_owned())))])
     }

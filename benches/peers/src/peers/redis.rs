@@ -18,8 +18,8 @@ impl Peer for Redis {
             name: "Redis",
             several_writers: "yes",
             keys_at_run_time: "yes",
-            writer_killed: "stale if killed before the announcement, unless the value is kept there too",
-            file_replaced: "does not apply",
+            writer_killed: "partly: if the value itself is kept there",
+            file_replaced: "does not apply; a restarted server has the keys of its last snapshot, if any",
             without_server: "no",
             across_processes: "yes, and machines",
         }

@@ -14,8 +14,8 @@ impl Peer for Sqlite {
         About {
             name: "SQLite",
             several_writers: "yes, one at a time",
-            keys_at_run_time: "`data_version` is of the whole database",
-            writer_killed: "one transaction can hold value and announcement; readers go on",
+            keys_at_run_time: "no: `data_version` is of the whole database",
+            writer_killed: "partly: if the value itself is kept there, one transaction changes both",
             file_replaced: "no",
             without_server: "yes",
             across_processes: "yes",
@@ -65,7 +65,7 @@ fn create(path: &Path, keys: usize) -> Outcome<()> {
     let transaction = connection.transaction()?;
     transaction.execute_batch("CREATE TABLE generations (key INTEGER PRIMARY KEY, generation INTEGER NOT NULL)")?;
     {
-        let mut insert = transaction.prepare("INSERT INTO generations VALUES (?, 1)")?;
+        let mut insert = transaction.prepare("INSERT INTO generations VALUES (?, 0)")?;
         for key in 0..keys {
             insert.execute([key as i64])?;
         }

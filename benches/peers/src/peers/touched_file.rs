@@ -20,7 +20,7 @@ impl Peer for TouchedFile {
             name: "touched file",
             several_writers: "yes",
             keys_at_run_time: "yes, a file each",
-            writer_killed: "stale if killed before the touch",
+            writer_killed: "partly: if the file itself is the value",
             file_replaced: "yes",
             without_server: "yes",
             across_processes: "yes",
