@@ -7,7 +7,8 @@ use std::path::Path;
 use plotters::style::RGBColor;
 
 use crate::Outcome;
-use crate::measure::growth::{DayRow, KeysRow};
+use crate::measure::growth::DayRow;
+use crate::measure::growth::keys::Row as KeysRow;
 use crate::peer::Kind;
 use crate::peers::GENSYNC;
 use crate::results::Results;
@@ -88,7 +89,9 @@ fn by_peer(results: &Results, points: Vec<(&'static str, f64, f64)>) -> Vec<Line
     let line = |peer: &'static str| {
         let colour = if peer == GENSYNC { OURS } else { *colours.next().unwrap_or(&THEIRS) };
         let own = points.iter().filter(|point| point.0 == peer && point.1 > 0.0 && point.2 > 0.0);
-        Line { label: peer.to_owned(), points: own.map(|&(_, x, y)| (x, y)).collect(), colour }
+        let mut points: Vec<_> = own.map(|&(_, x, y)| (x, y)).collect();
+        points.sort_by(|one, other| one.0.total_cmp(&other.0));
+        Line { label: peer.to_owned(), points, colour }
     };
     results.peers.iter().map(|about| about.name).map(line).filter(|line| !line.points.is_empty()).collect()
 }

@@ -2,7 +2,8 @@
 
 use std::fmt::Write as _;
 
-use crate::measure::growth::{DayRow, Growth, KeysRow};
+use crate::measure::growth::keys::Row as KeysRow;
+use crate::measure::growth::{DayRow, Growth};
 use crate::measure::{day, notice, turns};
 use crate::peer::{About, Kind};
 use crate::peers::GENSYNC;
@@ -151,7 +152,7 @@ impl Report<'_> {
                     micros(row.p99),
                     row.p999.map_or("too few samples".to_owned(), micros),
                     row.ratio.text(),
-                    number(row.samples as f64),
+                    number_of(row.samples as usize),
                     row.missed.to_string(),
                     self.marks(row.peer),
                 ]
@@ -189,7 +190,7 @@ impl Report<'_> {
                     row.ratio.text(),
                     row.processor.text(),
                     number(row.memory.median / 1e6),
-                    number(row.stale as f64),
+                    number_of(row.stale as usize),
                     self.marks(row.peer),
                 ]
             })
@@ -235,9 +236,11 @@ impl Report<'_> {
             writeln!(self.text, "- {stop}.")?;
         }
         writeln!(self.text)?;
-        self.grows_better("get a value", &growth.keys, |row| row.get.median)?;
-        self.grows_better("attach", &growth.keys, |row| row.attach)?;
-        self.grows_better("memory", &growth.keys, |row| row.bytes as f64)?;
+        let keys = |row: &KeysRow| row.keys;
+        self.worse("gensync is slower to get a value than", "keys", &growth.keys, keys, |row| row.get.median)?;
+        self.worse("gensync is slower to attach than", "keys", &growth.keys, keys, |row| row.attach)?;
+        self.worse("gensync takes more memory than", "keys", &growth.keys, keys, |row| row.bytes as f64)?;
+        self.worse("gensync is slower to create keys than", "keys", &growth.keys, keys, |row| row.fill_seconds)?;
 
         writeln!(
             self.text,
@@ -250,6 +253,9 @@ impl Report<'_> {
         self.grid("Thousand gets a second of one process, by updates a second", &growth.updates, asked, thousands)?;
         let made = |row: &DayRow| number(row.updates.median);
         self.grid("Updates a second that were made", &growth.updates, asked, made)?;
+        let (processes, slowness) = (|row: &DayRow| row.processes, |row: &DayRow| 1.0 / row.requests.median);
+        self.worse("gensync serves fewer gets than", "processes", &growth.processes, processes, slowness)?;
+        self.worse("gensync serves fewer gets than", "updates a second", &growth.updates, asked, slowness)?;
         let stale: u64 = growth.processes.iter().chain(&growth.updates).map(|row| row.stale).sum();
         writeln!(self.text, "Stale answers in all of these together: {stale}.\n")
     }
@@ -265,9 +271,8 @@ impl Report<'_> {
         let mut sizes: Vec<_> = rows.iter().map(&size).collect();
         sizes.sort_unstable();
         sizes.dedup();
-        let head = |&size: &usize| if size == usize::MAX { "all it can".to_owned() } else { number_of(size) };
         let mut heads = vec![title.to_owned()];
-        heads.extend(sizes.iter().map(head));
+        heads.extend(sizes.iter().copied().map(size_text));
         heads.push("gives".to_owned());
         let lines: Vec<_> = self
             .results
@@ -286,21 +291,32 @@ impl Report<'_> {
         write_table(self.text, &heads, lines)
     }
 
-    /// Who needs less than gensync at the most keys that it was given.
-    fn grows_better(&mut self, what: &str, rows: &[KeysRow], figure: impl Fn(&KeysRow) -> f64) -> std::fmt::Result {
-        let last = |peer: &str| rows.iter().filter(|row| row.peer == peer).max_by_key(|row| row.keys);
-        let others =
-            self.results.peers.iter().filter(|about| about.name != GENSYNC).filter_map(|about| last(about.name));
-        let better: Vec<_> = others
-            .filter(|other| {
-                let own = rows.iter().find(|row| row.peer == GENSYNC && row.keys == other.keys);
-                own.is_some_and(|own| figure(own) > figure(other))
-            })
-            .map(|other| format!("{} at {} keys", other.peer, number_of(other.keys)))
-            .collect();
+    /// Who needs less than gensync, and at which sizes.
+    fn worse<R: OfPeer>(
+        &mut self,
+        what: &str,
+        unit: &str,
+        rows: &[R],
+        size: impl Fn(&R) -> usize,
+        cost: impl Fn(&R) -> f64,
+    ) -> std::fmt::Result {
+        let own = |other: &R| rows.iter().find(|row| row.peer() == GENSYNC && size(row) == size(other));
+        let beaten = |other: &&R| own(other).is_some_and(|own| cost(own) > cost(other));
+        let mut better = Vec::new();
+        for about in self.results.peers.iter().filter(|about| about.name != GENSYNC) {
+            let sizes = rows.iter().filter(|row| row.peer() == about.name).filter(beaten).map(&size);
+            let sizes: Vec<_> = sizes.map(size_text).collect();
+            if !sizes.is_empty() {
+                better.push(format!("{} at {} {unit}", about.name, sizes.join(" and ")));
+            }
+        }
         let better = if better.is_empty() { "nobody here".to_owned() } else { better.join("; ") };
-        writeln!(self.text, "**To {what}, less than gensync is taken by:** {better}.\n")
+        writeln!(self.text, "**{what}:** {better}.\n")
     }
+}
+
+fn size_text(size: usize) -> String {
+    if size == usize::MAX { "all it can".to_owned() } else { number_of(size) }
 }
 
 fn number_of(size: usize) -> String {

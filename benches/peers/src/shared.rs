@@ -5,12 +5,13 @@
 use std::io::Write as _;
 use std::num::NonZeroUsize;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::time::Duration;
 
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::{WaitStatus, waitpid};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::{ForkResult, Pid, fork};
 
@@ -69,15 +70,36 @@ impl Workers {
         Ok(())
     }
 
+    /// Waits until a word has this value.
+    pub(crate) fn await_value(&mut self, word: &AtomicU64, value: u64) -> Outcome<()> {
+        while word.load(SeqCst) != value {
+            if self.0.is_empty() {
+                return Err("the workers are gone".into());
+            }
+            self.pause()?;
+        }
+        Ok(())
+    }
+
     /// Waits for all of them; ends them all if one ended badly, as the others may wait for it.
     pub(crate) fn join(mut self) -> Outcome<()> {
         while !self.0.is_empty() {
-            let status = waitpid(None, None)?;
-            let Some(pid) = status.pid() else { continue };
-            let before = self.0.len();
-            self.0.retain(|&worker| worker != pid);
-            if self.0.len() < before && !matches!(status, WaitStatus::Exited(_, 0)) {
-                return Err(format!("a worker ended badly: {status:?}").into());
+            self.pause()?;
+        }
+        Ok(())
+    }
+
+    /// Sleeps for a moment, then sees who has ended.
+    fn pause(&mut self) -> Outcome<()> {
+        std::thread::sleep(Duration::from_micros(200));
+        for index in (0..self.0.len()).rev() {
+            match waitpid(self.0[index], Some(WaitPidFlag::WNOHANG))? {
+                WaitStatus::StillAlive => continue,
+                WaitStatus::Exited(_, 0) => _ = self.0.swap_remove(index),
+                status => {
+                    self.0.swap_remove(index);
+                    return Err(format!("a worker ended badly: {status:?}").into());
+                }
             }
         }
         Ok(())

@@ -28,13 +28,14 @@ impl Spread {
     }
 }
 
-/// To three digits, with a comma at thousands.
+/// To two digits that count at least, with a comma at thousands.
 pub(crate) fn number(figure: f64) -> String {
     let size = figure.abs();
     if figure == 0.0 {
         "0".to_owned()
     } else if size < 0.1 {
-        format!("{figure:.1e}")
+        let decimals = (1.0 - size.log10()).ceil() as usize;
+        format!("{figure:.decimals$}")
     } else if size < 10.0 {
         format!("{figure:.2}")
     } else if size < 99.95 {
@@ -89,8 +90,8 @@ mod tests {
     }
 
     #[test]
-    fn numbers_have_three_digits_at_least() {
-        let texts = [0.0, 0.0123, 1.234, 12.34, 99.97, 1234.5, 1_234_567.0].map(number);
-        assert_eq!(texts, ["0", "1.2e-2", "1.23", "12.3", "100", "1,234", "1,234,567"]);
+    fn numbers_have_two_digits_that_count_at_least() {
+        let texts = [0.0, 0.000_123, 0.0123, 0.123, 1.234, 12.34, 99.97, 1234.5, 1_234_567.0].map(number);
+        assert_eq!(texts, ["0", "0.00012", "0.012", "0.12", "1.23", "12.3", "100", "1,234", "1,234,567"]);
     }
 }

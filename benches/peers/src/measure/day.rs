@@ -148,7 +148,7 @@ impl Place {
         }
         workers.fork(|| self.update(&board, day, demand))?;
         let server = self.site.server();
-        board.meet_as_parent(Board::ATTACHED)?;
+        workers.await_value(&board.words[Board::ATTACHED], board.members)?;
         let (start, before) = (Instant::now(), processor(server));
         board.words[Board::PHASE].store(Board::OPEN, SeqCst);
         std::thread::sleep(day.length);
@@ -284,17 +284,6 @@ impl Board {
         while self.words[place].load(SeqCst) < self.members {
             std::thread::sleep(Duration::from_micros(200));
         }
-    }
-
-    fn meet_as_parent(&self, place: usize) -> Outcome<()> {
-        let start = Instant::now();
-        while self.words[place].load(SeqCst) < self.members {
-            if start.elapsed() > Duration::from_secs(60) {
-                return Err("the workers do not start".into());
-            }
-            std::thread::sleep(Duration::from_micros(200));
-        }
-        Ok(())
     }
 
     fn await_opening(&self) {

@@ -27,11 +27,15 @@ impl Peer for Gensync {
     fn operations(&self, folder: &Path) -> Outcome<Vec<Operation>> {
         let table = Table::open(folder.join("table"))?;
         let sync = |key: &str| GenerationSynchronizer::new(&table, key);
-        let (checked, marked, updated) = (sync("checked")?, sync("marked")?, sync("updated")?);
+        let (checked, held, marked, updated) = (sync("checked")?, sync("held")?, sync("marked")?, sync("updated")?);
         let cached = Cached::new(sync("cached")?, || Ok::<_, io::Error>(1u64));
         Ok(vec![
             Operation::new("is_expired", Kind::Check, move || black_box(&checked).is_expired()),
             Operation::new("Cached::get", Kind::Read, move || black_box(&cached).get().map_or(0, |value| *value)),
+            // What somebody has who keeps the value by himself, in one thread.
+            Operation::new("is_expired, the value held", Kind::Read, move || {
+                if black_box(&held).is_expired() { 0 } else { black_box(1u64) }
+            }),
             Operation::new("mark_updated", Kind::Announce, move || {
                 black_box(&marked).mark_updated().map_or(0, |generation| generation.get())
             }),

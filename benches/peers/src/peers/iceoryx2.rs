@@ -63,13 +63,15 @@ impl Peer for Iceoryx2 {
     fn operations(&self, folder: &Path) -> Outcome<Vec<Operation>> {
         let (node, board) = create(&config(folder)?, 2)?;
         let (reader, writer) = (board.reader_builder().create()?, board.writer_builder().create()?);
-        let (checked, read) = (reader.entry::<u64>(&0)?, reader.entry::<u64>(&0)?);
-        let value = checked.get();
+        let entry = || reader.entry::<u64>(&0);
+        let (checked, read, copied) = (entry()?, entry()?, entry()?);
+        let (value, copy) = (checked.get(), copied.get());
         let written = writer.entry::<u64>(&1)?;
         let mut number = 0;
         // The service lives as long as its node, and that as long as the last of these.
         let (node, board) = (Rc::new(node), Rc::new(board));
         let (node_2, board_2, node_3, board_3) = (node.clone(), board.clone(), node.clone(), board.clone());
+        let (node_4, board_4) = (node.clone(), board.clone());
         Ok(vec![
             Operation::new("is_up_to_date", Kind::Check, move || {
                 let _lives = (&node, &board);
@@ -78,6 +80,11 @@ impl Peer for Iceoryx2 {
             Operation::new("get", Kind::Read, move || {
                 let _lives = (&node_2, &board_2);
                 *black_box(&read).get()
+            }),
+            Operation::new("is_up_to_date, the copy held", Kind::Read, move || {
+                let _lives = (&node_4, &board_4);
+                let copy = black_box(&copy);
+                if black_box(&copied).is_up_to_date(copy) { **copy } else { 0 }
             }),
             Operation::new("update_with_copy", Kind::Announce, move || {
                 let _lives = (&node_3, &board_3);

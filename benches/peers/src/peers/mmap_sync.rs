@@ -2,6 +2,7 @@
 
 #![expect(unsafe_code, reason = "reads in place, which mmap-sync leaves the caller to answer for")]
 
+use std::hint::black_box;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -34,6 +35,7 @@ impl Peer for MmapSync {
         write(&mut Synchronizer::new(checked.as_os_str()), 1)?;
         let mut checker = Synchronizer::new(checked.as_os_str());
         let mut reader = Synchronizer::new(checked.as_os_str());
+        let mut holder = Synchronizer::new(checked.as_os_str());
         let mut writer = Synchronizer::new(written.as_os_str());
         let seen = checker.version()?;
         let mut number = 0;
@@ -42,6 +44,9 @@ impl Peer for MmapSync {
             Operation::new("read", Kind::Read, move || {
                 // SAFETY: it holds a u64, written by this program, and the guard is dropped long before a second is over.
                 unsafe { reader.read::<u64>(false) }.map_or(0, |value| *value)
+            }),
+            Operation::new("version, the copy held", Kind::Read, move || {
+                if holder.version().is_ok_and(|version| version == seen) { black_box(1u64) } else { 0 }
             }),
             Operation::new("write", Kind::Announce, move || {
                 number += 1;

@@ -96,7 +96,7 @@ pub(super) fn bars(path: &Path, title: &str, note: &str, bars: Vec<Bar>) -> Outc
         let middle = TOP + ROW * index as i32 + ROW / 2;
         let (least, value, most) = (scale.at(bar.least), scale.at(bar.value), scale.at(bar.most));
         let shape = [(scale.pixels.0, middle - 7), (value.max(scale.pixels.0 + 1), middle + 7)];
-        area.draw(&Rectangle::new(shape, bar.colour.filled()))?;
+        area.draw(&Rectangle::new(shape, bar.colour.mix(0.7).filled()))?;
         stroke(&area, vec![(least, middle), (most, middle)], TEXT.stroke_width(2))?;
         write(&area, &bar.label, (scale.pixels.0 - 8, middle), HPos::Right, TEXT, SIZE)?;
         write(&area, &number(bar.value), (most.max(value) + 8, middle), HPos::Left, TEXT, SIZE)?;
