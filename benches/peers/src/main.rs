@@ -17,9 +17,11 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser as _;
+use nix::sys::statvfs::statvfs;
+use tempfile::TempDir;
 
 use measure::{day, growth, notice, turns};
-use options::{Measure, Options};
+use options::{Measure, Options, Scale};
 use peer::Kind;
 use results::Results;
 
@@ -36,10 +38,10 @@ fn main() -> ExitCode {
 }
 
 fn run(options: &Options) -> Outcome<()> {
-    let (peers, left_out) = peers::chosen(options)?;
+    let (peers, mut notes) = peers::chosen(options)?;
     let scale = options.scale();
-    let folder = tempfile::Builder::new().prefix("gensync-peers-").tempdir_in("/dev/shm")?;
-    let mut results = Results::new(&peers, left_out, scale)?;
+    let folder = folder(scale, &mut notes)?;
+    let mut results = Results::new(&peers, notes, scale)?;
     let inside = |name: &str| subfolder(folder.path(), name);
 
     let mut kinds = Vec::new();
@@ -81,6 +83,22 @@ fn run(options: &Options) -> Outcome<()> {
     plots::draw(&results, &options.output)?;
     println!("{}", options.output.display());
     Ok(())
+}
+
+/// A folder of this run's own, in memory if that has room for all peers' keys at once.
+fn folder(scale: Scale, notes: &mut Vec<String>) -> Outcome<TempDir> {
+    const BYTES_A_KEY: u64 = 400;
+    let memory = statvfs("/dev/shm").map_or(0, |shm| shm.blocks_available() * shm.fragment_size());
+    let mut builder = tempfile::Builder::new();
+    builder.prefix("gensync-peers-");
+    if memory >= (64 << 20) + BYTES_A_KEY * scale.most_keys as u64 {
+        return Ok(builder.tempdir_in("/dev/shm")?);
+    }
+    let folder = builder.tempdir()?;
+    notes.push(
+        "/dev/shm has too little room: files are in the temporary folder, and \"no disk\" below may be wrong".into(),
+    );
+    Ok(folder)
 }
 
 /// A new folder in `folder`.

@@ -10,7 +10,7 @@ use serde::Serialize;
 #[derive(Parser)]
 #[command(name = "gensync-peers")]
 pub(crate) struct Options {
-    /// A run of about a minute, which says little
+    /// A run of half a minute, which says little
     #[arg(long)]
     pub(crate) short: bool,
     /// Peers to run besides gensync, by name (see the table); all without it

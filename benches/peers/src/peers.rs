@@ -42,15 +42,15 @@ pub(crate) fn chosen(options: &Options) -> Outcome<(Peers, Vec<String>)> {
     if let Some(unknown) = options.only.iter().find(|name| !names.contains(&name.as_str())) {
         return Err(format!("no peer is called {unknown:?}; there are: {}", names.join(", ")).into());
     }
-    let mut left_out = Vec::new();
+    let mut notes = Vec::new();
     peers.retain(|peer| {
         let name = peer.about().name;
         if name != GENSYNC && !options.only.is_empty() && !options.only.iter().any(|only| only == name) {
             return false;
         }
         let missing = peer.missing();
-        left_out.extend(missing.iter().map(|reason| format!("{name} is left out: {reason}")));
+        notes.extend(missing.iter().map(|reason| format!("{name} is left out: {reason}")));
         missing.is_none()
     });
-    Ok((peers, left_out))
+    Ok((peers, notes))
 }

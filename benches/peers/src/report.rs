@@ -8,7 +8,7 @@ use crate::measure::{day, notice, turns};
 use crate::peer::{About, Kind};
 use crate::peers::GENSYNC;
 use crate::results::Results;
-use crate::statistics::number;
+use crate::statistics::{Spread, number};
 
 pub(crate) fn markdown(results: &Results) -> String {
     let mut text = String::new();
@@ -39,7 +39,7 @@ impl Report<'_> {
             machine.load_before,
             machine.versions.join(", ")
         )?;
-        for reason in &results.left_out {
+        for reason in &results.notes {
             writeln!(self.text, "{reason}.\n")?;
         }
         self.gives()?;
@@ -116,8 +116,9 @@ impl Report<'_> {
         let first = table.rows[0].operation;
         let faster = table.rows[1..].iter().filter(|row| row.ratio.median < 1.0).map(|row| {
             let always = if row.ratio.max < 1.0 { "in every round" } else { "in most rounds" };
-            let times = row.ratio.text();
-            format!("{} `{}` ({times} of gensync's time, {always})", row.peer, row.operation)
+            let Spread { median, min, max } = row.ratio;
+            let times = format!("{}, {} to {}", number(median), number(min), number(max));
+            format!("{} `{}` ({times}, {always})", row.peer, row.operation)
         });
         self.loses(&format!("gensync's `{first}`"), faster.collect())?;
         for own in table.rows[1..].iter().filter(|row| row.peer == GENSYNC) {
@@ -172,7 +173,7 @@ impl Report<'_> {
             "## A server's day\n\n{} forked processes serve {} keys, asked for by Zipf's law, for {} ms a round, while one \
              process makes {} updates a second. Values come from the same shared memory for all, which a process looks \
              at when its peer says that the key was changed. An answer is stale if it is older than a change that was \
-             announced before the request; an oracle outside the peers tells. Processor time is the workers' and the \
+             announced before the request; an oracle outside the peers tells. Gensync's writer calls `mark_updated`. Processor time is the workers' and the \
              server's; memory is theirs too, shared pages counted once.\n",
             day.workers,
             number(day.keys as f64),
@@ -304,10 +305,13 @@ impl Report<'_> {
         let beaten = |other: &&R| own(other).is_some_and(|own| cost(own) > cost(other));
         let mut better = Vec::new();
         for about in self.results.peers.iter().filter(|about| about.name != GENSYNC) {
-            let sizes = rows.iter().filter(|row| row.peer() == about.name).filter(beaten).map(&size);
-            let sizes: Vec<_> = sizes.map(size_text).collect();
-            if !sizes.is_empty() {
-                better.push(format!("{} at {} {unit}", about.name, sizes.join(" and ")));
+            let all = rows.iter().filter(|row| row.peer() == about.name);
+            let sizes: Vec<_> = all.clone().filter(beaten).map(|row| size_text(size(row))).collect();
+            let name = about.name;
+            if !sizes.is_empty() && sizes.len() == all.count() {
+                better.push(format!("{name} at every number of {unit}"));
+            } else if !sizes.is_empty() {
+                better.push(format!("{name} at {} {unit}", sizes.join(", ")));
             }
         }
         let better = if better.is_empty() { "nobody here".to_owned() } else { better.join("; ") };

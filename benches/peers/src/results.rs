@@ -17,7 +17,7 @@ pub(crate) struct Results {
     pub(crate) scale: Scale,
     pub(crate) seconds: f64,
     pub(crate) peers: Vec<About>,
-    pub(crate) left_out: Vec<String>,
+    pub(crate) notes: Vec<String>,
     pub(crate) turns: Vec<turns::Table>,
     pub(crate) notices: Vec<notice::Row>,
     pub(crate) day: Option<day::Table>,
@@ -27,7 +27,7 @@ pub(crate) struct Results {
 }
 
 impl Results {
-    pub(crate) fn new(peers: &[Box<dyn Peer>], left_out: Vec<String>, scale: Scale) -> Outcome<Self> {
+    pub(crate) fn new(peers: &[Box<dyn Peer>], notes: Vec<String>, scale: Scale) -> Outcome<Self> {
         let arguments: Vec<_> = std::env::args().skip(1).collect();
         let separator = if arguments.is_empty() { "" } else { " -- " };
         Ok(Self {
@@ -36,7 +36,7 @@ impl Results {
             scale,
             seconds: 0.0,
             peers: peers.iter().map(|peer| peer.about()).collect(),
-            left_out,
+            notes,
             turns: Vec::new(),
             notices: Vec::new(),
             day: None,

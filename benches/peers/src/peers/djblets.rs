@@ -24,7 +24,7 @@ impl Peer for Djblets {
     fn about(&self) -> About {
         About {
             name: "Djblets",
-            several_writers: "yes; two increments may become one",
+            several_writers: "yes; after an eviction, two updates may become one",
             keys_at_run_time: "yes; may be evicted",
             writer_killed: "no: stale if killed before the announcement",
             file_replaced: "does not apply; a restarted server has lost all keys",
