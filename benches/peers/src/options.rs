@@ -78,15 +78,16 @@ impl Options {
                 notices: 3000,
                 polls: 700,
                 day: milliseconds(500),
-                growth_rounds: 3,
-                growth_day: milliseconds(150),
+                growth_rounds: 7,
+                growth_day: milliseconds(100),
                 most_keys: 10_000_000,
-                fill_budget: Duration::from_secs(30),
+                fill_budget: Duration::from_secs(90),
                 most_processes: 64,
             }
         };
         if let Some(rounds) = self.rounds {
             scale.rounds = rounds as usize;
+            scale.growth_rounds = rounds as usize;
         }
         scale
     }

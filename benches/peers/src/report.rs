@@ -224,7 +224,9 @@ impl Report<'_> {
             self.text,
             "## Growth with keys\n\nOne process gets the values of keys at random, of a sample of 10,000; attaching is \
              to these, opening included. Memory is what all processes share, or the server's; the kernel's inodes, \
-             which a file for each key takes, are not in it.\n"
+             which a file for each key takes, are not in it. {} rounds by turns; their ratios to \
+             gensync's are in peers.json.\n",
+            self.results.scale.rounds
         )?;
         let nanoseconds = |row: &KeysRow| row.get.text();
         self.grid("Nanoseconds to get a fresh value, by keys", &growth.keys, |row| row.keys, nanoseconds)?;
@@ -246,7 +248,9 @@ impl Report<'_> {
         writeln!(
             self.text,
             "## Growth with processes and updates\n\nThousand gets a second of all processes together, of 100 keys, \
-             beside 50 updates a second.\n"
+             beside 50 updates a second. Medians of {} rounds by turns; least, greatest and the ratios to gensync's \
+             are in peers.json.\n",
+            self.results.scale.growth_rounds
         )?;
         let thousands = |row: &DayRow| number(row.requests.median / 1e3);
         self.grid("Thousand gets a second, by processes", &growth.processes, |row| row.processes, thousands)?;

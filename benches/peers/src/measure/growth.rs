@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::day::{Day, Demand, Place};
+use super::day::{Day, Demand, Figures, Place};
 use crate::options::Scale;
 use crate::peer::Peer;
 use crate::statistics::{Spread, order};
@@ -29,6 +29,8 @@ pub(crate) struct DayRow {
     /// A second; `None`: as many as it can.
     pub(crate) asked: Option<u32>,
     pub(crate) requests: Spread,
+    /// Of the requests to gensync's, round by round.
+    pub(crate) ratio: Spread,
     pub(crate) updates: Spread,
     pub(crate) stale: u64,
 }
@@ -63,11 +65,15 @@ fn rows(places: &[Place], days: impl Iterator<Item = Day>, scale: Scale) -> Outc
                 figures[index].push(places[index].serve(day, &demand)?);
             }
         }
+        let requests = |figures: &[Figures]| figures.iter().map(|figures| figures.requests).collect::<Vec<_>>();
+        // The first place is gensync's.
+        let gensync = requests(&figures[0]);
         rows.extend(places.iter().zip(&figures).map(|(place, figures)| DayRow {
             peer: place.peer,
             processes: day.workers,
             asked: day.updates,
-            requests: Spread::of(figures.iter().map(|figures| figures.requests)),
+            requests: Spread::of(requests(figures)),
+            ratio: Spread::of_ratios(&requests(figures), &gensync),
             updates: Spread::of(figures.iter().map(|figures| figures.updates)),
             stale: figures.iter().map(|figures| figures.stale as u64).sum(),
         }));

@@ -11,6 +11,7 @@ use serde::Serialize;
 use super::super::day::{Place, proportional_memory};
 use crate::options::Scale;
 use crate::peer::{Peer, Role, Session, Source};
+use crate::peers::GENSYNC;
 use crate::shared::{Workers, words};
 use crate::statistics::{Spread, number, order};
 use crate::{Outcome, subfolder};
@@ -26,6 +27,8 @@ pub(crate) struct Row {
     pub(crate) attach: f64,
     /// Nanoseconds to get the value of one of the sample, at random.
     pub(crate) get: Spread,
+    /// To gensync's, round by round, if gensync has come so far.
+    pub(crate) ratio: Option<Spread>,
     /// Bytes in memory that all processes share, or that the server has.
     pub(crate) bytes: u64,
 }
@@ -122,13 +125,17 @@ fn attach_and_get(filled: &[Filled], keys: usize, scale: Scale) -> Outcome<Vec<R
         }
     }
     workers.join()?;
+    let gets = |index: usize| -> Vec<_> {
+        figures(index)[1..].iter().map(|figure| figure.load(SeqCst) as f64 / 1000.0).collect()
+    };
+    let gensync = filled.iter().position(|one| one.place.peer == GENSYNC);
     let row = |(index, one): (usize, &Filled)| {
         let site = one.place.site();
         let bytes = site.server().map_or_else(|| site.shared_bytes(&one.folder), |pid| Ok(proportional_memory(pid)))?;
-        let figures = figures(index);
-        let get = Spread::of(figures[1..].iter().map(|figure| figure.load(SeqCst) as f64 / 1000.0));
-        let attach = figures[0].load(SeqCst) as f64;
-        Ok(Row { peer: one.place.peer, keys, fill_seconds: one.seconds, attach, get, bytes })
+        let get = gets(index);
+        let ratio = gensync.map(|gensync| Spread::of_ratios(&get, &gets(gensync)));
+        let attach = figures(index)[0].load(SeqCst) as f64;
+        Ok(Row { peer: one.place.peer, keys, fill_seconds: one.seconds, attach, get: Spread::of(get), ratio, bytes })
     };
     filled.iter().enumerate().map(row).collect()
 }
