@@ -163,7 +163,13 @@ impl Report<'_> {
         write_table(self.text, &heads, lines)?;
         let faster = rows.iter().filter(|row| row.ratio.median < 1.0);
         let faster = faster.map(|row| format!("{} with {} processes ({})", row.peer, row.listeners, row.ratio.text()));
-        self.loses("gensync's `wait`", faster.collect())
+        self.loses("gensync's `wait`", faster.collect())?;
+        let own = |other: &notice::Row| {
+            rows.iter().find(|row| row.peer == GENSYNC && row.listeners == other.listeners).and_then(|row| row.p999)
+        };
+        let less = |row: &&notice::Row| row.p999.zip(own(row)).is_some_and(|(theirs, ours)| theirs < ours);
+        let steadier = rows.iter().filter(less).map(|row| format!("{} with {} processes", row.peer, row.listeners));
+        self.loses("gensync's `wait`, at p99.9,", steadier.collect())
     }
 
     fn day(&mut self, table: &day::Table) -> std::fmt::Result {
