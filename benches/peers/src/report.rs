@@ -162,13 +162,13 @@ impl Report<'_> {
         let heads = ["", "processes", "p50", "p99", "p99.9", "ratio to gensync", "samples", "missed", "gives"];
         write_table(self.text, &heads, lines)?;
         let faster = rows.iter().filter(|row| row.ratio.median < 1.0);
-        let faster = faster.map(|row| format!("{} with {} processes ({})", row.peer, row.listeners, row.ratio.text()));
+        let faster = faster.map(|row| format!("{}, processes: {} ({})", row.peer, row.listeners, row.ratio.text()));
         self.loses("gensync's `wait`", faster.collect())?;
         let own = |other: &notice::Row| {
             rows.iter().find(|row| row.peer == GENSYNC && row.listeners == other.listeners).and_then(|row| row.p999)
         };
         let less = |row: &&notice::Row| row.p999.zip(own(row)).is_some_and(|(theirs, ours)| theirs < ours);
-        let steadier = rows.iter().filter(less).map(|row| format!("{} with {} processes", row.peer, row.listeners));
+        let steadier = rows.iter().filter(less).map(|row| format!("{}, processes: {}", row.peer, row.listeners));
         self.loses("gensync's `wait`, at p99.9,", steadier.collect())
     }
 
