@@ -1,0 +1,78 @@
+//! An atomic word in a mapping: what nobody can beat, and what gives nothing else.
+
+use std::hint::black_box;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering::*};
+
+use crate::Outcome;
+use crate::peer::{About, Changes, Held, Kind, Operation, Peer, Role, Session, Site, Source};
+use crate::shared;
+
+pub(crate) struct Bare;
+
+impl Peer for Bare {
+    fn about(&self) -> About {
+        About {
+            name: "bare atomic",
+            several_writers: "yes",
+            keys_at_run_time: "no: you number the words",
+            writer_killed: "no: stale if killed before the announcement",
+            file_replaced: "no",
+            without_server: "yes",
+            across_processes: "yes",
+        }
+    }
+
+    fn operations(&self, _folder: &Path) -> Outcome<Vec<Operation>> {
+        // A line of the cache each, and the next one, which processors fetch along with it.
+        let words = shared::words(64)?;
+        let (checked, read, added) = (&words[0], &words[16], &words[32]);
+        // Where a reader has it, which could change for all that the compiler knows.
+        let (seen, value): (&AtomicU64, &AtomicU64) = (Box::leak(Box::default()), Box::leak(Box::default()));
+        Ok(vec![
+            Operation::new("load and compare", Kind::Check, move || {
+                black_box(checked).load(Acquire) != black_box(seen).load(Relaxed)
+            }),
+            Operation::new("load, compare, load the value", Kind::Read, move || {
+                let is_stale = black_box(read).load(Acquire) != black_box(seen).load(Relaxed);
+                if is_stale { 0 } else { black_box(value).load(Relaxed) }
+            }),
+            Operation::new("fetch_add", Kind::Announce, move || black_box(added).fetch_add(1, AcqRel)),
+        ])
+    }
+
+    fn sites(&self, _folder: &Path, keys: usize) -> Outcome<Vec<(&'static str, Box<dyn Site>)>> {
+        let words = shared::words(keys)?;
+        // As a table would be, the words are in memory.
+        words.iter().for_each(|word| word.store(1, Relaxed));
+        Ok(vec![("load and compare", Box::new(BareSite(words)))])
+    }
+}
+
+struct BareSite(&'static [AtomicU64]);
+
+impl Site for BareSite {
+    fn attach(&self, keys: &[usize], _role: Role, source: Source) -> Outcome<Box<dyn Session>> {
+        let words = keys.iter().map(|&key| (&self.0[key], self.0[key].load(Acquire))).collect();
+        Ok(Held::boxed(Words(words), keys, source))
+    }
+
+    fn shared_bytes(&self, _folder: &Path) -> Outcome<u64> {
+        Ok(size_of_val(self.0) as u64)
+    }
+}
+
+struct Words(Vec<(&'static AtomicU64, u64)>);
+
+impl Changes for Words {
+    #[inline]
+    fn changed(&mut self, key: usize) -> bool {
+        let (word, seen) = &mut self.0[key];
+        let generation = word.load(Acquire);
+        std::mem::replace(seen, generation) != generation
+    }
+
+    fn announce(&mut self, key: usize, _value: u64) {
+        self.0[key].0.fetch_add(1, AcqRel);
+    }
+}
