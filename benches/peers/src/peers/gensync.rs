@@ -1,10 +1,11 @@
-//! Gensync itself, in its two forms: a synchronizer of state that one keeps, and a value that is kept for one.
+//! Gensync itself, in its forms: a synchronizer of state that one keeps, a value that is kept for one, and a thread's hold on that.
 
 use std::hint::black_box;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use ::gensync::{Cached, GenerationSynchronizer, Table};
+use ::gensync::{Cached, CachedReader, GenerationSynchronizer, Table};
 
 use crate::Outcome;
 use crate::peer::{About, Bell, Changes, Held, Kind, Listener, Operation, Peer, Role, Session, Site, Source};
@@ -28,10 +29,14 @@ impl Peer for Gensync {
         let table = Table::open(folder.join("table"))?;
         let sync = |key: &str| GenerationSynchronizer::new(&table, key);
         let (checked, held, marked, updated) = (sync("checked")?, sync("held")?, sync("marked")?, sync("updated")?);
-        let cached = Cached::new(sync("cached")?, || Ok::<_, io::Error>(1u64));
+        let cached = Arc::new(Cached::new(sync("cached")?, || Ok::<_, io::Error>(1u64)));
+        let mut reader = CachedReader::new(Arc::clone(&cached));
         Ok(vec![
             Operation::new("is_expired", Kind::Check, move || black_box(&checked).is_expired()),
             Operation::new("Cached::get", Kind::Read, move || black_box(&cached).get().map_or(0, |value| *value)),
+            Operation::new("CachedReader::get", Kind::Read, move || {
+                black_box(&mut reader).get().map_or(0, |value| *value)
+            }),
             // What somebody has who keeps the value by himself, in one thread.
             Operation::new("is_expired, the value held", Kind::Read, move || {
                 if black_box(&held).is_expired() { 0 } else { black_box(1u64) }
@@ -52,8 +57,9 @@ impl Peer for Gensync {
             GenerationSynchronizer::new(&table, name(key))?;
         }
         Ok(vec![
-            ("is_expired", Box::new(GensyncSite { path: path.clone(), cached: false })),
-            ("Cached::get", Box::new(GensyncSite { path, cached: true })),
+            ("is_expired", Box::new(GensyncSite { path: path.clone(), way: Way::Check })),
+            ("Cached::get", Box::new(GensyncSite { path: path.clone(), way: Way::Cached })),
+            ("CachedReader::get", Box::new(GensyncSite { path, way: Way::Reader })),
         ])
     }
 
@@ -70,7 +76,15 @@ fn name(key: usize) -> String {
 
 struct GensyncSite {
     path: PathBuf,
-    cached: bool,
+    way: Way,
+}
+
+/// How a server asks for a value.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Check,
+    Cached,
+    Reader,
 }
 
 impl Site for GensyncSite {
@@ -78,11 +92,13 @@ impl Site for GensyncSite {
         let table = Table::open(&self.path)?;
         let syncs =
             keys.iter().map(|&key| GenerationSynchronizer::new(&table, name(key))).collect::<Result<Vec<_>, _>>()?;
-        if !self.cached {
-            return Ok(Held::boxed(Syncs(syncs), keys, source));
-        }
         let cached = |(sync, &key)| Cached::new(sync, move || Ok::<_, io::Error>(source.load(key)));
-        Ok(Box::new(Values(syncs.into_iter().zip(keys).map(cached).collect())))
+        let values = syncs.iter().cloned().zip(keys).map(cached);
+        Ok(match self.way {
+            Way::Check => Held::boxed(Syncs(syncs), keys, source),
+            Way::Cached => Box::new(Values(values.collect())),
+            Way::Reader => Box::new(Readers(values.map(|cached| CachedReader::new(Box::new(cached))).collect())),
+        })
     }
 }
 
@@ -114,6 +130,19 @@ impl Session for Values {
 
     fn announce(&mut self, key: usize, _value: u64) {
         self.0[key].synchronizer().mark_updated().expect("a live table");
+    }
+}
+
+struct Readers(Vec<CachedReader<u64, Box<Cached<u64>>>>);
+
+impl Session for Readers {
+    #[inline]
+    fn get(&mut self, key: usize) -> u64 {
+        *self.0[key].get().expect("a source that never fails")
+    }
+
+    fn announce(&mut self, key: usize, _value: u64) {
+        self.0[key].cached().synchronizer().mark_updated().expect("a live table");
     }
 }
 
