@@ -1,0 +1,203 @@
+//! How many instructions the operations take that are done at each use: unlike times, the same on a busy machine and an idle one,
+//! so that a check that has become dearer is noticed here before anybody can measure it.
+//!
+//! Runs itself under valgrind's callgrind, which must be installed, and fails if an operation takes more than `EXPECTED` says;
+//! elsewhere than on x86-64, it only tells the counts. Another compiler may lay out code in another way, so a few instructions
+//! more are let pass. What the kernel does is not counted.
+
+use std::collections::HashMap;
+use std::fs;
+use std::hint::black_box;
+use std::io;
+use std::process::{Command, ExitCode};
+use std::sync::atomic::AtomicU64;
+
+use arc_swap::ArcSwapOption;
+use gensync::{Cached, GenerationSynchronizer, Table};
+
+/// The instructions of each operation of `counted`, its return included, with Rust 1.95 on x86-64. After another compiler or an
+/// intended change, write down what the table of `cargo bench --bench instructions` says.
+const EXPECTED: [(&str, u32); 14] = [
+    ("load", 2),
+    ("load_and_compare", 4),
+    ("fetch_add", 3),
+    ("arc_swap_load", 70),
+    ("arc_swap_load_full", 70),
+    ("is_expired", 17),
+    ("is_expired_64th", 142),
+    ("is_expired_since", 16),
+    ("ticket", 25),
+    ("refresh", 32),
+    ("mark_updated", 27),
+    ("clear", 38),
+    ("cached_get", 110),
+    ("cached_get_if_fresh", 100),
+];
+
+/// Two more may be a compiler's whim; in long ones, three in a hundred.
+fn most(expected: u32) -> u32 {
+    expected + (expected * 3).div_ceil(100).max(2)
+}
+
+/// Fewer than the 64 after which an operation looks at the table's file.
+const CALLS: u32 = 48;
+/// How often the call that looks is counted.
+const LOOKS: u32 = 16;
+
+/// Each operation as a function of its own, as the counts are those of whole functions.
+mod counted {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU64, Ordering::*};
+
+    use arc_swap::ArcSwapOption;
+    use gensync::{Cached, Error, Generation, GenerationSynchronizer, Ticket};
+
+    macro_rules! counted {
+        ($($name:ident($($argument:ident: $type:ty),+) -> $result:ty = $operation:expr;)+) => {
+            $(#[inline(never)] pub(super) fn $name($($argument: $type),+) -> $result { $operation })+
+        };
+    }
+
+    counted! {
+        load(word: &AtomicU64) -> u64 = word.load(Acquire);
+        load_and_compare(word: &AtomicU64, seen: u64) -> bool = word.load(Acquire) != seen;
+        fetch_add(word: &AtomicU64) -> u64 = word.fetch_add(1, AcqRel);
+        arc_swap_load(value: &ArcSwapOption<u64>) -> u64 = value.load().as_ref().map_or(0, |value| **value);
+        arc_swap_load_full(value: &ArcSwapOption<u64>) -> Option<Arc<u64>> = value.load_full();
+        is_expired(sync: &GenerationSynchronizer) -> bool = sync.is_expired();
+        is_expired_64th(sync: &GenerationSynchronizer) -> bool = !sync.is_expired();
+        is_expired_since(sync: &GenerationSynchronizer, ticket: Ticket) -> bool = sync.is_expired_since(ticket);
+        ticket(sync: &GenerationSynchronizer) -> Ticket = sync.ticket();
+        refresh(sync: &GenerationSynchronizer) -> Result<Generation, Error> = sync.refresh();
+        mark_updated(sync: &GenerationSynchronizer) -> Result<Generation, Error> = sync.mark_updated();
+        clear(sync: &GenerationSynchronizer) -> Result<(), Error> = sync.clear();
+        cached_get(cached: &Cached<u64>) -> Result<Arc<u64>, Error> = cached.get();
+        cached_get_if_fresh(cached: &Cached<u64>) -> Option<Arc<u64>> = cached.get_if_fresh();
+    }
+}
+
+/// Nothing of what is counted here looks at a file, as the table has none.
+fn operate() {
+    let table = Table::options().anonymous().expect("a table");
+    let sync = || GenerationSynchronizer::new(&table, "key").expect("room for a key");
+    let word = AtomicU64::new(1);
+    let value = ArcSwapOption::from_pointee(1);
+    // A thread's first load is another one's.
+    drop(value.load());
+    repeat(|| counted::load(black_box(&word)));
+    repeat(|| counted::load_and_compare(black_box(&word), black_box(1)));
+    repeat(|| counted::fetch_add(black_box(&word)));
+    repeat(|| counted::arc_swap_load(black_box(&value)));
+    repeat(|| counted::arc_swap_load_full(black_box(&value)));
+
+    let fresh = sync();
+    repeat(|| counted::is_expired(black_box(&fresh)));
+    let fresh = sync();
+    for _ in 0..LOOKS {
+        // Either look restarts the count, whichever of the two it falls to.
+        (0..63).for_each(|_| assert!(!fresh.is_expired()));
+        black_box(counted::is_expired_64th(black_box(&fresh)));
+    }
+    let (fresh, ticket) = (sync(), sync().ticket());
+    repeat(|| counted::is_expired_since(black_box(&fresh), black_box(ticket)));
+    repeat(|| counted::ticket(black_box(&fresh)));
+    repeat(|| counted::refresh(black_box(&fresh)));
+
+    let updater = sync();
+    let up_to_look = || while !updater.mark_updated().expect("a live table").get().is_multiple_of(64) {};
+    up_to_look();
+    repeat(|| counted::mark_updated(black_box(&updater)));
+    up_to_look();
+    repeat(|| counted::clear(black_box(&updater)));
+
+    let cached = || {
+        let cached = Cached::new(sync(), || Ok::<_, io::Error>(1));
+        cached.get().expect("a value");
+        cached
+    };
+    let fresh = cached();
+    repeat(|| counted::cached_get(black_box(&fresh)));
+    let fresh = cached();
+    repeat(|| counted::cached_get_if_fresh(black_box(&fresh)));
+}
+
+fn repeat<R>(operation: impl Fn() -> R) {
+    (0..CALLS).for_each(|_| drop(black_box(operation())));
+}
+
+fn main() -> ExitCode {
+    let given = |name: &str| std::env::args().any(|argument| argument == name);
+    // Not as a test either, whose code is another one.
+    if given("--counted") || !given("--bench") {
+        operate();
+        return ExitCode::SUCCESS;
+    }
+    let result = count().and_then(|counts| check(&counts));
+    result.map_or_else(
+        |error| {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        },
+        |()| ExitCode::SUCCESS,
+    )
+}
+
+/// The instructions of each operation, by its name.
+fn count() -> Result<HashMap<String, u32>, String> {
+    let folder = tempfile::tempdir().map_err(|error| format!("no folder for the counts: {error}"))?;
+    let profile = folder.path().join("profile");
+    let this = std::env::current_exe().map_err(|error| format!("this program cannot find itself: {error}"))?;
+    let run = Command::new("valgrind")
+        .args(["--tool=callgrind", "--compress-strings=no"])
+        .arg(format!("--callgrind-out-file={}", profile.display()))
+        .arg(this)
+        .arg("--counted")
+        .output()
+        .map_err(|error| format!("valgrind cannot be run ({error}): install it, as by apt-get install valgrind"))?;
+    if !run.status.success() {
+        return Err(format!("valgrind failed: {}", String::from_utf8_lossy(&run.stderr)));
+    }
+    let profile = fs::read_to_string(profile).map_err(|error| format!("no profile: {error}"))?;
+    Ok(per_call(&profile))
+}
+
+/// Reads callgrind's profile, where a call is told in three lines: whom (`cfn=name`), how often (`calls=count position`), and
+/// what it cost, callees included (`position cost`).
+fn per_call(profile: &str) -> HashMap<String, u32> {
+    let mut totals: HashMap<String, (f64, f64)> = HashMap::new();
+    let mut lines = profile.lines();
+    while let Some(line) = lines.next() {
+        let Some((_, name)) = line.strip_prefix("cfn=").and_then(|name| name.split_once("::counted::")) else {
+            continue;
+        };
+        let mut last = |prefix: &str, index: usize| {
+            let line = lines.find(|line| line.starts_with(prefix))?;
+            line[prefix.len()..].split_whitespace().nth(index)?.parse::<f64>().ok()
+        };
+        if let (Some(calls), Some(cost)) = (last("calls=", 0), last("", 1)) {
+            let total = totals.entry(name.to_owned()).or_default();
+            *total = (total.0 + calls, total.1 + cost);
+        }
+    }
+    totals.into_iter().map(|(name, (calls, cost))| (name, (cost / calls).round() as u32)).collect()
+}
+
+fn check(counts: &HashMap<String, u32>) -> Result<(), String> {
+    println!("{:<24}{:>12}{:>12}", "instructions", "counted", "expected");
+    let mut errors = Vec::new();
+    for (name, expected) in EXPECTED {
+        let Some(&count) = counts.get(name) else {
+            errors.push(format!("{name} was not counted: the compiler has merged it with its caller or its like"));
+            continue;
+        };
+        println!("{name:<24}{count:>12}{expected:>12}");
+        let most = most(expected);
+        if count > most && cfg!(target_arch = "x86_64") {
+            errors.push(format!(
+                "{name} takes {count} instructions, at most {most} expected; if that is meant, change EXPECTED in {}",
+                file!()
+            ));
+        }
+    }
+    if errors.is_empty() { Ok(()) } else { Err(errors.join("\n")) }
+}
