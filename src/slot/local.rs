@@ -170,7 +170,8 @@ pub(crate) const CHECKS_PER_LOOK: u64 = 64;
 pub(crate) struct Countdown(AtomicU32);
 
 impl Countdown {
-    const START: u32 = CHECKS_PER_LOOK as u32;
+    /// It ends below zero, as a subtraction tells the sign by itself.
+    const START: u32 = CHECKS_PER_LOOK as u32 - 1;
 
     pub(crate) fn new() -> Self {
         Self(AtomicU32::new(Self::START))
@@ -183,8 +184,8 @@ impl Countdown {
         // by one check.
         let left = self.0.load(Ordering::Relaxed).wrapping_sub(1);
         self.0.store(left, Ordering::Relaxed);
-        // A thread that was late may have gone past zero.
-        left.wrapping_sub(1) < Self::START
+        // A thread that was late may have gone on below.
+        left.cast_signed() >= 0
     }
 
     pub(crate) fn restart(&self) {
