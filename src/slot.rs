@@ -49,10 +49,12 @@ impl Word {
         (LOWEST..GENERATION).contains(&(self.0 & (RETIRED_BIT | GENERATION)))
     }
 
-    /// Whether the slot's generation can be relied on, and no update is in flight.
+    /// What a ticket says of it, if the slot's generation can be relied on, and no update is in flight.
     #[inline]
-    pub(crate) fn is_settled(self) -> bool {
-        self.is_live() && self.pending() == 0
+    pub(crate) fn settled(self) -> Option<Sight> {
+        // What is pending makes it greater than any generation, as the retired bit does.
+        let word = self.0 & !WAITING_BIT;
+        (LOWEST..GENERATION).contains(&word).then_some(Sight(word))
     }
 
     /// How many crash-safe updates are in flight. 255 stands for that many or more.

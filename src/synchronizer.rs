@@ -229,14 +229,7 @@ impl GenerationSynchronizer {
         Ok(self.places.latest())
     }
 
-    #[inline]
     fn present(&self) -> Result<Sight, Error> {
-        let word = self.places.slot().word();
-        if word.is_settled() { Ok(Sight::of(word)) } else { self.present_slow() }
-    }
-
-    #[cold]
-    fn present_slow(&self) -> Result<Sight, Error> {
         let word = self.places.slot().word();
         if word.is_live() {
             return Ok(self.vigil.sight(word));
@@ -303,6 +296,11 @@ impl GenerationSynchronizer {
     /// Wait-free, as [`is_expired`](Self::is_expired), unless the table was replaced.
     #[inline]
     pub fn ticket(&self) -> Ticket {
+        self.places.slot().word().settled().map_or_else(|| self.ticket_slow(), Ticket)
+    }
+
+    #[cold]
+    fn ticket_slow(&self) -> Ticket {
         Ticket(self.present().unwrap_or(Sight::NOTHING))
     }
 
@@ -344,6 +342,18 @@ impl GenerationSynchronizer {
     /// As [`is_expired`](Self::is_expired).
     #[inline]
     pub fn refresh(&self) -> Result<Generation, Error> {
+        let settled = self.places.slot().word().settled();
+        match settled.and_then(|sight| Some((sight, sight.generation()?))) {
+            Some((sight, generation)) => {
+                self.seen.adopt(sight);
+                Ok(generation)
+            }
+            None => self.refresh_slow(),
+        }
+    }
+
+    #[cold]
+    fn refresh_slow(&self) -> Result<Generation, Error> {
         let present = self.present()?;
         self.seen.adopt(present);
         present.generation().ok_or_else(|| self.error(ErrorKind::Retired))
