@@ -23,15 +23,15 @@ const EXPECTED: [(&str, u32); 14] = [
     ("fetch_add", 3),
     ("arc_swap_load", 70),
     ("arc_swap_load_full", 70),
-    ("is_expired", 15),
-    ("is_expired_64th", 140),
-    ("is_expired_since", 14),
+    ("is_expired", 13),
+    ("is_expired_64th", 135),
+    ("is_expired_since", 12),
     ("ticket", 10),
     ("refresh", 12),
     ("mark_updated", 27),
     ("clear", 38),
-    ("cached_get", 110),
-    ("cached_get_if_fresh", 100),
+    ("cached_get", 108),
+    ("cached_get_if_fresh", 98),
 ];
 
 /// Two more may be a compiler's whim; in long ones, three in a hundred.

@@ -430,11 +430,15 @@ impl Header {
 pub(crate) struct Sight(u64);
 
 impl Sight {
-    pub(crate) const NOTHING: Self = Self(0);
+    /// All but a generation. No word is that, as nobody waits for what has no generation, and nothing is pending there; but zero
+    /// is the word of an emptied mapping.
+    pub(crate) const NOTHING: Self = Self(!GENERATION);
 
-    #[inline]
     pub(crate) fn of(word: Word) -> Self {
-        Self(word.0 & GENERATION)
+        match word.0 & GENERATION {
+            0 => Self::NOTHING,
+            generation => Self(generation),
+        }
     }
 
     fn after_loss(word: Word, number: u8) -> Self {
@@ -443,7 +447,7 @@ impl Sight {
 
     /// The same for somebody else, who counts losses for himself.
     pub(crate) fn without_loss(self) -> Self {
-        Self(self.0 & GENERATION)
+        Self::of(Word(self.0))
     }
 
     #[inline]
@@ -454,8 +458,7 @@ impl Sight {
     /// Whether `word` is exactly what was seen: not retired, nothing pending, whoever waits.
     #[inline]
     pub(crate) fn is(self, word: Word) -> bool {
-        // Nothing seen is zero, as is the word of an emptied mapping.
-        word.0 & !WAITING_BIT == self.0 && self.0 != 0
+        word.0 & !WAITING_BIT == self.0
     }
 
     /// Whether `word` is what was seen, as far as a sleeper is concerned: a new generation would wake him.
@@ -465,6 +468,6 @@ impl Sight {
 
     /// Whether `word` is what was seen, but for updates that are pending.
     pub(crate) fn is_before_updates_of(self, word: Word) -> bool {
-        word.pending() > 0 && word.0 & GENERATION == self.0 & GENERATION && self.0 != 0
+        word.pending() > 0 && word.0 & GENERATION == self.0 & GENERATION && self != Self::NOTHING
     }
 }
