@@ -399,21 +399,32 @@ impl GenerationSynchronizer {
 
     #[inline]
     fn bump(&self, follow: impl FnOnce(Word)) -> Result<Generation, Error> {
-        self.check_writable()?;
+        if self.read_only {
+            return self.refuse();
+        }
         let before = self.places.slot().bump();
         let Some(generation) = before.updated_unawaited() else {
             return self.bump_slow(before, follow);
         };
         follow(before);
-        if generation.get().is_multiple_of(UPDATES_PER_LOOK) {
-            self.look();
-        }
-        Ok(generation)
+        if generation.get().is_multiple_of(UPDATES_PER_LOOK) { self.look_at(generation) } else { Ok(generation) }
     }
 
-    #[inline]
     pub(crate) fn check_writable(&self) -> Result<(), Error> {
-        if self.read_only { Err(self.error(ErrorKind::ReadOnly)) } else { Ok(()) }
+        if self.read_only { self.refuse() } else { Ok(()) }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn refuse<R>(&self) -> Result<R, Error> {
+        Err(self.error(ErrorKind::ReadOnly))
+    }
+
+    /// Looks, and gives `generation` back, so that whoever calls this last need not keep it.
+    #[cold]
+    fn look_at(&self, generation: Generation) -> Result<Generation, Error> {
+        self.look();
+        Ok(generation)
     }
 
     /// Somebody waits for the update that found `before`, or it must be made in the successor.
