@@ -44,11 +44,14 @@ const ROUNDS: u32 = 16;
 /// # Ok(()) }
 /// ```
 #[derive(Debug)]
+#[repr(C, align(64))]
 pub struct GenerationSynchronizer {
+    // What each use asks for stands in one cache line, which no other synchronizer has a part of.
     places: Places<Incarnation>,
     seen: Seen,
     countdown: Countdown,
     read_only: bool,
+    // The rest is for what is done seldom.
     table: Table,
     key: CacheKey,
     /// When the next attempt to attach to a successor may be made.
