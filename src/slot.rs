@@ -430,8 +430,8 @@ impl Header {
 pub(crate) struct Sight(u64);
 
 impl Sight {
-    /// All but a generation. No word is that, as nobody waits for what has no generation, and nothing is pending there; but zero
-    /// is the word of an emptied mapping.
+    /// All but a generation. It has the waiting bit, which is taken from a word before they are compared, so that no word is
+    /// equal to it, whoever wrote that.
     pub(crate) const NOTHING: Self = Self(!GENERATION);
 
     pub(crate) fn of(word: Word) -> Self {
