@@ -8,5 +8,10 @@ pub mod what_can_go_wrong {}
 
 #[doc = include_str!("../docs/what-was-tried.md")]
 pub mod what_was_tried {}
+
 #[doc = include_str!("../docs/for-operators.md")]
 pub mod for_operators {}
+
+#[doc = include_str!("../docs/side-by-side.md")]
+#[doc = include_str!("../docs/side-by-side/peers.md")]
+pub mod side_by_side {}
