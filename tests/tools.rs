@@ -246,7 +246,7 @@ fn killed_while_removing() {
     let started = &shared_words(1)[0];
     let (mut random, mut whole, mut gone) = (7, 0, 0);
     let survivor = sync(&Table::open(&path).unwrap(), "key");
-    for _ in 0..KILLS {
+    for kill in 0..KILLS {
         started.store(0, SeqCst);
         let table = Table::options().create(false).open(&path).unwrap();
         survivor.refresh().unwrap();
@@ -256,7 +256,8 @@ fn killed_while_removing() {
             raise(Signal::SIGSTOP).unwrap();
         });
         await_value(started, 1);
-        dawdle(&mut random, 150);
+        // Longer and longer, for slow machines.
+        dawdle(&mut random, 150 << (kill % 4));
         child.kill();
         match path.exists() {
             true => whole += 1,
