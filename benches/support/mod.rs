@@ -1,8 +1,11 @@
 //! What the benchmarks share.
 
+mod spread;
+
 use nix::sys::statvfs::statvfs;
-use serde::Serialize;
 use tempfile::TempDir;
+
+pub(crate) use spread::Spread;
 
 /// Whether to run for a few seconds only: asked for by GENSYNC_BENCH_SHORT, or run as a test (`--test`, `cargo test`).
 pub(crate) fn short() -> bool {
@@ -17,22 +20,7 @@ pub(crate) fn folder() -> std::io::Result<TempDir> {
     if room >= ROOM { tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()) } else { tempfile::tempdir() }
 }
 
-/// Of figures that were taken round by round.
-#[derive(Clone, Copy, Serialize)]
-pub(crate) struct Spread {
-    pub(crate) median: f64,
-    pub(crate) min: f64,
-    pub(crate) max: f64,
-}
-
 impl Spread {
-    /// Of one figure at least.
-    pub(crate) fn of(figures: impl IntoIterator<Item = f64>) -> Self {
-        let mut figures: Vec<_> = figures.into_iter().collect();
-        figures.sort_by(f64::total_cmp);
-        Self { median: figures[figures.len() / 2], min: figures[0], max: figures[figures.len() - 1] }
-    }
-
     /// The median, and in brackets the least and the greatest, to three digits of the median at least.
     pub(crate) fn text(self) -> String {
         let Self { median, min, max } = self;
