@@ -300,12 +300,7 @@ impl Prepared {
         let step = sibling(path, SUCCESSOR);
         let replace = || {
             write_header(&self.file, self.capacity, floor, self.boot)?;
-            match std::fs::remove_file(&step) {
-                Err(error) if !is_missing(&error) => {
-                    return Err(Error::io("removing an unfinished successor", &error).at(&step));
-                }
-                _ => {}
-            }
+            remove_unfinished(&step)?;
             self.link_to(&step)?;
             std::fs::rename(&step, path).map_err(|error| Error::io("replacing the retired table", &error))
         };
@@ -333,12 +328,19 @@ impl Drop for Prepared {
 
 /// Removes the table at `path`, and an unfinished successor. To be called under its lock.
 pub(crate) fn remove(path: &Path) -> Result<(), Error> {
-    let remove = |path: &Path| match std::fs::remove_file(path) {
-        Err(error) if !is_missing(&error) => Err(Error::io("removing the table", &error).at(path)),
+    remove_if_there(path, "removing the table")?;
+    remove_unfinished(&sibling(path, SUCCESSOR))
+}
+
+fn remove_unfinished(successor: &Path) -> Result<(), Error> {
+    remove_if_there(successor, "removing an unfinished successor")
+}
+
+fn remove_if_there(path: &Path, doing: &'static str) -> Result<(), Error> {
+    match std::fs::remove_file(path) {
+        Err(error) if !is_missing(&error) => Err(Error::io(doing, &error).at(path)),
         _ => Ok(()),
-    };
-    remove(path)?;
-    remove(&sibling(path, SUCCESSOR))
+    }
 }
 
 fn write_header(file: &File, capacity: u64, floor: u64, boot: [u64; 2]) -> Result<(), Error> {
