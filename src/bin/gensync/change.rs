@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::arguments::{Clear, Confirmed, Create, Mark};
 use crate::failure::{DONE, Failure, Outcome, complain};
-use crate::keys::{Selection, matches};
+use crate::keys::{Selection, by_label, matches};
 use crate::list::no_such_key;
 use crate::output::{Output, label, object, printable};
 use crate::target::Target;
@@ -34,7 +34,7 @@ fn change(target: &Target, selection: &Selection, create: bool, output: &mut Out
     }
     for glob in &globs {
         let mut matching = table.clear_matching(|slot| matches(glob, slot))?;
-        matching.sort_unstable_by(|one, other| one.label_bytes().cmp(other.label_bytes()));
+        matching.sort_unstable_by(by_label);
         if matching.is_empty() && !selection.is_all() {
             failures.push(Failure::Negative(format!("no key matches '{}'", printable(glob.as_str().as_bytes()))));
         }

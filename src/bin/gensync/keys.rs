@@ -1,7 +1,9 @@
 //! Which keys are meant.
 
+use std::cmp::Ordering;
+
 use clap::Args;
-use gensync::{CacheKey, KeyNormalizer, SlotInfo};
+use gensync::{CacheKey, KeyNormalizer, SlotInfo, Table};
 use glob::Pattern;
 
 use crate::arguments::OneKey;
@@ -94,6 +96,18 @@ impl Selection {
 
 fn everything() -> Pattern {
     Pattern::new("*").expect("a star is a glob")
+}
+
+/// The table's keys that match, or all, in the order in which they are shown.
+pub(crate) fn chosen(table: &Table, glob: Option<&Pattern>) -> Vec<SlotInfo> {
+    let mut slots: Vec<_> = table.slots().filter(|slot| glob.is_none_or(|glob| matches(glob, slot))).collect();
+    slots.sort_unstable_by(by_label);
+    slots
+}
+
+/// The order of the labels; of those that begin alike, always the same.
+pub(crate) fn by_label(one: &SlotInfo, other: &SlotInfo) -> Ordering {
+    one.label_bytes().cmp(other.label_bytes()).then_with(|| one.digest().cmp(&other.digest()))
 }
 
 /// Whether the key's label matches.

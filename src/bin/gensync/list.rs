@@ -6,17 +6,12 @@ use gensync::SlotInfo;
 
 use crate::arguments::{Get, Ls, Order};
 use crate::failure::{DONE, Failure, Outcome};
-use crate::keys::matches;
+use crate::keys::chosen;
 use crate::output::{ATTENTION, BAD, Cell, FAINT, GOOD, Output, label, left, object, right};
 use crate::target::Target;
 
 pub(crate) fn ls(target: &Target, options: &Ls, output: &mut Output) -> Outcome {
-    let table = target.read()?;
-    let is_meant = |slot: &SlotInfo| options.glob.as_ref().is_none_or(|glob| matches(glob, slot));
-    let mut slots: Vec<_> = table.slots().filter(is_meant).collect();
-    slots.sort_unstable_by(|one, other| {
-        one.label_bytes().cmp(other.label_bytes()).then_with(|| one.digest().cmp(&other.digest()))
-    });
+    let mut slots = chosen(&target.read()?, options.glob.as_ref());
     match options.sort {
         Order::Key => {}
         Order::Generation => slots.sort_by_key(|slot| Reverse(slot.generation())),

@@ -15,7 +15,7 @@ use serde_json::{Map, Value, json};
 use crate::arguments::Metrics;
 use crate::failure::{DONE, Failure, Outcome};
 use crate::filesystem::folder;
-use crate::keys::matches;
+use crate::keys::chosen;
 use crate::output::{Output, printable};
 use crate::processes::{Mapped, scan};
 use crate::stat::state;
@@ -37,10 +37,7 @@ pub(crate) fn metrics(target: &Target, options: &Metrics, output: &mut Output) -
     let path = printable(target.path()?.display().to_string().as_bytes());
     let mut families = of_table(&table, &path);
     if !options.no_keys {
-        let is_meant = |slot: &SlotInfo| options.glob.as_ref().is_none_or(|glob| matches(glob, slot));
-        let mut slots: Vec<_> = table.slots().filter(is_meant).collect();
-        slots.sort_unstable_by(|one, other| one.label_bytes().cmp(other.label_bytes()));
-        families.extend(of_keys(&slots, &path));
+        families.extend(of_keys(&chosen(&table, options.glob.as_ref()), &path));
     }
     let text = if output.is_json() { objects(&families) } else { open_metrics(&families) };
     match &options.output {
