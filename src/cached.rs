@@ -18,7 +18,7 @@ use crate::error::{Error, ErrorKind};
 use crate::generation::Generation;
 use crate::handle::coarse_now;
 use crate::process::PerProcess;
-use crate::slot::{CHECKS_PER_LOOK, Count};
+use crate::slot::Count;
 use crate::synchronizer::{GenerationSynchronizer, Ticket};
 use crate::update::UpdateError;
 use flights::{Failure, Flight, Flights, Next};
@@ -114,6 +114,9 @@ struct Tally {
     errors: Count,
     stale: Count,
     overtaken: Count,
+    unconfirmed: Count,
+    /// Those in a row up to the last load.
+    outage: Count,
     longest: Count,
 }
 
@@ -134,6 +137,9 @@ pub struct Counters {
     /// Loads that were overtaken by an update before they ended, so that what they loaded was expired from the start. If
     /// nearly all are, the loader may be making that update itself.
     pub overtaken: u64,
+    /// Loads whose freshness cannot be known, as the table could not be attached to or confirmed when they began: each serves
+    /// for the [`outage_ttl`](crate::TableOptions::outage_ttl).
+    pub unconfirmed: u64,
     /// How long the longest load took, failed ones included; in microseconds' resolution.
     pub longest_load: Duration,
 }
@@ -304,13 +310,14 @@ impl<T> Cached<T> {
     /// What this `Cached` has done so far.
     #[must_use]
     pub fn counters(&self) -> Counters {
-        let Tally { reloads, errors, stale, overtaken, longest } = &self.tally;
+        let Tally { reloads, errors, stale, overtaken, unconfirmed, outage: _, longest } = &self.tally;
         Counters {
             hits: self.hits.get(),
             reloads: reloads.get(),
             errors: errors.get(),
             stale_answers: stale.get(),
             overtaken: overtaken.get(),
+            unconfirmed: unconfirmed.get(),
             longest_load: Duration::from_micros(longest.get()),
         }
     }
@@ -327,18 +334,17 @@ impl<T> Cached<T> {
         if !self.policy.is_plain || !self.sync.is_unchanged(entry.ticket) {
             return self.fresh_slow(entry, may_load, pick);
         }
-        // Counts for the looks at the table's file, too.
-        if !self.hits.add_one_or_so().is_multiple_of(CHECKS_PER_LOOK) || self.is_fresh_at_look(entry) {
-            return Some(pick(entry));
+        if !self.sync.spend() && !self.is_confirmed(entry) {
+            return None;
         }
-        self.hits.take_one();
-        None
+        self.hits.add_one_or_so();
+        Some(pick(entry))
     }
 
     #[cold]
-    fn is_fresh_at_look(&self, entry: &Entry<T>) -> bool {
-        self.sync.look();
-        self.is_fresh(entry)
+    fn is_confirmed(&self, entry: &Entry<T>) -> bool {
+        self.sync.revalidate();
+        self.sync.confirms(entry.ticket)
     }
 
     #[cold]
@@ -429,8 +435,14 @@ impl<T> Cached<T> {
 
     /// Loads the value, or only sees whether `verified` still is what would be loaded.
     fn load(&self, mut flight: Flight<'_>, verified: Option<&Entry<T>>) -> Result<Arc<Entry<T>>, Failure> {
-        let dependencies = self.policy.dependencies.iter().map(GenerationSynchronizer::ticket).collect();
-        let ticket = self.sync.ticket();
+        let mut outage = None;
+        let mut take = |sync: &GenerationSynchronizer| {
+            let (ticket, reason) = sync.ticket_with_reason();
+            outage = outage.take().or(reason);
+            ticket
+        };
+        let dependencies = self.policy.dependencies.iter().map(&mut take).collect();
+        let ticket = take(&self.sync);
         let (start, since) = (Instant::now(), coarse_now());
         let outcome = (self.policy.loader)();
         self.tally.longest.raise_to(start.elapsed().as_micros() as u64);
@@ -452,6 +464,7 @@ impl<T> Cached<T> {
                 if let Some(loads) = overtaken.filter(|loads| is_overtaken && loads.is_multiple_of(OVERTAKEN)) {
                     self.report(|| self.sync.error(ErrorKind::Overtaken { loads }));
                 }
+                self.note_outage(outage);
                 if let Some(verified) = verified {
                     self.compare(verified, &entry);
                 }
@@ -473,6 +486,15 @@ impl<T> Cached<T> {
                 drop(flight);
                 Err(failure)
             }
+        }
+    }
+
+    /// Counts a load that came in an outage of the table, and reports the first one of each.
+    fn note_outage(&self, outage: Option<Error>) {
+        let Some(reason) = outage else { return self.tally.outage.clear() };
+        self.tally.unconfirmed.add_one();
+        if self.tally.outage.add_one() == 1 {
+            self.report(|| reason);
         }
     }
 

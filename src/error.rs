@@ -188,6 +188,13 @@ pub enum ErrorKind {
         "the table was reset or its file replaced, and no successor can be attached to; see whether its file can be opened"
     )]
     Retired,
+    /// The path of the table leads to another file system than before, so that it cannot be known whether other processes
+    /// use the same file.
+    #[error(
+        "the table's path leads to another file system than when it was opened, as after a mount over its folder: other \
+         processes may use another file; undo the mount, or end this process"
+    )]
+    Unconfirmed,
     /// The update was begun by the process that this one was forked from.
     #[error(
         "the update was begun before the fork, by the parent, and only the parent can finish it; let the child begin an \

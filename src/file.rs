@@ -418,21 +418,30 @@ impl View {
         Self { path: path.to_owned(), root: root() }
     }
 
-    /// Whether `own` is still what the path names. A missing name, or another file, counts only if it is seen from the
-    /// same root and on the same device; a link count of zero always counts.
-    pub(crate) fn presence(&self, own: Identity, links: Option<nix::libc::nlink_t>) -> Presence {
+    /// Whether `own` is still what the path names: one system call if it is.
+    ///
+    /// A link count of zero always says that it is gone. A missing name, or another file, says so only on the same device and
+    /// from the same root: otherwise something was mounted over the folder for this process, or for all. A process that cannot
+    /// see the folder, being confined to another root or without permission, goes by the link count alone.
+    pub(crate) fn presence(&self, own: Identity, links: impl FnOnce() -> Option<nix::libc::nlink_t>) -> Presence {
+        let found = std::fs::symlink_metadata(&self.path);
+        if found.as_ref().is_ok_and(|metadata| identity(metadata) == own) {
+            return Presence::Here;
+        }
+        let links = links();
         if links == Some(0) {
             return Presence::Gone;
         }
-        if root() != self.root || self.root.is_none() {
-            return Presence::Unknown;
-        }
-        let same_device = |path: &Path| std::fs::metadata(path).is_ok_and(|metadata| metadata.dev() == own.device);
-        match std::fs::symlink_metadata(&self.path) {
-            Ok(metadata) if identity(&metadata) == own => Presence::Here,
-            Ok(_) if same_device(folder(&self.path)) => Presence::Gone,
-            Err(error) if is_missing(&error) && same_device(folder(&self.path)) => Presence::Gone,
-            Ok(_) | Err(_) => Presence::Unknown,
+        let is_confined = root() != self.root || self.root.is_none();
+        let folder = std::fs::metadata(folder(&self.path));
+        match (found, folder) {
+            _ if is_confined => links.map_or(Presence::Unknown, |_| Presence::Here),
+            (Ok(_), Ok(folder)) if folder.dev() == own.device => Presence::Gone,
+            (Err(error), Ok(folder)) if is_missing(&error) && folder.dev() == own.device => Presence::Gone,
+            (Err(error), _) if error.kind() == io::ErrorKind::PermissionDenied => {
+                links.map_or(Presence::Unknown, |_| Presence::Here)
+            }
+            _ => Presence::Unknown,
         }
     }
 }

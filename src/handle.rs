@@ -14,7 +14,7 @@ use nix::time::{ClockId, clock_gettime};
 
 use self::end::{exclude_updates, replace};
 use crate::error::{Error, ErrorKind};
-use crate::file::{Blueprint, TableFile};
+use crate::file::{Blueprint, Presence, TableFile};
 use crate::incarnation::{Incarnation, Place};
 use crate::key::CacheKey;
 use crate::layout::{HIGHEST_FLOOR, MAX_SIZE, segment_offset};
@@ -22,13 +22,13 @@ use crate::mapping::{Chain, Mapping};
 use crate::notifier::Notifier;
 use crate::options::TableOptions;
 use crate::process::PerProcess;
-use crate::slot::Turn;
+use crate::slot::{Confirmation, Turn};
 
-/// At least so many milliseconds pass between two looks at a table's file, and between two attempts to attach to one
+/// At least so many milliseconds pass between two looks at a table's path, and between two attempts to attach to a table
 /// that cannot be attached to.
 ///
-/// A look is due every 64 checks, and no sooner than this. Half a second, so that both together stay below the longer
-/// of 64 checks and a second at any rate of checks.
+/// Less than half a second, so that a use which comes a second after the last look always looks, whichever holder of the
+/// process had the turn before it.
 pub(crate) const PAUSE: u64 = 490;
 
 /// How often an operation starts again because the table was replaced under it, before it gives up.
@@ -58,15 +58,17 @@ struct Shared {
     options: TableOptions,
     source: Source,
     incarnations: Chain<Arc<Incarnation>>,
-    /// When the next look at the file is due.
-    look: Turn,
+    /// When the next look at the path is due.
+    revalidation: Turn,
+    confirmation: Confirmation,
     notifier: PerProcess<Notifier>,
 }
 
 impl Shared {
     fn new(options: TableOptions, source: Source, first: Arc<Incarnation>) -> Self {
-        let (incarnations, look) = (Chain::new(first), Turn::at(0));
-        Self { options, source, incarnations, look, notifier: PerProcess::new() }
+        let (revalidation, confirmation) = (Turn::every(PAUSE), Confirmation::at(coarse_now()));
+        let incarnations = Chain::new(first);
+        Self { options, source, incarnations, revalidation, confirmation, notifier: PerProcess::new() }
     }
 }
 
@@ -212,7 +214,7 @@ impl Table {
 
     /// The latest incarnation; another one than before if that was retired or its file is gone.
     pub(crate) fn current(&self) -> Result<&Arc<Incarnation>, Error> {
-        self.look_if_due();
+        self.revalidate_if_due(coarse_now());
         for _ in 0..ATTEMPTS {
             let latest = self.latest();
             if latest.slots().header().is_live() {
@@ -223,37 +225,100 @@ impl Table {
         Err(ErrorKind::Retired.into())
     }
 
-    /// Looks, now and then, whether the path still names the file. If not, this process and all others that have the
-    /// file move on to the one that is there now.
-    pub(crate) fn look_if_due(&self) {
-        if !self.0.look.take(coarse_now(), PAUSE) {
-            return;
+    /// Looks at the path, if it is time: the one place that decides when. `now` is milliseconds of the coarse clock.
+    pub(crate) fn revalidate_if_due(&self, now: u64) {
+        if self.0.revalidation.take(now) {
+            let latest = self.latest();
+            match latest.presence() {
+                Presence::Here => self.0.confirmation.confirm(now),
+                Presence::Unknown => self.0.confirmation.doubt(now),
+                Presence::Gone => _ = self.leave(latest),
+            }
         }
-        let latest = self.latest();
-        if !latest.is_gone() {
-            return;
-        }
-        // If the maker of an update that is in flight there is killed, it takes one who has the old file to announce it.
-        // So nobody moves on before the update has ended.
+    }
+
+    /// Whether it cannot be confirmed any more that the path names the file: then an update may have gone to another one.
+    #[inline]
+    pub(crate) fn is_doubtful(&self) -> bool {
+        self.0.confirmation.is_doubtful()
+    }
+
+    /// How long state serves that was loaded while its freshness could not be known, in milliseconds.
+    pub(crate) fn outage_ttl(&self) -> u64 {
+        u64::try_from(self.0.options.outage_ttl.as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Moves on from `latest`, whose path names another file or none: this process, and all others that have it. `false` while
+    /// an update that is in flight there keeps them.
+    fn leave(&self, latest: &Arc<Incarnation>) -> bool {
+        // If the maker of an update that is in flight there is killed, it takes a process that has the old file to announce
+        // it. So none moves on before the update has ended.
         let excluded = (!self.is_read_only()).then(|| latest.mapping().try_exclude_updates());
         let is_held_up = match &excluded {
             None => false,
             Some(Ok(lock)) => lock.is_none(),
-            // Whoever can open nothing more cannot keep updates from beginning, but sees those that have begun.
+            // A process that can open nothing more cannot keep updates from beginning, but sees those that have begun.
             Some(Err(_)) => latest.mapping().has_updates_in_flight(),
         };
         if is_held_up && latest.gone_for(precise_now()) < self.pending_limit() {
-            return;
+            return false;
         }
         if self.succeed(latest).is_err() && latest.slots().header().is_live() {
             // It could not even be retired, being read-only or damaged: let it be retired for this process.
             latest.mapping().empty();
         }
+        true
+    }
+
+    /// Moves on from `owner`, whose file is gone, before an update begins. Waits for updates in flight there, up to the pending
+    /// limit; but not for those of this process, which may be the caller's own. `false` if the update must begin there.
+    pub(crate) fn leave_for_update(&self, owner: &Arc<Incarnation>) -> bool {
+        let left = with_patience(self.pending_limit(), || {
+            let has_left = !self.is_latest(owner) || self.leave(owner);
+            Ok::<_, Error>((has_left || owner.has_own_updates()).then_some(has_left))
+        });
+        matches!(left, Ok(Some(true)))
+    }
+
+    /// To be called when an update was announced in `owner`: if the path names another file by now, the key is updated there as
+    /// well.
+    ///
+    /// # Errors
+    ///
+    /// There is another file, and it cannot be attached to.
+    pub(crate) fn follow_update(&self, owner: &Arc<Incarnation>, key: &CacheKey) -> Result<(), Error> {
+        // A holder of a file that comes to the path after this look has loaded its state after the update.
+        if owner.presence() != Presence::Gone || !self.is_latest(owner) {
+            return Ok(());
+        }
+        // The process that retires the table began after the update had ended, as it locks the slots, and what comes after the
+        // table was loaded later, or is expired by that process when it has retired the table. Should it be killed before, this
+        // one goes on for it.
+        if !owner.slots().header().is_live() {
+            let _ = self.succeed(owner);
+            return Ok(());
+        }
+        // Moving on announces everything there. Not before other updates here have ended; but this one cannot wait for them.
+        if self.leave(owner) && self.latest().slots().header().is_live() {
+            return Ok(());
+        }
+        let announce = || {
+            let next = open(&self.0.source, &self.0.options, Some(owner))?;
+            if let Some(place) = next.attach(key)? {
+                next.slots().announce(&place, place.bump());
+            }
+            Ok(())
+        };
+        match announce() {
+            // Nobody can have loaded anything through a file that is not there.
+            Err(_) if self.path().is_some_and(|path| !path.exists()) => Ok(()),
+            result => result,
+        }
     }
 
     #[cfg(test)]
     pub(crate) fn make_look_due(&self) {
-        self.0.look.postpone(0);
+        self.0.revalidation.expedite();
     }
 
     /// Moves on from a table that is being retired, or whose file is gone. Whoever gets here does all that remains to
@@ -264,6 +329,7 @@ impl Table {
         }
         let Some(next) = self.while_latest(from, self.successor(from))? else { return Ok(()) };
         self.0.incarnations.append(next);
+        self.0.confirmation.confirm(coarse_now());
         from.mapping().empty();
         Ok(())
     }

@@ -12,7 +12,7 @@ use crate::key::CacheKey;
 use crate::layout::{Facts, Slot};
 use crate::lock::Kind;
 use crate::mapping::{Mapping, SlotRef};
-use crate::slot::{Digest, Stopwatch};
+use crate::slot::{Count, Digest, Stopwatch};
 use crate::table::Slots;
 
 /// A key's slot, and the incarnation that it is in.
@@ -27,11 +27,19 @@ pub(crate) struct Incarnation {
     view: Option<View>,
     /// Since it was found to be gone.
     gone: Stopwatch,
+    /// How many updates of this process are in flight here.
+    own_updates: Count,
 }
 
 impl Incarnation {
     pub(crate) fn new(mapping: Mapping, facts: Facts, path: Option<&Path>) -> Self {
-        Self { slots: Slots::new(mapping, facts.capacity), facts, view: path.map(View::new), gone: Stopwatch::new() }
+        Self {
+            slots: Slots::new(mapping, facts.capacity),
+            facts,
+            view: path.map(View::new),
+            gone: Stopwatch::new(),
+            own_updates: Count::default(),
+        }
     }
 
     pub(crate) fn slots(&self) -> &Slots<Mapping> {
@@ -90,10 +98,29 @@ impl Incarnation {
         Ok(())
     }
 
+    /// Whether the path still names the file. An anonymous table is always here.
+    pub(crate) fn presence(&self) -> Presence {
+        let mapping = self.mapping();
+        self.view.as_ref().map_or(Presence::Here, |view| view.presence(mapping.identity(), || mapping.link_count()))
+    }
+
     /// Whether the file is no longer what its path names.
     pub(crate) fn is_gone(&self) -> bool {
-        let mapping = self.mapping();
-        self.view.as_ref().is_some_and(|view| view.presence(mapping.identity(), mapping.link_count()) == Presence::Gone)
+        self.presence() == Presence::Gone
+    }
+
+    /// Counts an update of this process in, until it is counted out.
+    pub(crate) fn count_own_update(&self) {
+        self.own_updates.add_one();
+    }
+
+    pub(crate) fn count_own_update_out(&self) {
+        self.own_updates.take_one();
+    }
+
+    /// A child that was forked during an update takes its parent's for its own.
+    pub(crate) fn has_own_updates(&self) -> bool {
+        self.own_updates.get() > 0
     }
 
     /// How long ago this was first asked, which is to be done when the file is gone. `now` is microseconds.

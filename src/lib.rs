@@ -39,7 +39,8 @@
 //! - A child may be forked at any time, and uses what it inherits: no lock stands in its way that a thread of the parent
 //!   held. No thread is started, but one for a table whose [descriptors](GenerationSynchronizer::pollable) or tasks are
 //!   asked for, which ends with the last of them.
-//! - Where freshness cannot be known, the answer is "expired".
+//! - Where freshness cannot be known, the answer is "expired"; state that is loaded meanwhile serves for the
+//!   [`outage_ttl`](TableOptions::outage_ttl), a second unless set, so that no use becomes a load each.
 //! - What another process writes into the file causes wrong answers at worst: no undefined behaviour and no panic.
 //!   (Truncating the file is the exception: a SIGBUS. Anonymous tables are sealed against it.)
 //! - A file that is not a table of this version is left untouched.
@@ -71,10 +72,12 @@
 //! - One machine. File systems that are shared between machines are refused.
 //! - A table grows to 8 GiB at most, and gives nothing back: keys are removed by a
 //!   [`reset`](Table::reset) alone. Each open table takes 8 GiB of address space (less under `ulimit -v`), no memory.
-//! - A file that was deleted or replaced is noticed within 64 checks or a second, whichever is later; a holder that only
-//!   updates notices within 64 updates of the key. What is announced to the old file in between reaches the others when
-//!   somebody who has the old file notices; if all of them end before, it is lost. Prefer `reset`.
-//! - While a table cannot be attached to at all, every check answers "expired", and the state is loaded at each use.
+//! - A file that was deleted or replaced is noticed by the first use that comes a second later, of any kind; a holder whose
+//!   rate of use suddenly falls may make up to 64 uses more. An [`update`](GenerationSynchronizer::update) looks at once, and
+//!   never goes to the old file alone. What [`mark_updated`](GenerationSynchronizer::mark_updated) announces there is announced
+//!   again when a process that has the old file notices; if all of them end before, it is lost. Prefer `reset`.
+//! - A process that cannot see the table's path any more (another root, no permission) goes by the file's link count: it
+//!   notices that the file was deleted or replaced, but not that something was mounted over its folder.
 //! - Threads that share one synchronizer share one state; see [`GenerationSynchronizer`].
 //! - A child that is forked in the middle of an `update`, and outlives its maker, keeps the others from noticing for
 //!   [`pending_limit`](TableOptions::pending_limit).

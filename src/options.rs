@@ -51,6 +51,7 @@ pub struct TableOptions {
     accept_retired: bool,
     pub(crate) normalizer: KeyNormalizer,
     pub(crate) pending_limit: Duration,
+    pub(crate) outage_ttl: Duration,
 }
 
 impl Default for TableOptions {
@@ -66,6 +67,7 @@ impl Default for TableOptions {
             accept_retired: false,
             normalizer: KeyNormalizer::default(),
             pending_limit: Duration::from_secs(30),
+            outage_ttl: Duration::from_secs(1),
         }
     }
 }
@@ -134,6 +136,18 @@ impl TableOptions {
     /// then fails.
     pub fn pending_limit(mut self, limit: Duration) -> Self {
         self.pending_limit = limit;
+        self
+    }
+
+    /// How long state counts as fresh that was loaded while its freshness could not be known; one second unless set, at most
+    /// some days.
+    ///
+    /// That is so when the table was retired or deleted and cannot be opened or made anew, and when its path leads to
+    /// another file system than before, as after a mount over its folder. What was loaded before then is expired at once;
+    /// what is loaded meanwhile serves for this long, so that each holder loads once in this time, and not at each use. When
+    /// the table is there again, all of it is expired once more.
+    pub fn outage_ttl(mut self, ttl: Duration) -> Self {
+        self.outage_ttl = ttl;
         self
     }
 

@@ -12,7 +12,9 @@ use crate::sync::{AtomicU64, Ordering, fence};
 
 pub(crate) use local::Seen;
 #[cfg(not(loom))]
-pub(crate) use local::{CHECKS_PER_LOOK, Count, Countdown, HighWater, Published, Stopwatch, Turn, Users, Vigil};
+pub(crate) use local::{
+    CheckBudget, Confirmation, Count, HighWater, LastTried, Published, Stopwatch, Turn, Users, Vigil,
+};
 #[cfg(not(loom))]
 pub(crate) use wake::Armed;
 pub(crate) use wake::WakeWord;
@@ -426,13 +428,62 @@ impl Header {
 ///
 /// Pending updates are no part of it: they are not finished. But where some were lost and nobody could clear them, the
 /// number of that loss is, so that who loaded the state after the loss is known by it. Such a sight equals no live word.
+///
+/// Where freshness cannot be known, a sight holds the time at which it was taken instead, so that state which was loaded
+/// then serves for a while. It has the waiting bit, which is taken from a word before the two are compared: no word equals
+/// it, whatever somebody writes there.
+///
+/// | sight | 63..56 | 55 | 54 | 53..32 | 31..0 |
+/// |---|---|---|---|---|---|
+/// | a generation | 0 | 0 | 0 | generation | generation |
+/// | after a loss | number of the loss | 0 | 1 | generation | generation |
+/// | unconfirmed | time | 1 | 0 | time | generation |
+/// | nothing, or an outage | 1s | 1 | 1 | time | time |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Sight(u64);
 
 impl Sight {
-    /// All but a generation. It has the waiting bit, which is taken from a word before they are compared, so that no word is
-    /// equal to it, whoever wrote that.
+    /// Of which no state is fresh: an outage at time 0, which is before any other.
     pub(crate) const NOTHING: Self = Self(!GENERATION);
+
+    /// Taken at `now`, in milliseconds, while there was no table to attach to.
+    #[cfg(not(loom))]
+    pub(crate) fn outage(now: u64) -> Self {
+        Self(!GENERATION | now & GENERATION)
+    }
+
+    /// Taken of `word` at `now`, in milliseconds, in a table that may not be the one at its path any more.
+    #[cfg(not(loom))]
+    pub(crate) fn unconfirmed(word: Word, now: u64) -> Self {
+        // A time comes back after twelve days.
+        let time = (now & 0x3f_ffff) << 32 | (now >> 22 & 0xff) << 56;
+        Self(time | WAITING_BIT | word.0 & u64::from(u32::MAX))
+    }
+
+    /// Whether it was taken in an outage, less than `limit` milliseconds ago. A time that is still to come, as the clock was
+    /// set back, is long ago.
+    #[cfg(not(loom))]
+    pub(crate) fn outlives_outage(self, now: u64, limit: u64) -> bool {
+        self.is_nothing() && self != Self::NOTHING && (now.wrapping_sub(self.0) & GENERATION) < limit
+    }
+
+    /// Whether `word` has the generation that was seen, unconfirmed, less than `limit` milliseconds ago.
+    #[cfg(not(loom))]
+    pub(crate) fn outlives_doubt(self, word: Word, now: u64, limit: u64) -> bool {
+        let time = self.0 >> 32 & 0x3f_ffff | (self.0 >> 56) << 22;
+        let age = now.wrapping_sub(time) & 0x3fff_ffff;
+        self.is_unconfirmed() && (self.0 ^ word.0) & u64::from(u32::MAX) == 0 && age < limit
+    }
+
+    /// Whether it names no generation.
+    pub(crate) fn is_nothing(self) -> bool {
+        self.0 & (WAITING_BIT | RETIRED_BIT) == WAITING_BIT | RETIRED_BIT
+    }
+
+    #[cfg(not(loom))]
+    pub(crate) fn is_unconfirmed(self) -> bool {
+        self.0 & (WAITING_BIT | RETIRED_BIT) == WAITING_BIT
+    }
 
     pub(crate) fn of(word: Word) -> Self {
         match word.0 & GENERATION {
@@ -447,12 +498,12 @@ impl Sight {
 
     /// The same for somebody else, who counts losses for himself.
     pub(crate) fn without_loss(self) -> Self {
-        Self::of(Word(self.0))
+        if self.0 & WAITING_BIT == 0 { Self::of(Word(self.0)) } else { self }
     }
 
     #[inline]
     pub(crate) fn generation(self) -> Option<Generation> {
-        Generation::new(self.0 & GENERATION)
+        if self.0 & WAITING_BIT == 0 { Generation::new(self.0 & GENERATION) } else { None }
     }
 
     /// Whether `word` is exactly what was seen: not retired, nothing pending, whoever waits.
@@ -468,6 +519,6 @@ impl Sight {
 
     /// Whether `word` is what was seen, but for updates that are pending.
     pub(crate) fn is_before_updates_of(self, word: Word) -> bool {
-        word.pending() > 0 && word.0 & GENERATION == self.0 & GENERATION && self != Self::NOTHING
+        word.pending() > 0 && word.0 & GENERATION == self.0 & GENERATION && self.0 & WAITING_BIT == 0
     }
 }

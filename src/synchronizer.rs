@@ -1,16 +1,16 @@
 //! What one holder has seen of one key.
 
+use std::sync::Arc;
+
 use crate::error::{Error, ErrorKind};
 use crate::generation::Generation;
 use crate::handle::{ATTEMPTS, PAUSE, Table, coarse_now, precise_now};
 use crate::incarnation::{Incarnation, Place};
 use crate::key::CacheKey;
+use crate::layout::Slot;
 use crate::lock::Kind;
 use crate::mapping::Places;
-use crate::slot::{Countdown, Seen, Sight, Turn, Vigil, Word};
-
-/// Every so many updates of a key, its updater looks at the clock, and at the file if it is time.
-const UPDATES_PER_LOOK: u64 = 64;
+use crate::slot::{CheckBudget, LastTried, Seen, Sight, Turn, Vigil, Word};
 
 /// How often to ask for a pending update's lock while others take it and let go of it.
 const ROUNDS: u32 = 16;
@@ -49,13 +49,15 @@ pub struct GenerationSynchronizer {
     // What each use asks for stands in one cache line, which no other synchronizer has a part of.
     places: Places<Incarnation>,
     seen: Seen,
-    countdown: Countdown,
+    budget: CheckBudget,
     read_only: bool,
     // The rest is for what is done seldom.
     table: Table,
     key: CacheKey,
     /// When the next attempt to attach to a successor may be made.
     retry: Turn,
+    /// The incarnation that the last attempt was made with.
+    tried: LastTried,
     vigil: Vigil,
 }
 
@@ -69,23 +71,45 @@ impl Clone for GenerationSynchronizer {
 
 /// The generation from before a load, to be [adopted](GenerationSynchronizer::adopt) after it.
 ///
-/// An update during the load makes the generation another one, so that state loaded with this ticket stays expired.
+/// An update during the load makes the generation another one, so that state loaded with this ticket stays expired. It serves
+/// synchronizers of one key and one [`Table`] (clones included): adopted by any other, it leaves the state expired.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use = "a ticket does nothing until it is adopted"]
-pub struct Ticket(Sight);
+pub struct Ticket {
+    sight: Sight,
+    /// The address of the slot that it was taken of, which no other key of this process has.
+    slot: usize,
+}
 
 impl Ticket {
     /// Of which nothing is fresh.
-    pub(crate) const VOID: Self = Self(Sight::NOTHING);
+    pub(crate) const VOID: Self = Self { sight: Sight::NOTHING, slot: 0 };
 
-    pub(crate) fn may_sleep_on(self, word: Word) -> bool {
-        self.0.may_sleep_on(word)
+    #[inline]
+    fn of(sight: Sight, slot: &Slot) -> Self {
+        Self { sight, slot: std::ptr::from_ref(slot).addr() }
     }
 
-    /// The generation that it stands for; `None` if there was no table to attach to.
+    #[inline]
+    fn is_of(self, slot: &Slot) -> bool {
+        self.slot == std::ptr::from_ref(slot).addr()
+    }
+
+    pub(crate) fn may_sleep_on(self, word: Word) -> bool {
+        self.sight.may_sleep_on(word)
+    }
+
+    /// Whether it was taken while freshness could not be known: what is loaded with it serves for the
+    /// [`outage_ttl`](crate::TableOptions::outage_ttl).
+    pub(crate) fn is_unconfirmed(self) -> bool {
+        self.sight.is_nothing() || self.sight.is_unconfirmed()
+    }
+
+    /// The generation that it stands for; `None` if there was no table to attach to, or none that could be
+    /// [confirmed](crate::TableOptions::outage_ttl) to be the one at its path.
     #[must_use]
     pub fn generation(self) -> Option<Generation> {
-        self.0.generation()
+        self.sight.generation()
     }
 }
 
@@ -113,24 +137,38 @@ impl GenerationSynchronizer {
     }
 
     fn assemble(places: Places<Incarnation>, sight: Sight, table: Table, key: CacheKey) -> Self {
-        let (seen, countdown, read_only) = (Seen::new(sight), Countdown::new(), table.is_read_only());
-        Self { places, seen, countdown, read_only, table, key, retry: Turn::at(0), vigil: Vigil::new() }
+        let (seen, budget, read_only) = (Seen::new(sight), CheckBudget::new(), table.is_read_only());
+        Self {
+            places,
+            seen,
+            budget,
+            read_only,
+            table,
+            key,
+            retry: Turn::every(PAUSE),
+            tried: LastTried::default(),
+            vigil: Vigil::new(),
+        }
     }
 
     /// Whether the state must be loaded again: its key was updated since the generation was seen.
     ///
     /// Where that cannot be known, because the table was replaced and its successor cannot be attached to, the answer
-    /// is `true`. A table whose file was deleted or replaced is noticed within 64 checks or one second, whichever is
-    /// later.
+    /// is `true` until the state is loaded, and again when the [`outage_ttl`](crate::TableOptions::outage_ttl) has passed.
+    ///
+    /// A table whose file was deleted or replaced is noticed by the first check that comes a second after that. A holder
+    /// that checks often looks at a clock once in a quarter of a second, or in 64 checks if that is sooner; so one whose rate
+    /// suddenly falls may make up to 64 checks more before it notices.
     ///
     /// # Progress
     ///
-    /// Wait-free: one load of shared memory, no allocation, no system call. After an update, and every 64 checks, it
-    /// also looks at a clock, and up to twice a second at the file's path.
+    /// Wait-free: one load of shared memory, no allocation, no system call. After an update, and now and then, as told above,
+    /// it also looks at a clock, and up to twice a second at the file's path. If the table was replaced, it also opens the
+    /// successor's file, and maps it.
     #[inline]
     #[must_use]
     pub fn is_expired(&self) -> bool {
-        self.is_expired_since(Ticket(self.seen.get()))
+        self.is_expired_by(self.seen.get())
     }
 
     /// Whether state that was loaded with `ticket` must be loaded again: [`is_expired`](Self::is_expired) for state that
@@ -142,20 +180,35 @@ impl GenerationSynchronizer {
     #[inline]
     #[must_use]
     pub fn is_expired_since(&self, ticket: Ticket) -> bool {
+        if ticket.is_of(self.places.slot()) { self.is_expired_by(ticket.sight) } else { self.is_expired_elsewhere() }
+    }
+
+    #[inline]
+    fn is_expired_by(&self, seen: Sight) -> bool {
         let word = self.places.slot().word();
-        if ticket.0.is(word) && self.countdown.tick() {
+        if seen.is(word) && self.budget.spend() {
             return false;
         }
-        self.is_expired_slow(ticket.0, word)
+        self.is_expired_slow(seen, word)
     }
 
     #[cold]
     fn is_expired_slow(&self, seen: Sight, word: Word) -> bool {
-        // A pending update brings every check here.
-        if !(seen.is_before_updates_of(word) && self.countdown.tick()) {
-            self.look();
+        // A pending update brings every check here, and so does an outage.
+        let may_wait = seen.is_before_updates_of(word) || seen.is_nothing() || seen.is_unconfirmed();
+        if !(may_wait && self.budget.spend()) {
+            self.revalidate();
         }
         self.is_overtaken(seen)
+    }
+
+    /// A ticket of another slot: of a place that this holder has moved on from, or of another key.
+    #[cold]
+    fn is_expired_elsewhere(&self) -> bool {
+        if !self.budget.spend() {
+            self.revalidate();
+        }
+        true
     }
 
     fn is_overtaken(&self, seen: Sight) -> bool {
@@ -163,16 +216,24 @@ impl GenerationSynchronizer {
         if word.is_live() && self.table.is_latest(self.places.latest().owner()) {
             return !self.is_fresh(seen, word);
         }
-        let now = coarse_now();
-        if self.retry.is_due(now) && self.move_on().is_err() {
-            self.retry.postpone(now + PAUSE);
+        let (now, latest) = (coarse_now(), Arc::as_ptr(self.table.latest()).addr());
+        // What another holder of this process has attached to is there.
+        if self.retry.is_due(now) || self.tried.differs(latest) {
+            match self.move_on() {
+                Ok(_) => return true,
+                Err(_) => self.retry.postpone(now),
+            }
+            self.tried.set(latest);
         }
-        true
+        !seen.outlives_outage(now, self.table.outage_ttl())
     }
 
     fn is_fresh(&self, seen: Sight, word: Word) -> bool {
         if word.pending() == 0 {
             self.vigil.end();
+        }
+        if self.table.is_doubtful() {
+            return seen.outlives_doubt(word, coarse_now(), self.table.outage_ttl());
         }
         seen.is(word) || seen.is_before_updates_of(word) && self.is_in_flight(seen, word)
     }
@@ -218,26 +279,47 @@ impl GenerationSynchronizer {
         false
     }
 
-    /// To be called every `CHECKS_PER_LOOK` checks.
+    /// Spends one use of the budget; `false` if [`revalidate`](Self::revalidate) is to be called.
+    #[inline]
+    pub(crate) fn spend(&self) -> bool {
+        self.budget.spend()
+    }
+
+    /// To be called when the budget is spent.
     #[cold]
-    pub(crate) fn look(&self) {
-        self.countdown.restart();
-        self.table.look_if_due();
+    pub(crate) fn revalidate(&self) {
+        let now = coarse_now();
+        self.budget.renew(now);
+        self.table.revalidate_if_due(now);
     }
 
     /// Attaches to the key in the latest incarnation of the table. Nothing seen before counts there.
     fn move_on(&self) -> Result<&Place, Error> {
-        self.seen.adopt(Sight::NOTHING);
-        self.places.append(self.table.attach(&self.key)?);
+        let place = self.table.attach(&self.key);
+        // What was seen in an outage serves as long as that lasts.
+        if place.is_ok() || !self.seen.get().is_nothing() {
+            self.seen.adopt(Sight::NOTHING);
+        }
+        self.places.append(place?);
         Ok(self.places.latest())
     }
 
-    fn present(&self) -> Result<Sight, Error> {
-        let word = self.places.slot().word();
-        if word.is_live() {
-            return Ok(self.vigil.sight(word));
+    fn present(&self) -> Result<Ticket, Error> {
+        let sight = |place: &Place| {
+            let word = place.word();
+            let sight =
+                if self.table.is_doubtful() { Sight::unconfirmed(word, coarse_now()) } else { self.vigil.sight(word) };
+            word.is_live().then(|| Ticket::of(sight, place))
+        };
+        match sight(self.places.latest()) {
+            Some(ticket) => Ok(ticket),
+            None => self.in_successor(sight),
         }
-        self.in_successor(|place| Some(place.word()).filter(|word| word.is_live()).map(Sight::of))
+    }
+
+    /// What to load the state with while there is no table to attach to.
+    fn outage(&self) -> Ticket {
+        Ticket::of(Sight::outage(coarse_now()), self.places.slot())
     }
 
     /// Moves on until `action` succeeds, as the table may be replaced again and again.
@@ -261,7 +343,7 @@ impl GenerationSynchronizer {
 
     /// What the holder has seen, as a ticket.
     pub(crate) fn seen_ticket(&self) -> Ticket {
-        Ticket(self.seen.get())
+        Ticket::of(self.seen.get(), self.places.slot())
     }
 
     /// The key's slot, as far as this holder has moved on.
@@ -272,9 +354,9 @@ impl GenerationSynchronizer {
     /// Whether somebody who has loaded the state with `ticket` need not wait any longer. A table that cannot be attached to
     /// is news as often as that is tried.
     pub(crate) fn is_news(&self, ticket: Ticket) -> bool {
-        self.table.look_if_due();
-        let is_lost = ticket.0 == Sight::NOTHING && !self.places.slot().word().is_live();
-        (!is_lost || self.retry.is_due(coarse_now())) && self.is_overtaken(ticket.0)
+        self.table.revalidate_if_due(coarse_now());
+        let is_lost = ticket.sight == Sight::NOTHING && !self.places.slot().word().is_live();
+        (!is_lost || self.retry.is_due(coarse_now())) && self.is_overtaken(ticket.sight)
     }
 
     /// Whether there is news for `ticket`. If not, whoever makes it wakes those who sleep on the table's wake word; but for a
@@ -287,34 +369,58 @@ impl GenerationSynchronizer {
     /// Whether nothing has happened since `ticket` was taken: no update, and none that is pending.
     #[inline]
     pub(crate) fn is_unchanged(&self, ticket: Ticket) -> bool {
-        ticket.0.is(self.places.slot().word())
+        ticket.sight.is(self.places.slot().word())
+    }
+
+    /// Whether state that was loaded with `ticket` is fresh. The caller has seen to the budget.
+    pub(crate) fn confirms(&self, ticket: Ticket) -> bool {
+        ticket.is_of(self.places.slot()) && !self.is_overtaken(ticket.sight)
     }
 
     /// Takes a ticket: to be called before the state is loaded.
     ///
-    /// Without a table to attach to, the ticket is void: adopting it leaves the state expired.
+    /// Where freshness cannot be known, as there is no table to attach to, state that was loaded with the ticket serves for the
+    /// [`outage_ttl`](crate::TableOptions::outage_ttl).
     ///
     /// # Progress
     ///
     /// Wait-free, as [`is_expired`](Self::is_expired), unless the table was replaced.
     #[inline]
     pub fn ticket(&self) -> Ticket {
-        self.places.slot().word().settled().map_or_else(|| self.ticket_slow(), Ticket)
+        let slot = self.places.slot();
+        match slot.word().settled() {
+            Some(sight) if !self.table.is_doubtful() => Ticket::of(sight, slot),
+            _ => self.ticket_slow(),
+        }
     }
 
     #[cold]
     fn ticket_slow(&self) -> Ticket {
-        Ticket(self.present().unwrap_or(Sight::NOTHING))
+        self.present().unwrap_or_else(|_| self.outage())
     }
 
-    /// Adopts a ticket of this synchronizer: to be called when the state is loaded and in place.
+    /// As [`ticket`](Self::ticket), and why freshness cannot be known, if so.
+    pub(crate) fn ticket_with_reason(&self) -> (Ticket, Option<Error>) {
+        let ticket = self.ticket();
+        if !ticket.is_unconfirmed() {
+            return (ticket, None);
+        }
+        match self.present() {
+            Ok(ticket) => (ticket, ticket.is_unconfirmed().then(|| self.error(ErrorKind::Unconfirmed))),
+            Err(error) => (self.outage(), Some(error)),
+        }
+    }
+
+    /// Adopts a ticket of this synchronizer: to be called when the state is loaded and in place. A ticket of another key or
+    /// another [`Table`] leaves the state expired.
     ///
     /// # Progress
     ///
     /// Wait-free; shared memory is not touched.
     #[inline]
     pub fn adopt(&self, ticket: Ticket) {
-        self.seen.adopt(ticket.0);
+        let is_own = ticket.is_of(self.places.slot());
+        self.seen.adopt(if is_own { ticket.sight } else { Sight::NOTHING });
     }
 
     /// Loads the state with a ticket: takes it, runs `load`, adopts it.
@@ -347,19 +453,19 @@ impl GenerationSynchronizer {
     pub fn refresh(&self) -> Result<Generation, Error> {
         let settled = self.places.slot().word().settled();
         match settled.and_then(|sight| Some((sight, sight.generation()?))) {
-            Some((sight, generation)) => {
+            Some((sight, generation)) if !self.table.is_doubtful() => {
                 self.seen.adopt(sight);
                 Ok(generation)
             }
-            None => self.refresh_slow(),
+            _ => self.refresh_slow(),
         }
     }
 
     #[cold]
     fn refresh_slow(&self) -> Result<Generation, Error> {
-        let present = self.present()?;
-        self.seen.adopt(present);
-        present.generation().ok_or_else(|| self.error(ErrorKind::Retired))
+        let ticket = self.present()?;
+        self.adopt(ticket);
+        self.places.slot().word().generation().ok_or_else(|| self.error(ErrorKind::Retired))
     }
 
     /// Announces that the source was updated, and returns the new generation: every other holder's state is expired.
@@ -377,8 +483,10 @@ impl GenerationSynchronizer {
     ///
     /// # Progress
     ///
-    /// Wait-free: one atomic addition, no allocation, no system call. The 64th update of a
-    /// key, and each 64th after it, also looks at a clock, and up to twice a second at the file's path.
+    /// Wait-free: one atomic addition, no allocation, no system call. Now and then it also looks at a clock and at the
+    /// file's path, as [`is_expired`](Self::is_expired) does: an update that went to a file which was deleted or replaced less
+    /// than a second before is announced again when that is noticed. Use [`update`](Self::update) where that must not
+    /// depend on a later use.
     #[inline]
     pub fn mark_updated(&self) -> Result<Generation, Error> {
         self.bump(|before| self.seen.follow(before))
@@ -410,7 +518,7 @@ impl GenerationSynchronizer {
             return self.bump_slow(before, follow);
         };
         follow(before);
-        if generation.get().is_multiple_of(UPDATES_PER_LOOK) { self.look_at(generation) } else { Ok(generation) }
+        if self.budget.spend() { Ok(generation) } else { self.revalidate_after(generation) }
     }
 
     pub(crate) fn check_writable(&self) -> Result<(), Error> {
@@ -423,10 +531,10 @@ impl GenerationSynchronizer {
         Err(self.error(ErrorKind::ReadOnly))
     }
 
-    /// Looks, and gives `generation` back, so that whoever calls this last need not keep it.
+    /// Gives `generation` back, so that a caller that ends with this need not keep it.
     #[cold]
-    fn look_at(&self, generation: Generation) -> Result<Generation, Error> {
-        self.look();
+    fn revalidate_after(&self, generation: Generation) -> Result<Generation, Error> {
+        self.revalidate();
         Ok(generation)
     }
 
@@ -438,7 +546,7 @@ impl GenerationSynchronizer {
         // retired.
         self.announce(self.places.latest(), before);
         follow(before);
-        Ok(generation)
+        if self.budget.spend() { Ok(generation) } else { self.revalidate_after(generation) }
     }
 
     /// The table was retired when the update came: make it in the successor. Nobody who attaches there can have loaded
@@ -453,15 +561,27 @@ impl GenerationSynchronizer {
 
     /// Counts an update in, in the latest incarnation, where `lock` must be taken first. Gives the place, and the lock.
     pub(crate) fn begin<L>(&self, lock: impl Fn(&Place) -> Result<L, Error>) -> Result<(&Place, L), Error> {
+        // In a file that is gone, as updates in flight keep this process there: `follow_update` announces it in the new one.
+        let mut stays = false;
         for _ in 0..ATTEMPTS {
             let place = self.places.latest();
             // Whoever retires a table holds a lock against this one, so it does not happen from here on.
             let held = lock(place);
+            if !stays && place.owner().is_gone() {
+                // A lock in the old file would keep this process there.
+                drop(held);
+                stays = !self.table.leave_for_update(place.owner());
+                if !stays {
+                    self.move_on()?;
+                }
+                continue;
+            }
             // The header is asked as well: whoever was retiring the table may have died before coming to this slot.
             if place.owner().slots().header().is_live() && place.word().is_live() {
                 // Not asked before: it may be that there is nothing left to lock.
                 let held = held?;
                 if place.begin_update().is_live() {
+                    place.owner().count_own_update();
                     return Ok((place, held));
                 }
             }
@@ -472,6 +592,7 @@ impl GenerationSynchronizer {
 
     /// Counts an update out that was begun at `place`, and announces it.
     pub(crate) fn finish(&self, place: &Place) -> Result<Generation, Error> {
+        place.owner().count_own_update_out();
         let before = self.announce(place, place.finish_update());
         match before.updated() {
             Some(generation) => {
@@ -482,7 +603,19 @@ impl GenerationSynchronizer {
         }
     }
 
-    /// The generation that the holder has seen; `None` if it was lost with a table that was replaced.
+    /// Counts an update out that was begun at `place`, and changed nothing.
+    pub(crate) fn abandon(&self, place: &Place) {
+        place.owner().count_own_update_out();
+        place.abandon_update();
+    }
+
+    /// Announces an update that was finished at `place`, and whose lock was let go of, in the file that the path names by now
+    /// as well.
+    pub(crate) fn follow_update(&self, place: &Place) -> Result<(), Error> {
+        self.table.follow_update(place.owner(), &self.key).map_err(|error| self.explain(error))
+    }
+
+    /// The generation that the holder has seen; `None` if it was lost with a table that was replaced, or cannot be confirmed.
     #[must_use]
     pub fn sync_gen(&self) -> Option<Generation> {
         self.seen.get().generation()

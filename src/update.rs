@@ -144,7 +144,7 @@ impl GenerationSynchronizer {
             with_patience(limit, || mapping.try_lock(place, Kind::Shared))?
                 .ok_or_else(|| self.error(ErrorKind::Locked { seconds: limit.as_secs() }))
         })?;
-        Ok(Update { sync: self, place, lock, is_open: true })
+        Ok(Update { sync: self, place, lock: Some(lock) })
     }
 }
 
@@ -202,8 +202,8 @@ pub fn update_all<T, E>(
 pub struct Update<'a> {
     sync: &'a GenerationSynchronizer,
     place: &'a Place,
-    lock: RangeLock,
-    is_open: bool,
+    /// Until the update has ended.
+    lock: Option<RangeLock>,
 }
 
 impl Update<'_> {
@@ -222,18 +222,22 @@ impl Update<'_> {
     ///
     /// Does nothing in a child that was forked since the update began.
     pub fn abandon(mut self) {
-        self.is_open = false;
-        if !self.lock.is_inherited() {
-            self.place.abandon_update();
+        if let Some(lock) = self.lock.take()
+            && !lock.is_inherited()
+        {
+            self.sync.abandon(self.place);
         }
     }
 
     fn close(&mut self) -> Result<Generation, Error> {
-        self.is_open = false;
-        if self.lock.is_inherited() {
+        let Some(lock) = self.lock.take().filter(|lock| !lock.is_inherited()) else {
             return Err(self.sync.error(ErrorKind::Inherited));
-        }
-        self.sync.finish(self.place)
+        };
+        let generation = self.sync.finish(self.place)?;
+        // Nobody moves on to another file while there is a lock on this one.
+        drop(lock);
+        self.sync.follow_update(self.place)?;
+        Ok(generation)
     }
 }
 
@@ -242,13 +246,13 @@ impl Update<'_> {
 /// killed.
 impl AsFd for Update<'_> {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.lock.as_fd()
+        self.lock.as_ref().expect("held until the update has ended").as_fd()
     }
 }
 
 impl Drop for Update<'_> {
     fn drop(&mut self) {
-        if self.is_open {
+        if self.lock.is_some() {
             let _ = self.close();
         }
     }

@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use super::Cached;
 use crate::error::Error;
-use crate::slot::CHECKS_PER_LOOK;
+use crate::handle::coarse_now;
+use crate::slot::CheckBudget;
 use crate::synchronizer::Ticket;
 
 /// One thread's hold on a [`Cached`], for values that are used many times between updates: a check of the generation is all
@@ -41,14 +42,20 @@ pub struct CachedReader<T, C: Deref<Target = Cached<T>>> {
     value: Option<Arc<T>>,
     /// What tells that the value is fresh; void if that takes more than a ticket.
     ticket: Ticket,
-    /// Uses that are left before the next look at the table's file. The counters have not been told of those that are not.
-    left: u64,
+    budget: CheckBudget,
+    /// Uses that are not among the hits of the `Cached` yet, which other threads count, too.
+    uncounted: u64,
+    /// When they were last counted, in milliseconds.
+    counted: u64,
 }
+
+/// So many milliseconds pass between two times at which a reader writes to what other threads use.
+const PAUSE: u64 = 100;
 
 impl<T, C: Deref<Target = Cached<T>>> CachedReader<T, C> {
     /// Of a reference to a `Cached`, or an `Arc` of one. Nothing is loaded yet.
     pub fn new(cached: C) -> Self {
-        Self { cached, value: None, ticket: Ticket::VOID, left: CHECKS_PER_LOOK }
+        Self { cached, value: None, ticket: Ticket::VOID, budget: CheckBudget::new(), uncounted: 0, counted: 0 }
     }
 
     /// The value, loaded if it is not fresh: what [`Cached::get`] would give.
@@ -68,9 +75,7 @@ impl<T, C: Deref<Target = Cached<T>>> CachedReader<T, C> {
     /// [`verify`](crate::CachedBuilder::verify); otherwise as [`Cached::get`].
     #[inline]
     pub fn get(&mut self) -> Result<&T, Error> {
-        if self.left > 1 && self.cached.sync.is_unchanged(self.ticket) {
-            self.left -= 1;
-        } else {
+        if !(self.cached.sync.is_unchanged(self.ticket) && self.budget.spend()) {
             self.renew()?;
         }
         Ok(self.value.as_deref().expect("a value that is fresh or was just loaded"))
@@ -84,10 +89,19 @@ impl<T, C: Deref<Target = Cached<T>>> CachedReader<T, C> {
 
     #[cold]
     fn renew(&mut self) -> Result<(), Error> {
-        let is_due = self.left == 1;
-        self.tell_of_hits();
-        if is_due {
-            self.cached.sync.look();
+        let sync = &self.cached.sync;
+        let is_unchanged = sync.is_unchanged(self.ticket);
+        self.uncounted += u64::from(self.budget.spent());
+        let now = coarse_now();
+        self.budget.renew(now);
+        sync.table().revalidate_if_due(now);
+        if now.wrapping_sub(self.counted) >= PAUSE {
+            self.counted = now;
+            self.count();
+        }
+        if is_unchanged && self.cached.sync.confirms(self.ticket) {
+            self.uncounted += 1;
+            return Ok(());
         }
         // Counts this use.
         let entry = self.cached.entry()?;
@@ -98,15 +112,15 @@ impl<T, C: Deref<Target = Cached<T>>> CachedReader<T, C> {
         Ok(())
     }
 
-    fn tell_of_hits(&mut self) {
-        self.cached.hits.add(CHECKS_PER_LOOK - self.left);
-        self.left = CHECKS_PER_LOOK;
+    fn count(&mut self) {
+        self.cached.hits.add(std::mem::take(&mut self.uncounted));
     }
 }
 
 impl<T, C: Deref<Target = Cached<T>>> Drop for CachedReader<T, C> {
     fn drop(&mut self) {
-        self.tell_of_hits();
+        self.uncounted += u64::from(self.budget.spent());
+        self.count();
     }
 }
 

@@ -69,6 +69,10 @@ impl Count {
         let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| count.checked_sub(1));
     }
 
+    pub(crate) fn clear(&self) {
+        self.0.store(0, Ordering::Relaxed);
+    }
+
     pub(crate) fn raise_to(&self, figure: u64) {
         self.0.fetch_max(figure, Ordering::Relaxed);
     }
@@ -90,8 +94,13 @@ impl Stopwatch {
     pub(crate) fn elapsed(&self, now: u64) -> u64 {
         // ORDERING: relaxed: it orders nothing.
         match self.0.compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed) {
+            Err(start) if start <= now => now - start,
+            // The clock was set back since: it starts anew.
+            Err(_) => {
+                self.0.store(now, Ordering::Relaxed);
+                0
+            }
             Ok(_) => 0,
-            Err(start) => now.saturating_sub(start),
         }
     }
 }
@@ -119,17 +128,19 @@ impl Vigil {
 
     pub(crate) fn new() -> Self {
         let zero = || AtomicU64::new(0);
-        Self { look: Turn::at(0), generation: zero(), since: zero(), lost: zero(), losses: zero() }
+        Self { look: Turn::every(Self::PAUSE), generation: zero(), since: zero(), lost: zero(), losses: zero() }
     }
 
     /// Whether it is time to look for the makers of what is pending.
     pub(crate) fn is_due(&self, now: u64) -> bool {
-        self.look.take(now, Self::PAUSE)
+        self.look.take(now)
     }
 
     /// How long the updates of `word` have been pending, or have been known to be lost, as far as this holder has seen.
     pub(crate) fn age(&self, word: Word, now: u64) -> u64 {
-        if self.generation.swap(word.0 & GENERATION, Ordering::Relaxed) != word.0 & GENERATION {
+        let is_other = self.generation.swap(word.0 & GENERATION, Ordering::Relaxed) != word.0 & GENERATION;
+        // If the clock was set back since, the time begins anew.
+        if is_other || self.since.load(Ordering::Relaxed) > now {
             self.since.store(now, Ordering::Relaxed);
         }
         now.saturating_sub(self.since.load(Ordering::Relaxed))
@@ -162,60 +173,161 @@ impl Vigil {
     }
 }
 
-/// A holder looks at the table's file at least every so many checks, if it is time.
-pub(crate) const CHECKS_PER_LOOK: u64 = 64;
-
-/// Counts down to the next look at the file.
+/// How many uses of a key may pass before its holder reads the clock, to see whether it is time to look at the table's path.
+///
+/// Reading the clock costs more than a check, so a holder that checks often reads it seldom. The budget follows the rate of
+/// use: it is spent within [`TARGET`](Self::TARGET) as long as the rate stays what it was, and never larger than
+/// [`MOST`](Self::MOST). So a slow holder reads the clock at each use, and one whose rate suddenly falls is late by `MOST` uses
+/// at most.
 #[derive(Debug)]
-pub(crate) struct Countdown(AtomicU32);
+pub(crate) struct CheckBudget {
+    left: AtomicU32,
+    granted: AtomicU32,
+    /// When that was, in milliseconds.
+    since: AtomicU64,
+}
 
-impl Countdown {
-    /// It ends below zero, as a subtraction tells the sign by itself.
-    const START: u32 = CHECKS_PER_LOOK as u32 - 1;
+// ORDERING: relaxed throughout, and no step of several is atomic: threads that overlap may lose a count, which puts the next
+// look off by one use.
+impl CheckBudget {
+    pub(crate) const MOST: u32 = 64;
+    /// How many milliseconds a budget is to last at least, if it is not the largest.
+    const TARGET: u64 = 250;
 
+    /// Spent: the first use looks.
     pub(crate) fn new() -> Self {
-        Self(AtomicU32::new(Self::START))
+        Self { left: AtomicU32::new(0), granted: AtomicU32::new(0), since: AtomicU64::new(0) }
     }
 
-    /// Counts one off; `false` when the time has come.
+    /// Spends one use; `false` if none was left, and [`renew`](Self::renew) is to be called.
     #[inline]
-    pub(crate) fn tick(&self) -> bool {
-        // ORDERING: relaxed, and not one atomic step: threads that overlap may lose a count, which puts the look off
-        // by one check.
-        let left = self.0.load(Ordering::Relaxed).wrapping_sub(1);
-        self.0.store(left, Ordering::Relaxed);
-        // A thread that was late may have gone on below.
+    pub(crate) fn spend(&self) -> bool {
+        let left = self.left.load(Ordering::Relaxed).wrapping_sub(1);
+        self.left.store(left, Ordering::Relaxed);
+        // Below zero, as a subtraction reports the sign by itself; a thread that was late may have gone on below.
         left.cast_signed() >= 0
     }
 
-    pub(crate) fn restart(&self) {
-        self.0.store(Self::START, Ordering::Relaxed);
+    /// How many uses were spent since the last renewal, but for the one that found nothing left.
+    pub(crate) fn spent(&self) -> u32 {
+        self.granted.load(Ordering::Relaxed) - self.left()
+    }
+
+    fn left(&self) -> u32 {
+        let left = self.left.load(Ordering::Relaxed).cast_signed().max(0).cast_unsigned();
+        left.min(self.granted.load(Ordering::Relaxed))
+    }
+
+    /// Grants the next budget, at `now` in milliseconds.
+    pub(crate) fn renew(&self, now: u64) {
+        let spent = u64::from(self.spent()) + 1;
+        let since = self.since.swap(now, Ordering::Relaxed);
+        // If the clock was set back, nothing is known of the rate.
+        let within_target = match now.checked_sub(since) {
+            Some(elapsed) => spent * Self::TARGET / elapsed.max(1),
+            None => 1,
+        };
+        // At most doubled, so that a few uses in a row do not count as a high rate.
+        let grant = within_target.min(2 * spent).min(Self::MOST.into()) as u32;
+        // The use that found nothing left is the first of these.
+        let grant = grant.saturating_sub(1);
+        self.granted.store(grant, Ordering::Relaxed);
+        self.left.store(grant, Ordering::Relaxed);
     }
 }
 
-/// A point in time that threads take turns at.
+/// When the path was last seen to name the table's file, and whether that is too long ago to rely on it.
 #[derive(Debug)]
-pub(crate) struct Turn(AtomicU64);
+pub(crate) struct Confirmation {
+    is_doubtful: AtomicU32,
+    /// In milliseconds.
+    time: AtomicU64,
+}
 
+// ORDERING: relaxed throughout: a holder that finds out late is as late as if it had looked at the path before.
+impl Confirmation {
+    /// For how many milliseconds a look is good: within this time, another one finds out what has become of the file.
+    const GOOD: u64 = 1000;
+
+    pub(crate) fn at(now: u64) -> Self {
+        Self { is_doubtful: AtomicU32::new(0), time: AtomicU64::new(now) }
+    }
+
+    #[inline]
+    pub(crate) fn is_doubtful(&self) -> bool {
+        self.is_doubtful.load(Ordering::Relaxed) != 0
+    }
+
+    pub(crate) fn confirm(&self, now: u64) {
+        self.time.store(now, Ordering::Relaxed);
+        self.is_doubtful.store(0, Ordering::Relaxed);
+    }
+
+    /// A look could not find out whether the path names the file.
+    pub(crate) fn doubt(&self, now: u64) {
+        // A time that is still to come, as the clock was set back, is long ago.
+        if now.wrapping_sub(self.time.load(Ordering::Relaxed)) >= Self::GOOD {
+            self.is_doubtful.store(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// A point in time that threads take turns at. One that lies further ahead than its own pause is due: the clock was set back,
+/// as by a restored checkpoint.
+#[derive(Debug)]
+pub(crate) struct Turn {
+    due: AtomicU64,
+    pause: u64,
+}
+
+// ORDERING: relaxed throughout: it guards nothing but the cost of two threads doing the same.
 impl Turn {
-    /// Due at `time`.
-    pub(crate) fn at(time: u64) -> Self {
-        Self(AtomicU64::new(time))
+    /// Due at once, and `pause` after each turn that is taken; both in the unit of the clock that is asked about.
+    pub(crate) fn every(pause: u64) -> Self {
+        Self { due: AtomicU64::new(0), pause }
     }
 
     pub(crate) fn is_due(&self, now: u64) -> bool {
-        now >= self.0.load(Ordering::Relaxed)
+        self.has_come(self.due.load(Ordering::Relaxed), now)
     }
 
-    pub(crate) fn postpone(&self, time: u64) {
-        self.0.store(time, Ordering::Relaxed);
+    fn has_come(&self, due: u64, now: u64) -> bool {
+        now >= due || due - now > self.pause
     }
 
-    /// Whether it is due at `now`; if so, the caller has the turn, and the next one is `pause` later.
-    pub(crate) fn take(&self, now: u64, pause: u64) -> bool {
-        let due = self.0.load(Ordering::Relaxed);
-        // ORDERING: relaxed: the turn guards nothing but the cost of two threads doing the same.
-        now >= due && self.0.compare_exchange(due, now + pause, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+    /// Due a pause from `now`.
+    pub(crate) fn postpone(&self, now: u64) {
+        self.due.store(now + self.pause, Ordering::Relaxed);
+    }
+
+    /// Due now.
+    #[cfg(test)]
+    pub(crate) fn expedite(&self) {
+        self.due.store(0, Ordering::Relaxed);
+    }
+
+    /// Whether it is due at `now`; if so, the caller has the turn, and the next one is a pause later.
+    pub(crate) fn take(&self, now: u64) -> bool {
+        let due = self.due.load(Ordering::Relaxed);
+        let next = now + self.pause;
+        self.has_come(due, now) && self.due.compare_exchange(due, next, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+    }
+}
+
+/// The address of what was last tried.
+#[cfg(not(loom))]
+#[derive(Debug, Default)]
+pub(crate) struct LastTried(AtomicU64);
+
+// ORDERING: relaxed throughout: a thread that finds an old one tries once more.
+#[cfg(not(loom))]
+impl LastTried {
+    pub(crate) fn differs(&self, address: usize) -> bool {
+        self.0.load(Ordering::Relaxed) != address as u64
+    }
+
+    pub(crate) fn set(&self, address: usize) {
+        self.0.store(address as u64, Ordering::Relaxed);
     }
 }
 

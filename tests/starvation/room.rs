@@ -7,6 +7,7 @@ use std::os::fd::AsFd as _;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::sync::atomic::Ordering::SeqCst;
+use std::time::Instant;
 
 use gensync::{Cached, Error, GenerationSynchronizer, Table, UpdateError};
 use nix::mount::MsFlags;
@@ -214,11 +215,11 @@ fn a_retired_table_that_finds_no_room_for_its_successor_expires_everything_until
     let ballast = disk.fill(0);
     begin_to_retire(&path);
     assert!(is_full(&attach(&other, "new").unwrap_err()));
-    let used = 100;
-    for i in 1..=used {
+    let start = Instant::now();
+    for i in 1..=100 {
         source.store(i, SeqCst);
         assert!(sync.is_expired() && elsewhere.is_expired());
-        assert_eq!(*cached.get().unwrap(), i, "not what the source says");
+        cached.get().unwrap();
         assert_eq!(sync.ticket().generation(), None);
         // An update is not lost without a word.
         assert!(is_full(&sync.mark_updated().unwrap_err()));
@@ -229,7 +230,9 @@ fn a_retired_table_that_finds_no_room_for_its_successor_expires_everything_until
             assert!(is_full(&error) && error.path() == Some(&path), "{error}");
         }
     }
-    assert_eq!(cached.counters().reloads, 1 + used, "one load for each use, and no more");
+    let loads = cached.counters().unconfirmed;
+    assert!((1..=1 + start.elapsed().as_secs()).contains(&loads), "{loads} loads, not one a second");
+    while *cached.get().unwrap() != 100 {}
     assert_eq!(names(disk.folder()).len(), 2, "unfinished files pile up");
     drop(ballast);
     // What is announced now reaches those who have not noticed yet that there is room.
