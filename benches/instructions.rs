@@ -17,23 +17,22 @@ use gensync::{Cached, CachedReader, GenerationSynchronizer, Table};
 
 /// The instructions of each operation of `counted`, its return included, with Rust 1.95 on x86-64. After another compiler or an
 /// intended change, write down what the table of `cargo bench --bench instructions` says.
-const EXPECTED: [(&str, u32); 16] = [
+const EXPECTED: [(&str, u32); 15] = [
     ("load", 2),
     ("load_and_compare", 4),
     ("fetch_add", 3),
     ("arc_swap_load", 70),
     ("arc_swap_load_full", 70),
-    ("is_expired", 13),
-    ("is_expired_64th", 135),
-    ("is_expired_since", 12),
-    ("ticket", 10),
-    ("refresh", 12),
-    ("mark_updated", 23),
-    ("mark_updated_after_another", 23),
-    ("clear", 26),
-    ("cached_get", 96),
-    ("cached_get_if_fresh", 94),
-    ("cached_reader_get", 22),
+    ("is_expired", 16),
+    ("is_expired_since", 18),
+    ("ticket", 14),
+    ("refresh", 16),
+    ("mark_updated", 27),
+    ("mark_updated_after_another", 27),
+    ("clear", 30),
+    ("cached_get", 97),
+    ("cached_get_if_fresh", 97),
+    ("cached_reader_get", 27),
 ];
 
 /// Two more may be a compiler's whim; in long ones, three in a hundred.
@@ -41,10 +40,10 @@ fn most(expected: u32) -> u32 {
     expected + (expected * 3).div_ceil(100).max(2)
 }
 
-/// Fewer than the 64 after which an operation looks at the table's file.
-const CALLS: u32 = 48;
-/// How often the call that looks is counted.
-const LOOKS: u32 = 16;
+/// Many times the 64 uses after which a holder reads the clock, so that a 64th of what that takes is in each count.
+const CALLS: u32 = 64 * 32;
+/// After which a holder's rate of use is known to be high.
+const WARM_UP: u32 = 256;
 
 /// Each operation as a function of its own, as the counts are those of whole functions.
 mod counted {
@@ -69,7 +68,6 @@ mod counted {
         arc_swap_load(value: &ArcSwapOption<u64>) -> u64 = value.load().as_ref().map_or(0, |value| **value);
         arc_swap_load_full(value: &ArcSwapOption<u64>) -> Option<Arc<u64>> = value.load_full();
         is_expired(sync: &GenerationSynchronizer) -> bool = sync.is_expired();
-        is_expired_64th(sync: &GenerationSynchronizer) -> bool = !sync.is_expired();
         is_expired_since(sync: &GenerationSynchronizer, ticket: Ticket) -> bool = sync.is_expired_since(ticket);
         ticket(sync: &GenerationSynchronizer) -> Ticket = sync.ticket();
         refresh(sync: &GenerationSynchronizer) -> Result<Generation, Error> = sync.refresh();
@@ -96,32 +94,23 @@ fn operate() {
     repeat(|| counted::arc_swap_load(black_box(&value)));
     repeat(|| counted::arc_swap_load_full(black_box(&value)));
 
-    let fresh = sync();
+    let fresh = busy(sync());
     repeat(|| counted::is_expired(black_box(&fresh)));
-    let fresh = sync();
-    for _ in 0..LOOKS {
-        // Either look restarts the count, whichever of the two it falls to.
-        (0..63).for_each(|_| assert!(!fresh.is_expired()));
-        black_box(counted::is_expired_64th(black_box(&fresh)));
-    }
-    let (fresh, ticket) = (sync(), sync().ticket());
+    let ticket = fresh.ticket();
     repeat(|| counted::is_expired_since(black_box(&fresh), black_box(ticket)));
     repeat(|| counted::ticket(black_box(&fresh)));
     repeat(|| counted::refresh(black_box(&fresh)));
 
-    let updater = sync();
-    let up_to_look = || while !updater.mark_updated().expect("a live table").get().is_multiple_of(64) {};
-    up_to_look();
+    let updater = busy(sync());
     repeat(|| counted::mark_updated(black_box(&updater)));
-    let late = sync();
-    up_to_look();
+    let late = busy(sync());
+    updater.clear().expect("a live table");
     repeat(|| counted::mark_updated_after_another(black_box(&&late)));
-    up_to_look();
     repeat(|| counted::clear(black_box(&updater)));
 
     let cached = || {
         let cached = Cached::new(sync(), || Ok::<_, io::Error>(1));
-        cached.get().expect("a value");
+        (0..WARM_UP).for_each(|_| _ = cached.get().expect("a value"));
         cached
     };
     let fresh = cached();
@@ -129,8 +118,13 @@ fn operate() {
     let fresh = cached();
     repeat(|| counted::cached_get_if_fresh(black_box(&fresh)));
     let mut reader = CachedReader::new(&fresh);
-    reader.get().expect("a value");
+    (0..WARM_UP).for_each(|_| _ = reader.get().expect("a value"));
     repeat(|| counted::cached_reader_get(black_box(&mut reader)));
+}
+
+fn busy(sync: GenerationSynchronizer) -> GenerationSynchronizer {
+    (0..WARM_UP).for_each(|_| assert!(!sync.is_expired()));
+    sync
 }
 
 fn repeat<R>(mut operation: impl FnMut() -> R) {
