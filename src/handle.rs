@@ -21,7 +21,7 @@ use crate::layout::{HIGHEST_FLOOR, MAX_SIZE, segment_offset};
 use crate::mapping::{Chain, Mapping};
 use crate::notifier::Notifier;
 use crate::options::TableOptions;
-use crate::process::PerProcess;
+use crate::fork::ForkLocal;
 use crate::slot::Turn;
 
 /// At least so many milliseconds pass between two looks at a table's file, and between two attempts to attach to one
@@ -60,13 +60,13 @@ struct Shared {
     incarnations: Chain<Arc<Incarnation>>,
     /// When the next look at the file is due.
     look: Turn,
-    notifier: PerProcess<Notifier>,
+    notifier: ForkLocal<Notifier>,
 }
 
 impl Shared {
     fn new(options: TableOptions, source: Source, first: Arc<Incarnation>) -> Self {
         let (incarnations, look) = (Chain::new(first), Turn::at(0));
-        Self { options, source, incarnations, look, notifier: PerProcess::new() }
+        Self { options, source, incarnations, look, notifier: ForkLocal::new() }
     }
 }
 

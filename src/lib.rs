@@ -100,6 +100,8 @@ mod changed;
 mod error;
 #[cfg(not(loom))]
 mod file;
+#[cfg(not(loom))]
+mod fork;
 mod futex;
 mod generation;
 #[cfg(not(loom))]
@@ -129,8 +131,6 @@ mod options;
 mod pollable;
 #[cfg(not(loom))]
 mod privilege;
-#[cfg(not(loom))]
-mod process;
 mod slot;
 mod sync;
 #[cfg(not(loom))]

@@ -1,11 +1,13 @@
 //! What one holder has seen of one key.
 
+use std::sync::Arc;
+
 use crate::error::{Error, ErrorKind};
 use crate::generation::Generation;
 use crate::handle::{ATTEMPTS, PAUSE, Table, coarse_now, precise_now};
 use crate::incarnation::{Incarnation, Place};
 use crate::key::CacheKey;
-use crate::lock::Kind;
+use crate::lock::Held;
 use crate::mapping::Places;
 use crate::slot::{Countdown, Seen, Sight, Turn, Vigil, Word};
 
@@ -56,14 +58,15 @@ pub struct GenerationSynchronizer {
     key: CacheKey,
     /// When the next attempt to attach to a successor may be made.
     retry: Turn,
-    vigil: Vigil,
+    /// One for all clones, as what was seen tells of losses by the numbers that they have there.
+    vigil: Arc<Vigil>,
 }
 
 impl Clone for GenerationSynchronizer {
     /// Another synchronizer of the same key, which has seen what this one has seen.
     fn clone(&self) -> Self {
         let places = Places::new(self.places.latest().clone());
-        Self::assemble(places, self.seen.get().without_loss(), self.table.clone(), self.key.clone())
+        Self::assemble(places, self.seen.get(), self.table.clone(), self.key.clone(), Arc::clone(&self.vigil))
     }
 }
 
@@ -109,12 +112,12 @@ impl GenerationSynchronizer {
         let key = table.normalize(key)?;
         let place = table.attach(&key)?;
         let sight = Sight::of(place.word());
-        Ok(Self::assemble(Places::new(place), sight, table.clone(), key))
+        Ok(Self::assemble(Places::new(place), sight, table.clone(), key, Arc::new(Vigil::new())))
     }
 
-    fn assemble(places: Places<Incarnation>, sight: Sight, table: Table, key: CacheKey) -> Self {
+    fn assemble(places: Places<Incarnation>, sight: Sight, table: Table, key: CacheKey, vigil: Arc<Vigil>) -> Self {
         let (seen, countdown, read_only) = (Seen::new(sight), Countdown::new(), table.is_read_only());
-        Self { places, seen, countdown, read_only, table, key, retry: Turn::at(0), vigil: Vigil::new() }
+        Self { places, seen, countdown, read_only, table, key, retry: Turn::at(0), vigil }
     }
 
     /// Whether the state must be loaded again: its key was updated since the generation was seen.
@@ -197,19 +200,17 @@ impl GenerationSynchronizer {
                 return seen.is(present) || seen.is_before_updates_of(present);
             }
             match mapping.held(place) {
-                Some(Kind::Shared) if !is_old() => return true,
-                Some(Kind::Shared) if self.read_only => break,
-                Some(Kind::Shared) => {
-                    self.announce(place, place.expire());
-                    return false;
-                }
+                Some(Held::Update | Held::Unknown) if !is_old() => return true,
+                // They have taken too long for this process. Others have limits of their own, and may go on.
+                Some(Held::Update | Held::Unknown) => break,
                 // Somebody else is about to recover them.
-                Some(Kind::Exclusive) => std::thread::yield_now(),
+                Some(Held::Exclusive) => std::thread::yield_now(),
+                Some(Held::Foreign) if !self.read_only => _ = place.owner().recover_from(place, present),
                 // Whoever made them may have abandoned them just before: so it is asked again.
-                None if self.read_only => std::thread::yield_now(),
+                Some(Held::Foreign) | None if self.read_only => std::thread::yield_now(),
                 // If that fails for now, somebody else was faster, or another update has begun.
                 None if place.owner().recover(place).is_err() => break,
-                None => {}
+                Some(Held::Foreign) | None => {}
             }
         }
         // They are lost, but not for all. Should one have been abandoned and another begun each time that this process looked,
@@ -470,12 +471,15 @@ impl GenerationSynchronizer {
         Err(self.error(ErrorKind::Retired))
     }
 
-    /// Counts an update out that was begun at `place`, and announces it.
-    pub(crate) fn finish(&self, place: &Place) -> Result<Generation, Error> {
+    /// Counts an update out that was begun at `place`, and announces it. The holder follows it if it `knows` what is in the
+    /// source now.
+    pub(crate) fn finish(&self, place: &Place, knows: bool) -> Result<Generation, Error> {
         let before = self.announce(place, place.finish_update());
         match before.updated() {
             Some(generation) => {
-                self.seen.follow(before);
+                if knows {
+                    self.seen.follow(before);
+                }
                 Ok(generation)
             }
             None => self.bump_successor(),
