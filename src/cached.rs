@@ -15,9 +15,9 @@ use arc_swap::ArcSwapOption;
 
 use crate::builder::{CachedBuilder, Policy, Verification};
 use crate::error::{Error, ErrorKind};
+use crate::fork::ForkLocal;
 use crate::generation::Generation;
 use crate::handle::coarse_now;
-use crate::fork::ForkLocal;
 use crate::slot::{CHECKS_PER_LOOK, Count};
 use crate::synchronizer::{GenerationSynchronizer, Ticket};
 use crate::update::UpdateError;

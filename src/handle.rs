@@ -15,13 +15,13 @@ use nix::time::{ClockId, clock_gettime};
 use self::end::{exclude_updates, replace};
 use crate::error::{Error, ErrorKind};
 use crate::file::{Blueprint, TableFile};
+use crate::fork::ForkLocal;
 use crate::incarnation::{Incarnation, Place};
 use crate::key::CacheKey;
 use crate::layout::{HIGHEST_FLOOR, MAX_SIZE, segment_offset};
 use crate::mapping::{Chain, Mapping};
 use crate::notifier::Notifier;
 use crate::options::TableOptions;
-use crate::fork::ForkLocal;
 use crate::slot::Turn;
 
 /// At least so many milliseconds pass between two looks at a table's file, and between two attempts to attach to one

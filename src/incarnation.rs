@@ -78,21 +78,24 @@ impl Incarnation {
     }
 
     /// Ends the updates that are pending at `slot`, if nobody is left to do so: the key is updated in their place. Does
-    /// nothing while somebody holds a lock on the slot.
+    /// nothing while a maker holds a lock on the slot.
     ///
     /// # Errors
     ///
     /// The lock cannot be taken by this process.
     pub(crate) fn recover(&self, slot: &Slot) -> Result<(), Error> {
+        let found = slot.word();
         if let Some(_lock) = self.mapping().try_lock(slot, Kind::Exclusive)? {
             self.slots.announce(slot, slot.recover());
+        } else if self.mapping().held(slot) == Some(Held::Foreign) {
+            self.recover_from(slot, found);
         }
         Ok(())
     }
 
     /// As [`recover`](Self::recover), beside shared locks that are no update's, which keep this process from having the slot for
     /// itself alone. To be called when `word` was read before no update's lock was found.
-    pub(crate) fn recover_from(&self, slot: &Slot, word: Word) {
+    fn recover_from(&self, slot: &Slot, word: Word) {
         if let Some(before) = slot.recover_from(word) {
             self.slots.announce(slot, before);
         }

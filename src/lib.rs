@@ -76,8 +76,9 @@
 //!   somebody who has the old file notices; if all of them end before, it is lost. Prefer `reset`.
 //! - While a table cannot be attached to at all, every check answers "expired", and the state is loaded at each use.
 //! - Threads that share one synchronizer share one state; see [`GenerationSynchronizer`].
-//! - A child that is forked in the middle of an `update`, and outlives its maker, keeps the others from noticing for
-//!   [`pending_limit`](TableOptions::pending_limit).
+//! - A child that is forked by a bare system call in the middle of an `update` or a `reset`, not by `fork` of the C library,
+//!   keeps its parent's locks: if it outlives the parent, others notice after [`pending_limit`](TableOptions::pending_limit). So
+//!   does each child when more than 1024 updates of its parent were in flight.
 //! - An `update` opens the table's file once more: it takes a free descriptor, and permission. An anonymous table's is
 //!   opened through /proc.
 //! - A process with a read-only table cannot recover a killed one's update for all: it loads its own state again, once in

@@ -17,8 +17,8 @@ use nix::sys::eventfd::EventFd;
 use nix::sys::signal::{SigSet, SigmaskHow};
 
 use crate::error::Error;
-use crate::handle::Table;
 use crate::fork::{OfOneProcess, token};
+use crate::handle::Table;
 use crate::synchronizer::GenerationSynchronizer;
 #[cfg(feature = "tokio")]
 use crate::synchronizer::Ticket;

@@ -193,9 +193,8 @@ impl Slot {
         // What the dead have left stays, so a count that is the same again has nobody else in it. But one that does not go up
         // any more may.
         let is_exact = (ONE_PENDING..PENDING).contains(&found.0);
-        let before = self.change(|word| {
-            (is_exact && Word(word).is_same(found)).then_some((word & !PENDING).wrapping_add(1))
-        });
+        let before =
+            self.change(|word| (is_exact && Word(word).is_same(found)).then_some((word & !PENDING).wrapping_add(1)));
         (is_exact && before.is_same(found)).then_some(before)
     }
 

@@ -63,7 +63,7 @@ pub struct GenerationSynchronizer {
 }
 
 impl Clone for GenerationSynchronizer {
-    /// Another synchronizer of the same key, which has seen what this one has seen.
+    /// Another synchronizer of the same key, which has seen what this one has seen. It allocates, and makes no system call.
     fn clone(&self) -> Self {
         let places = Places::new(self.places.latest().clone());
         Self::assemble(places, self.seen.get(), self.table.clone(), self.key.clone(), Arc::clone(&self.vigil))
@@ -107,7 +107,8 @@ impl GenerationSynchronizer {
     ///
     /// # Progress
     ///
-    /// Lock-free; it makes system calls if the table must grow.
+    /// Lock-free, and allocates. It makes system calls if the table must grow, and looks at the file's path up to twice a second.
+    /// When the table was replaced, as [`is_expired`](Self::is_expired).
     pub fn new(table: &Table, key: impl Into<CacheKey>) -> Result<Self, Error> {
         let key = table.normalize(key)?;
         let place = table.attach(&key)?;
@@ -130,6 +131,11 @@ impl GenerationSynchronizer {
     ///
     /// Wait-free: one load of shared memory, no allocation, no system call. After an update, and every 64 checks, it
     /// also looks at a clock, and up to twice a second at the file's path.
+    ///
+    /// Not wait-free, and with system calls and allocations: while an update is pending, it asks the kernel for the maker's lock
+    /// at most once a millisecond, and announces the update in the place of a maker that was killed; when the table was replaced,
+    /// it opens the successor, which may take file input and output, making it, and sleeping for as long as another process makes
+    /// it, up to some seconds if that one is stopped.
     #[inline]
     #[must_use]
     pub fn is_expired(&self) -> bool {
@@ -205,11 +211,10 @@ impl GenerationSynchronizer {
                 Some(Held::Update | Held::Unknown) => break,
                 // Somebody else is about to recover them.
                 Some(Held::Exclusive) => std::thread::yield_now(),
-                Some(Held::Foreign) if !self.read_only => _ = place.owner().recover_from(place, present),
                 // Whoever made them may have abandoned them just before: so it is asked again.
                 Some(Held::Foreign) | None if self.read_only => std::thread::yield_now(),
                 // If that fails for now, somebody else was faster, or another update has begun.
-                None if place.owner().recover(place).is_err() => break,
+                Some(Held::Foreign) | None if place.owner().recover(place).is_err() => break,
                 Some(Held::Foreign) | None => {}
             }
         }
@@ -325,6 +330,10 @@ impl GenerationSynchronizer {
     /// # Errors
     ///
     /// The error of `load`; then nothing is adopted.
+    ///
+    /// # Progress
+    ///
+    /// As [`ticket`](Self::ticket) and [`adopt`](Self::adopt), and whatever `load` does.
     pub fn refresh_with<T, E>(&self, load: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
         let ticket = self.ticket();
         let state = load()?;
@@ -379,7 +388,10 @@ impl GenerationSynchronizer {
     /// # Progress
     ///
     /// Wait-free: one atomic addition, no allocation, no system call. The 64th update of a
-    /// key, and each 64th after it, also looks at a clock, and up to twice a second at the file's path.
+    /// key, and each 64th after it, also looks at a clock, and up to twice a second at the file's path. If somebody waits for the
+    /// key, one or two system calls wake them, which do not sleep.
+    ///
+    /// Not wait-free when the table was replaced: then as [`is_expired`](Self::is_expired).
     #[inline]
     pub fn mark_updated(&self) -> Result<Generation, Error> {
         self.bump(|before| self.seen.follow(before))
@@ -487,18 +499,30 @@ impl GenerationSynchronizer {
     }
 
     /// The generation that the holder has seen; `None` if it was lost with a table that was replaced.
+    ///
+    /// # Progress
+    ///
+    /// Wait-free; no system call.
     #[must_use]
     pub fn sync_gen(&self) -> Option<Generation> {
         self.seen.get().generation()
     }
 
     /// The key, normalized.
+    ///
+    /// # Progress
+    ///
+    /// Wait-free; no system call.
     #[must_use]
     pub fn cache_key(&self) -> &CacheKey {
         &self.key
     }
 
     /// The table.
+    ///
+    /// # Progress
+    ///
+    /// Wait-free; no system call.
     #[must_use]
     pub fn table(&self) -> &Table {
         &self.table

@@ -34,13 +34,8 @@ fn reader(path: &Path, how: How) -> Child {
         nix::unistd::setuid(nix::unistd::Uid::from_raw(65_534)).unwrap();
         assert!(File::options().write(true).open(path).is_err(), "this user may write");
         let file = File::open(path).unwrap();
-        let lock = libc::flock {
-            l_type: libc::F_RDLCK as _,
-            l_whence: libc::SEEK_SET as _,
-            l_start: 0,
-            l_len: 0,
-            l_pid: 0,
-        };
+        let lock =
+            libc::flock { l_type: libc::F_RDLCK as _, l_whence: libc::SEEK_SET as _, l_start: 0, l_len: 0, l_pid: 0 };
         match how {
             How::Posix => _ = nix::fcntl::fcntl(&file, nix::fcntl::FcntlArg::F_SETLK(&lock)).unwrap(),
             How::Description => _ = nix::fcntl::fcntl(&file, nix::fcntl::FcntlArg::F_OFD_SETLK(&lock)).unwrap(),

@@ -7,8 +7,8 @@ use std::thread::ThreadId;
 use std::time::Instant;
 
 use crate::error::Source;
-use crate::handle::coarse_now;
 use crate::fork::{OfOneProcess, token};
+use crate::handle::coarse_now;
 
 pub(super) struct Flights {
     process: u64,
