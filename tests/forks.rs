@@ -4,6 +4,7 @@
 mod support;
 
 use std::os::fd::AsFd as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
@@ -137,7 +138,11 @@ fn a_child_that_was_forked_during_a_reset_keeps_no_lock_of_a_parent_that_is_kill
         });
         await_value(children, 1);
         assert!(parent.ends_by_kill());
-        // What the parent held is let go of by the kernel.
+        // What the parent held is let go of by the kernel, and the child sleeps.
+        let inode = format!(":{} ", std::fs::metadata(&path).unwrap().ino());
+        let locks = std::fs::read_to_string("/proc/locks").unwrap();
+        let held: Vec<_> = locks.lines().filter(|line| line.contains("OFDLCK") && line.contains(&inode)).collect();
+        assert!(held.is_empty(), "a child keeps a lock of its parent's: {held:?}");
         let begun = writer.update_deadline(Instant::now() + Duration::from_secs(5), || Ok::<_, ()>(()));
         let reset = begun.is_ok().then(|| table.reset());
         stop.store(1, SeqCst);

@@ -606,6 +606,8 @@ fn a_reader_that_cannot_recover_a_lost_update_loads_once() {
     past_the_bound();
     assert!(reader.is_expired());
     reader.refresh().unwrap();
+    let clone = reader.clone();
+    assert!(!clone.is_expired() && !reader.is_expired(), "the clone of a fresh synchronizer is expired");
     // Somebody who can recovers them all.
     let writer = sync(&table);
     await_expiry(&writer);
