@@ -146,7 +146,7 @@ impl<T: OfOneProcess> std::fmt::Debug for ForkLocal<T> {
 /// How many descriptors are closed in a child at most. Those beyond are inherited, as any descriptor is.
 const PLACES: usize = 1024;
 /// Descriptors that a child must not keep. Of a fixed size, as a child may not allocate.
-static KEPT_BACK: [Entry; PLACES] = [const { Entry::EMPTY }; PLACES];
+static KEPT_BACK: [Entry; PLACES] = [const { Entry::empty() }; PLACES];
 
 /// How many forks have begun, and how many have ended. They differ while one is under way.
 static BEGUN: AtomicU64 = AtomicU64::new(0);
@@ -163,9 +163,12 @@ struct Entry {
 
 // ORDERING: sequentially consistent throughout, as this is done seldom, and argued in `KeptBack::open`.
 impl Entry {
-    const EMPTY: Self = Self { name: AtomicU64::new(0), device: AtomicU64::new(0), inode: AtomicU64::new(0) };
-    /// The entry is being made. It leads to no number.
+    /// Of an entry that is being made. It is no descriptor's.
     const UNNAMED: u64 = u32::MAX as u64;
+
+    const fn empty() -> Self {
+        Self { name: AtomicU64::new(0), device: AtomicU64::new(0), inode: AtomicU64::new(0) }
+    }
 
     fn number(&self) -> Option<RawFd> {
         (self.name.load(Ordering::SeqCst) as u32).checked_sub(1).and_then(|number| number.try_into().ok())

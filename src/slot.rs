@@ -1,4 +1,5 @@
-//! One slot, the changing words of the header, and every memory ordering of the crate; nobody else names one.
+//! One slot, the changing words of the header, and every memory ordering of the crate; nobody else
+//! names one, but what tells forks apart, which is no shared memory.
 //!
 //! The promise that all of it serves: what a process wrote before its update is visible to whoever sees that update.
 //! An update is a release, a check an acquire, of the same generation word.

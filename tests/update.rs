@@ -191,7 +191,11 @@ fn a_maker_whose_change_failed_is_expired_like_all_others() {
         // What it has in memory is what it last saw of the source, which a failed change has left half done.
         let failures: [(&str, &dyn Fn()); 6] = [
             ("an error", &|| {
-                writer.update(|| Err::<(), _>(source.set(2))).unwrap_err();
+                let fails = || {
+                    source.set(2);
+                    Err::<(), _>("half done")
+                };
+                writer.update(fails).unwrap_err();
             }),
             ("a panic", &|| {
                 let update = || writer.update(|| -> Result<(), ()> { panic!("in the commit") });
