@@ -318,3 +318,63 @@ impl Drop for KeptBack {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kills::support::{in_child, shared_words};
+
+    /// The tokens of this process, of a child that `fork` gives, and of its child, which `fork` gives as well.
+    fn three_generations(fork: impl Fn() -> i32) -> [u64; 3] {
+        let words = shared_words(3);
+        let step = |index: usize| words[index].store(token(), Ordering::SeqCst);
+        in_child(|| {
+            step(0);
+            let child = fork();
+            if child == 0 {
+                step(1);
+                let grandchild = fork();
+                if grandchild == 0 {
+                    step(2);
+                }
+                // SAFETY: waits for a child, or for none; then ends the process.
+                unsafe {
+                    libc::waitpid(grandchild, null_mut(), 0);
+                    libc::_exit(0);
+                }
+            }
+            // SAFETY: waits for a child.
+            assert_eq!(unsafe { libc::waitpid(child, null_mut(), 0) }, child);
+        })
+        .succeeds();
+        std::array::from_fn(|index| words[index].load(Ordering::SeqCst))
+    }
+
+    fn assert_all_differ(tokens: [u64; 3]) {
+        let [first, second, third] = tokens;
+        assert!(first != 0 && first != second && first != third && second != third, "{tokens:?}");
+    }
+
+    #[test]
+    fn no_descendant_has_an_ancestors_token() {
+        // SAFETY: the children do nothing but what `three_generations` has them do.
+        assert_all_differ(three_generations(|| unsafe { libc::fork() }));
+    }
+
+    #[test]
+    fn nor_has_one_that_is_forked_by_a_bare_system_call() {
+        // SAFETY: as above; without a stack or flags, it is a fork that runs no handlers.
+        let clone = || unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) } as i32;
+        assert_all_differ(three_generations(clone));
+    }
+
+    #[test]
+    fn nor_has_one_where_the_kernel_wipes_no_page() {
+        in_child(|| {
+            WORD.store(wiped_by_handler(), Ordering::Release);
+            // SAFETY: as above.
+            assert_all_differ(three_generations(|| unsafe { libc::fork() }));
+        })
+        .succeeds();
+    }
+}

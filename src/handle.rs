@@ -238,7 +238,11 @@ impl Table {
         let excluded = (!self.is_read_only()).then(|| latest.mapping().try_exclude_updates());
         let is_held_up = match &excluded {
             None => false,
-            Some(Ok(lock)) => lock.is_none(),
+            Some(Ok(Some(_))) => false,
+            // A lock of somebody who may only read the file does not count.
+            Some(Ok(None)) => {
+                latest.mapping().are_updates_excluded() || !latest.is_quiet().is_ok_and(|is_quiet| is_quiet)
+            }
             // Whoever can open nothing more cannot keep updates from beginning, but sees those that have begun.
             Some(Err(_)) => latest.mapping().has_updates_in_flight(),
         };

@@ -86,6 +86,10 @@ impl Ticket {
     }
 
     /// The generation that it stands for; `None` if there was no table to attach to.
+    ///
+    /// # Progress
+    ///
+    /// Wait-free; no system call.
     #[must_use]
     pub fn generation(self) -> Option<Generation> {
         self.0.generation()

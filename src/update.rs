@@ -338,6 +338,10 @@ impl Update<'_> {
     /// them was abandoned.
     ///
     /// Does nothing in a child that was forked since the update began.
+    ///
+    /// # Progress
+    ///
+    /// Some system calls, none of which sleeps.
     pub fn abandon(mut self) {
         self.is_open = false;
         if !self.lock.is_inherited() {

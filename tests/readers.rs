@@ -98,6 +98,26 @@ fn a_reader_holds_up_neither_an_update_nor_a_reset_nor_the_recovery_of_a_killed_
 }
 
 #[test]
+fn a_reader_does_not_hide_that_the_file_was_deleted() {
+    if !nix::unistd::Uid::effective().is_root() {
+        eprintln!("skipped: it takes root to be another user");
+        return;
+    }
+    for how in [How::Posix, How::Description] {
+        let (folder, path) = path();
+        std::fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).unwrap();
+        let table = Table::options().mode(0o644).open(&path).unwrap();
+        let holder = sync(&table);
+        let _reader = reader(&path, how);
+        std::fs::remove_file(&path).unwrap();
+        let start = Instant::now();
+        while !holder.is_expired() {
+            assert!(start.elapsed() < Duration::from_secs(15), "{how:?}: the deletion is not noticed");
+        }
+    }
+}
+
+#[test]
 fn a_killed_maker_does_not_keep_a_reset_from_going_on_beside_a_reader() {
     if !nix::unistd::Uid::effective().is_root() {
         eprintln!("skipped: it takes root to be another user");
