@@ -16,7 +16,7 @@ use nix::unistd::{Uid, linkat};
 
 use crate::error::{Error, ErrorKind};
 use crate::layout::{Facts, HEADER_SIZE, OLDEST, segment_offset, version};
-use crate::lock::{Kind, Range, RangeLock, is_held_by_writer};
+use crate::lock::{Kind, LentLock, Range, RangeLock, is_held_by_writer};
 use crate::mapping::{DESCRIPTORS, Identity, allocate, check_size_limit};
 use crate::options::{OwnerCheck, TableOptions};
 
@@ -87,16 +87,19 @@ impl TableFile {
     /// be had: see LOCK_PATIENCE.
     ///
     /// A process that may only read the file can keep it from being had, but nobody waits for that.
-    pub(crate) fn lock(&self) -> Result<Option<RangeLock>, Error> {
+    pub(crate) fn lock(&self) -> Result<Option<Lock<'_>>, Error> {
         let link = Path::new(DESCRIPTORS).join(self.file.as_raw_fd().to_string());
-        let open = || match OpenOptions::new().read(true).write(true).open(&link) {
-            Ok(file) => Ok(file),
-            // Without /proc, or without the right to open it once more: the description that the mapping keeps as well.
-            Err(_) => self.file.try_clone().map_err(|error| Error::io("locking the table's file", &error)),
+        let open = || {
+            let file = OpenOptions::new().read(true).write(true).open(&link);
+            file.map_err(|error| Error::io("opening the table's file again", &error))
         };
         let start = Instant::now();
         loop {
-            let lock = RangeLock::try_new(open, REPLACEMENT, Kind::Exclusive)?;
+            let lock = match RangeLock::try_new(open, REPLACEMENT, Kind::Exclusive) {
+                Ok(lock) => lock.map(Lock::Own),
+                // Without /proc, without the right to open it once more, or without a descriptor.
+                Err(_) => LentLock::try_new(self.file.as_fd(), REPLACEMENT, Kind::Exclusive)?.map(Lock::Lent),
+            };
             let is_held = || is_held_by_writer(self.file.as_fd(), REPLACEMENT).unwrap_or(false);
             if lock.is_some() || start.elapsed() >= LOCK_PATIENCE || !is_held() {
                 return Ok(lock);
@@ -104,6 +107,13 @@ impl TableFile {
             std::thread::sleep(Duration::from_millis(1));
         }
     }
+}
+
+/// What [`TableFile::lock`] gives.
+#[derive(Debug)]
+pub(crate) enum Lock<'a> {
+    Own(#[expect(dead_code, reason = "held until it is dropped")] RangeLock),
+    Lent(#[expect(dead_code, reason = "held until it is dropped")] LentLock<'a>),
 }
 
 fn read_start(file: &File, page: &mut Vec<u8>) -> io::Result<()> {

@@ -56,16 +56,8 @@ impl RangeLock {
         range: Range,
         kind: Kind,
     ) -> Result<Option<Self>, Error> {
-        let wanted = match kind {
-            Kind::Shared => libc::F_RDLCK,
-            Kind::Exclusive => libc::F_WRLCK,
-        };
         let file = KeptBack::open(open)?;
-        match fcntl(&file, FcntlArg::F_OFD_SETLK(&range.describe(wanted))) {
-            Ok(_) => Ok(Some(Self { file, range })),
-            Err(Errno::EAGAIN | Errno::EACCES) => Ok(None),
-            Err(errno) => Err(Error::system("locking a part of the table's file", errno)),
-        }
+        Ok(try_lock(file.as_fd(), range, kind)?.then_some(Self { file, range }))
     }
 
     /// Whether this is a forked child's copy of its parent's.
@@ -84,9 +76,46 @@ impl Drop for RangeLock {
     fn drop(&mut self) {
         // Closing the descriptor would not do while somebody has a copy.
         if !self.is_inherited() && self.file.is_open() {
-            let _ = fcntl(&self.file, FcntlArg::F_OFD_SETLK(&self.range.describe(libc::F_UNLCK)));
+            unlock(self.file.as_fd(), self.range);
         }
     }
+}
+
+/// A lock by a descriptor that is open anyway, for who can open no other. A forked child has that one as well, and keeps the
+/// lock if its parent is killed.
+#[derive(Debug)]
+pub(crate) struct LentLock<'a> {
+    file: BorrowedFd<'a>,
+    range: Range,
+}
+
+impl<'a> LentLock<'a> {
+    pub(crate) fn try_new(file: BorrowedFd<'a>, range: Range, kind: Kind) -> Result<Option<Self>, Error> {
+        Ok(try_lock(file, range, kind)?.then_some(Self { file, range }))
+    }
+}
+
+impl Drop for LentLock<'_> {
+    fn drop(&mut self) {
+        unlock(self.file, self.range);
+    }
+}
+
+/// `false` if somebody holds a lock against it.
+fn try_lock(file: BorrowedFd<'_>, range: Range, kind: Kind) -> Result<bool, Error> {
+    let wanted = match kind {
+        Kind::Shared => libc::F_RDLCK,
+        Kind::Exclusive => libc::F_WRLCK,
+    };
+    match fcntl(file, FcntlArg::F_OFD_SETLK(&range.describe(wanted))) {
+        Ok(_) => Ok(true),
+        Err(Errno::EAGAIN | Errno::EACCES) => Ok(false),
+        Err(errno) => Err(Error::system("locking a part of the table's file", errno)),
+    }
+}
+
+fn unlock(file: BorrowedFd<'_>, range: Range) {
+    let _ = fcntl(file, FcntlArg::F_OFD_SETLK(&range.describe(libc::F_UNLCK)));
 }
 
 /// What somebody holds on a part of a range, other than through the description that asks.
