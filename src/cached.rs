@@ -15,9 +15,9 @@ use arc_swap::ArcSwapOption;
 
 use crate::builder::{CachedBuilder, Policy, Verification};
 use crate::error::{Error, ErrorKind};
+use crate::fork::ForkLocal;
 use crate::generation::Generation;
 use crate::handle::coarse_now;
-use crate::process::PerProcess;
 use crate::slot::Count;
 use crate::synchronizer::{GenerationSynchronizer, Ticket};
 use crate::update::UpdateError;
@@ -70,7 +70,7 @@ pub struct Cached<T> {
     sync: GenerationSynchronizer,
     hits: Count,
     policy: Policy<T>,
-    flights: PerProcess<Flights>,
+    flights: ForkLocal<Flights>,
     tally: Tally,
 }
 
@@ -180,7 +180,7 @@ impl<T> Cached<T> {
     }
 
     pub(crate) fn assemble(sync: GenerationSynchronizer, policy: Policy<T>) -> Self {
-        let flights = PerProcess::new();
+        let flights = ForkLocal::new();
         let (current, hits, tally) = (ArcSwapOption::empty(), Count::default(), Tally::default());
         Self { current, sync, hits, policy, flights, tally }
     }

@@ -46,6 +46,14 @@ impl GenerationSynchronizer {
     /// # Errors
     ///
     /// No thread can be started.
+    ///
+    /// # Progress
+    ///
+    /// Polling it does not wait for updates, but is not wait-free: it takes a lock that all tasks and descriptors of the table
+    /// share in this process, for the time of a look at a key, while the thread may hold it for a look at each key that is waited
+    /// for. It allocates; the first poll may start the thread. A look makes the system calls that
+    /// [`is_expired`](Self::is_expired) may make. Dropping the future takes the lock as well, and wakes the thread if it was the
+    /// last.
     pub fn changed(&self) -> Changed<'_> {
         Changed { sync: self, registration: None }
     }
@@ -63,6 +71,10 @@ impl GenerationSynchronizer {
     ///
     /// An item is an error if the table was replaced and its successor cannot be attached to, twice a second as long as that
     /// lasts; or if no thread can be started. The stream may be polled again.
+    ///
+    /// # Progress
+    ///
+    /// As [`changed`](Self::changed).
     pub fn changes(&self) -> Changes {
         Changes { sync: self.clone(), registration: None }
     }

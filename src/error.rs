@@ -204,8 +204,11 @@ pub enum ErrorKind {
     /// Somebody kept a part of the table's file locked: an [`update`](crate::GenerationSynchronizer::update) that does not
     /// end, or a process that was stopped while it reset the table.
     #[error(
-        "a part of the table's file has been locked for {seconds} s, by an update that does not end or by a stopped process; \
-         `grep -l OFDLCK /proc/*/fdinfo/*` names the processes: let that one go on, or end it"
+        "a part of the table's file {}; `grep -l OFDLCK /proc/*/fdinfo/*` names the processes: let that one go on, or end it",
+        match .seconds {
+            0 => "is locked, by a reset or an update; try again, or allow more time".to_owned(),
+            seconds => format!("has been locked for {seconds} s, by an update that does not end or by a stopped process"),
+        }
     )]
     #[non_exhaustive]
     Locked {

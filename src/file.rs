@@ -16,12 +16,16 @@ use nix::unistd::{Uid, linkat};
 
 use crate::error::{Error, ErrorKind};
 use crate::layout::{Facts, HEADER_SIZE, OLDEST, segment_offset, version};
+use crate::lock::{Kind, LentLock, Range, RangeLock, is_held_by_writer};
 use crate::mapping::{DESCRIPTORS, Identity, allocate, check_size_limit};
 use crate::options::{OwnerCheck, TableOptions};
 
 /// How long to wait for another process that replaces the file. It is a matter of microseconds unless that process is
 /// stopped; without the lock two replacements may follow each other, and whoever has the first one finds it gone.
 const LOCK_PATIENCE: Duration = Duration::from_secs(2);
+
+/// The bytes that are locked for it: the header's fixed part.
+const REPLACEMENT: Range = Range { start: 0, length: 128 };
 
 /// What a successor is called before it takes its predecessor's name. The same for all, so that a process killed in between
 /// leaves one file at most, which the next one removes.
@@ -79,31 +83,37 @@ impl TableFile {
         fstat(&self.file).map_err(|errno| Error::system("looking at the table's file", errno))
     }
 
-    /// Takes the lock under which a file is replaced or renewed. Let go of by dropping what is returned.
-    pub(crate) fn lock(&self) -> Result<Lock<'_>, Error> {
+    /// Takes the lock under which a file is replaced or renewed. Let go of by dropping what is returned; `None` if it cannot
+    /// be had: see LOCK_PATIENCE.
+    ///
+    /// A process that may only read the file can keep it from being had, but nobody waits for that.
+    pub(crate) fn lock(&self) -> Result<Option<Lock<'_>>, Error> {
+        let link = Path::new(DESCRIPTORS).join(self.file.as_raw_fd().to_string());
+        let open = || {
+            let file = OpenOptions::new().read(true).write(true).open(&link);
+            file.map_err(|error| Error::io("opening the table's file again", &error))
+        };
         let start = Instant::now();
         loop {
-            match self.file.try_lock() {
-                Ok(()) => return Ok(Lock(&self.file)),
-                Err(std::fs::TryLockError::WouldBlock) if start.elapsed() < LOCK_PATIENCE => {
-                    std::thread::sleep(Duration::from_millis(1));
-                }
-                // Held by a stopped process, or inherited by a child of one that was killed: see LOCK_PATIENCE.
-                Err(std::fs::TryLockError::WouldBlock) => return Ok(Lock(&self.file)),
-                Err(std::fs::TryLockError::Error(error)) => return Err(Error::io("locking the table's file", &error)),
+            let lock = match RangeLock::try_new(open, REPLACEMENT, Kind::Exclusive) {
+                Ok(lock) => lock.map(Lock::Own),
+                // Without /proc, without the right to open it once more, or without a descriptor.
+                Err(_) => LentLock::try_new(self.file.as_fd(), REPLACEMENT, Kind::Exclusive)?.map(Lock::Lent),
+            };
+            let is_held = || is_held_by_writer(self.file.as_fd(), REPLACEMENT).unwrap_or(false);
+            if lock.is_some() || start.elapsed() >= LOCK_PATIENCE || !is_held() {
+                return Ok(lock);
             }
+            std::thread::sleep(Duration::from_millis(1));
         }
     }
 }
 
-/// Unlocked when dropped, explicitly: a child that was forked meanwhile has a copy of the descriptor.
+/// What [`TableFile::lock`] gives.
 #[derive(Debug)]
-pub(crate) struct Lock<'a>(&'a File);
-
-impl Drop for Lock<'_> {
-    fn drop(&mut self) {
-        let _ = self.0.unlock();
-    }
+pub(crate) enum Lock<'a> {
+    Own(#[expect(dead_code, reason = "held until it is dropped")] RangeLock),
+    Lent(#[expect(dead_code, reason = "held until it is dropped")] LentLock<'a>),
 }
 
 fn read_start(file: &File, page: &mut Vec<u8>) -> io::Result<()> {

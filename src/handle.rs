@@ -15,13 +15,13 @@ use nix::time::{ClockId, clock_gettime};
 use self::end::{exclude_updates, replace};
 use crate::error::{Error, ErrorKind};
 use crate::file::{Blueprint, Presence, TableFile};
+use crate::fork::ForkLocal;
 use crate::incarnation::{Incarnation, Place};
 use crate::key::CacheKey;
 use crate::layout::{HIGHEST_FLOOR, MAX_SIZE, segment_offset};
 use crate::mapping::{Chain, Mapping};
 use crate::notifier::Notifier;
 use crate::options::TableOptions;
-use crate::process::PerProcess;
 use crate::slot::{Confirmation, Turn};
 
 /// At least so many milliseconds pass between two looks at a table's path, and between two attempts to attach to a table
@@ -61,14 +61,14 @@ struct Shared {
     /// When the next look at the path is due.
     revalidation: Turn,
     confirmation: Confirmation,
-    notifier: PerProcess<Notifier>,
+    notifier: ForkLocal<Notifier>,
 }
 
 impl Shared {
     fn new(options: TableOptions, source: Source, first: Arc<Incarnation>) -> Self {
         let (revalidation, confirmation) = (Turn::every(PAUSE), Confirmation::at(coarse_now()));
         let incarnations = Chain::new(first);
-        Self { options, source, incarnations, revalidation, confirmation, notifier: PerProcess::new() }
+        Self { options, source, incarnations, revalidation, confirmation, notifier: ForkLocal::new() }
     }
 }
 
@@ -256,7 +256,11 @@ impl Table {
         let excluded = (!self.is_read_only()).then(|| latest.mapping().try_exclude_updates());
         let is_held_up = match &excluded {
             None => false,
-            Some(Ok(lock)) => lock.is_none(),
+            Some(Ok(Some(_))) => false,
+            // A lock of a process that may only read the file does not count.
+            Some(Ok(None)) => {
+                latest.mapping().are_updates_excluded() || !latest.is_quiet().is_ok_and(|is_quiet| is_quiet)
+            }
             // A process that can open nothing more cannot keep updates from beginning, but sees those that have begun.
             Some(Err(_)) => latest.mapping().has_updates_in_flight(),
         };
@@ -270,14 +274,18 @@ impl Table {
         true
     }
 
-    /// Moves on from `owner`, whose file is gone, before an update begins. Waits for updates in flight there, up to the pending
-    /// limit; but not for those of this process, which may be the caller's own. `false` if the update must begin there.
-    pub(crate) fn leave_for_update(&self, owner: &Arc<Incarnation>) -> bool {
-        let left = with_patience(self.pending_limit(), || {
+    /// Moves on from `owner`, whose file is gone, before an update begins. Waits for updates in flight there, but not for those
+    /// of this process, which may be the caller's own. `false` if the update must begin there because of them.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Locked`]: the updates there did not end in time.
+    pub(crate) fn leave_for_update(&self, owner: &Arc<Incarnation>, patience: Duration) -> Result<bool, Error> {
+        let left = with_patience(patience, || {
             let has_left = !self.is_latest(owner) || self.leave(owner);
             Ok::<_, Error>((has_left || owner.has_own_updates()).then_some(has_left))
-        });
-        matches!(left, Ok(Some(true)))
+        })?;
+        left.ok_or_else(|| self.error(ErrorKind::Locked { seconds: patience.as_secs() }))
     }
 
     /// To be called when an update was announced in `owner`: if the path names another file by now, the key is updated there as

@@ -10,10 +10,10 @@ use crate::error::{Error, ErrorKind};
 use crate::file::{Presence, TableFile, View, boot_id, now};
 use crate::key::CacheKey;
 use crate::layout::{Facts, Slot};
-use crate::lock::Kind;
+use crate::lock::{Held, Kind};
 use crate::mapping::{Mapping, SlotRef};
-use crate::slot::{Count, Digest, Stopwatch};
-use crate::table::Slots;
+use crate::slot::{Count, Digest, Stopwatch, Word};
+use crate::table::{Memory as _, Slots};
 
 /// A key's slot, and the incarnation that it is in.
 pub(crate) type Place = SlotRef<Incarnation>;
@@ -86,16 +86,43 @@ impl Incarnation {
     }
 
     /// Ends the updates that are pending at `slot`, if nobody is left to do so: the key is updated in their place. Does
-    /// nothing while somebody holds a lock on the slot.
+    /// nothing while a maker holds a lock on the slot.
     ///
     /// # Errors
     ///
     /// The lock cannot be taken by this process.
     pub(crate) fn recover(&self, slot: &Slot) -> Result<(), Error> {
+        let found = slot.word();
         if let Some(_lock) = self.mapping().try_lock(slot, Kind::Exclusive)? {
             self.slots.announce(slot, slot.recover());
+        } else if self.mapping().held(slot) == Some(Held::Foreign) {
+            self.recover_from(slot, found);
         }
         Ok(())
+    }
+
+    /// As [`recover`](Self::recover), beside shared locks that are no update's, which keep this process from having the slot for
+    /// itself alone. To be called when `word` was read before no update's lock was found.
+    fn recover_from(&self, slot: &Slot, word: Word) {
+        if let Some(before) = slot.recover_from(word) {
+            self.slots.announce(slot, before);
+        }
+    }
+
+    /// Whether no key has an update pending. Those of killed processes are recovered on the way, if locks that are no update's
+    /// keep them from being so otherwise.
+    pub(crate) fn is_quiet(&self) -> Result<bool, Error> {
+        let mut is_quiet = true;
+        for (_, _, slot) in self.slots.claimed(self.mapping().segments()?) {
+            let word = slot.word();
+            if word.pending() > 0 {
+                is_quiet = false;
+                if self.mapping().held(slot) == Some(Held::Foreign) {
+                    self.recover_from(slot, word);
+                }
+            }
+        }
+        Ok(is_quiet)
     }
 
     /// Whether the path still names the file. An anonymous table is always here.

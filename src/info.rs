@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 use crate::file::boot_id;
 use crate::generation::Generation;
 use crate::layout::{Facts, Header, Slot};
+use crate::lock::Held;
 use crate::mapping::Mapping;
 
 /// One key of a table, as [`Table::slots`](crate::Table::slots) finds it.
@@ -27,7 +28,8 @@ impl SlotInfo {
         let (digest, generation) = (slot.digest()?.words(), word.generation()?);
         let (updates, pending, is_awaited) = (slot.updates(), word.pending(), word.is_awaited());
         // Whoever finishes an update lets go of the lock after he has counted it out.
-        let is_abandoned = pending > 0 && mapping.held(slot).is_none() && slot.word().is_same(word);
+        let has_no_maker = || matches!(mapping.held(slot), None | Some(Held::Foreign));
+        let is_abandoned = pending > 0 && has_no_maker() && slot.word().is_same(word);
         Some(Self { label, key_length, digest, generation, updates, pending, is_awaited, is_abandoned })
     }
 
@@ -75,7 +77,7 @@ impl SlotInfo {
     }
 
     /// How many [updates](crate::GenerationSynchronizer::update) are in flight, or were when their process was killed; 255
-    /// stands for that many or more.
+    /// stands for that many or more, and is cleared, by one announcement, when all of them have ended.
     #[must_use]
     pub fn pending(&self) -> u8 {
         self.pending

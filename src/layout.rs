@@ -44,17 +44,28 @@
 //! | 32 | 8 | first generation of the slot |
 //! | 40 | 88 | label: the key's first 88 bytes, zero-filled |
 //!
-//! The generation word: bits 63..56 updates that are pending (255: that many or more), bit 55 somebody waits, bit 54 the
+//! The generation word: bits 63..56 updates that are pending (255: that many or more, and it stays so until all have ended), bit 55 somebody waits, bit 54 the
 //! table has a successor, bits 53..0 the generation, which is never below 2^40.
 //!
 //! A wake word is a count that processes sleep on, as on a futex that is shared between processes. Its lowest bit says that
 //! somebody does; who wakes them all adds 1 before. Whoever updates a key and finds bit 55 clears it, and then wakes both the
 //! key's sleepers and the table's. The table's are also woken by a new key, when its label is written.
 //!
-//! Locks on the file, of open file descriptions: whoever has an update pending shares one on the bytes of the key's slot.
-//! Whoever clears the pending updates of dead processes has it alone; so has, from the first slot to the end of the file
-//! (length 0), whoever begins to retire the table, and who waits for that has the bytes of the state alone: whoever is about
-//! to begin an update lets him go first, for some milliseconds. `flock` is for replacing the file and for renewing it after a reboot.
+//! Locks on the file, of open file descriptions:
+//!
+//! | bytes | kind | held by |
+//! |---|---|---|
+//! | a slot's 128 | shared | each process that has an update of the key pending |
+//! | a slot's 128 | exclusive | a process that clears the pending updates of dead ones |
+//! | 4096 to the end (length 0) | exclusive | a process that begins to retire the table |
+//! | 144 to 147, the state | exclusive | a process that waits for that: updates that are about to begin let it go first, for some milliseconds |
+//! | 0 to 127, the fixed header | exclusive | a process that replaces the file, or renews it after a reboot |
+//!
+//! A process that may only read the file can have none of the exclusive locks, but by shared ones keep others from having them.
+//! So these mean nothing unless they look like an update's: of an open file description, on the bytes of exactly one slot. Beside
+//! others, pending updates are cleared by one compare-exchange of the generation word that was read before `/proc/locks` was found
+//! to have no update's lock; a table is retired when nothing has been pending for a tenth of a second; and a file is replaced
+//! without the lock.
 //!
 //! A tag that is not zero says that the slot of the same index belongs for ever to a key whose word B has this first
 //! byte (the most significant one; a zero is replaced by 1). A tag may be missing. It saves looking at slots: in a full

@@ -79,8 +79,9 @@
 //! - A process that cannot see the table's path any more (another root, no permission) goes by the file's link count: it
 //!   notices that the file was deleted or replaced, but not that something was mounted over its folder.
 //! - Threads that share one synchronizer share one state; see [`GenerationSynchronizer`].
-//! - A child that is forked in the middle of an `update`, and outlives its maker, keeps the others from noticing for
-//!   [`pending_limit`](TableOptions::pending_limit).
+//! - A child that is forked by a bare system call in the middle of an `update` or a `reset`, not by `fork` of the C library,
+//!   keeps its parent's locks: if it outlives the parent, others notice after [`pending_limit`](TableOptions::pending_limit). So
+//!   does each child when more than 1024 updates of its parent were in flight.
 //! - An `update` opens the table's file once more: it takes a free descriptor, and permission. An anonymous table's is
 //!   opened through /proc.
 //! - A process with a read-only table cannot recover a killed one's update for all: it loads its own state again, once in
@@ -103,6 +104,8 @@ mod changed;
 mod error;
 #[cfg(not(loom))]
 mod file;
+#[cfg(not(loom))]
+mod fork;
 mod futex;
 mod generation;
 #[cfg(not(loom))]
@@ -132,8 +135,6 @@ mod options;
 mod pollable;
 #[cfg(not(loom))]
 mod privilege;
-#[cfg(not(loom))]
-mod process;
 mod slot;
 mod sync;
 #[cfg(not(loom))]

@@ -1,19 +1,19 @@
 //! Locks on parts of a table's file that the kernel lets go of when their holder dies.
 //!
 //! They are open-file-description locks: they belong to a descriptor, not to a process, so threads of one process hold
-//! them side by side. A forked child has the descriptor too, and would keep the lock of a parent that is killed; one that
-//! the parent lets go of is gone for the child as well.
+//! them side by side. A forked child would have the descriptor too, and keep the lock of a parent that is killed: so it is
+//! closed there, unless its close-on-exec flag says that it is to be passed on.
 
 use std::fs::File;
-use std::mem::ManuallyDrop;
-use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
-use nix::sys::stat::fstat;
 
 use crate::error::Error;
+use crate::fork::KeptBack;
+use crate::layout::{HEADER_SIZE, SLOT_SIZE};
 use crate::mapping::Identity;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,29 +45,24 @@ impl Range {
 /// A lock that is held. Dropped by the process that took it, it is let go of; dropped by a forked child, it is not.
 #[derive(Debug)]
 pub(crate) struct RangeLock {
-    file: ManuallyDrop<File>,
-    identity: Identity,
+    file: KeptBack,
     range: Range,
-    owner: u32,
 }
 
 impl RangeLock {
-    /// Takes the lock, if nobody holds one against it. `file` must not share its description with anybody.
-    pub(crate) fn try_new(file: File, identity: Identity, range: Range, kind: Kind) -> Result<Option<Self>, Error> {
-        let wanted = match kind {
-            Kind::Shared => libc::F_RDLCK,
-            Kind::Exclusive => libc::F_WRLCK,
-        };
-        match fcntl(&file, FcntlArg::F_OFD_SETLK(&range.describe(wanted))) {
-            Ok(_) => Ok(Some(Self { file: ManuallyDrop::new(file), identity, range, owner: std::process::id() })),
-            Err(Errno::EAGAIN | Errno::EACCES) => Ok(None),
-            Err(errno) => Err(Error::system("locking a part of the table's file", errno)),
-        }
+    /// Takes the lock, if nobody holds one against it. `open` must give a description that nobody else has.
+    pub(crate) fn try_new(
+        open: impl Fn() -> Result<File, Error>,
+        range: Range,
+        kind: Kind,
+    ) -> Result<Option<Self>, Error> {
+        let file = KeptBack::open(open)?;
+        Ok(try_lock(file.as_fd(), range, kind)?.then_some(Self { file, range }))
     }
 
     /// Whether this is a forked child's copy of its parent's.
     pub(crate) fn is_inherited(&self) -> bool {
-        self.owner != std::process::id()
+        self.file.is_inherited()
     }
 }
 
@@ -79,25 +74,110 @@ impl AsFd for RangeLock {
 
 impl Drop for RangeLock {
     fn drop(&mut self) {
-        // Who closes all descriptors to become a daemon may have given the number to another file.
-        if !fstat(&*self.file).is_ok_and(|stat| Identity::of(&stat) == self.identity) {
-            return;
+        // Closing the descriptor would not do while somebody has a copy.
+        if !self.is_inherited() && self.file.is_open() {
+            unlock(self.file.as_fd(), self.range);
         }
-        // Closing the descriptor would not do while a child has it.
-        if !self.is_inherited() {
-            let _ = fcntl(&*self.file, FcntlArg::F_OFD_SETLK(&self.range.describe(libc::F_UNLCK)));
-        }
-        let _ = nix::unistd::close(self.file.as_raw_fd());
     }
 }
 
-/// What kind of lock somebody holds on a part of the range, other than through the description of `file`.
-pub(crate) fn held(file: BorrowedFd<'_>, range: Range) -> nix::Result<Option<Kind>> {
+/// A lock by a descriptor that is open anyway, for who can open no other. A forked child has that one as well, and keeps the
+/// lock if its parent is killed.
+#[derive(Debug)]
+pub(crate) struct LentLock<'a> {
+    file: BorrowedFd<'a>,
+    range: Range,
+}
+
+impl<'a> LentLock<'a> {
+    pub(crate) fn try_new(file: BorrowedFd<'a>, range: Range, kind: Kind) -> Result<Option<Self>, Error> {
+        Ok(try_lock(file, range, kind)?.then_some(Self { file, range }))
+    }
+}
+
+impl Drop for LentLock<'_> {
+    fn drop(&mut self) {
+        unlock(self.file, self.range);
+    }
+}
+
+/// `false` if somebody holds a lock against it.
+fn try_lock(file: BorrowedFd<'_>, range: Range, kind: Kind) -> Result<bool, Error> {
+    let wanted = match kind {
+        Kind::Shared => libc::F_RDLCK,
+        Kind::Exclusive => libc::F_WRLCK,
+    };
+    match fcntl(file, FcntlArg::F_OFD_SETLK(&range.describe(wanted))) {
+        Ok(_) => Ok(true),
+        Err(Errno::EAGAIN | Errno::EACCES) => Ok(false),
+        Err(errno) => Err(Error::system("locking a part of the table's file", errno)),
+    }
+}
+
+fn unlock(file: BorrowedFd<'_>, range: Range) {
+    let _ = fcntl(file, FcntlArg::F_OFD_SETLK(&range.describe(libc::F_UNLCK)));
+}
+
+/// What somebody holds on a part of a range, other than through the description that asks.
+///
+/// Whoever may read the file may lock all of it, shared, but not exclusively; so a shared lock need not be an update's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Held {
+    /// A shared lock like that of an update: of an open file description, on the bytes of one slot.
+    Update,
+    /// Other shared locks alone, such as a backup's.
+    Foreign,
+    /// Such a lock, and perhaps an update's beside it.
+    Unknown,
+    Exclusive,
+}
+
+/// What is held on a part of the range.
+pub(crate) fn held(file: BorrowedFd<'_>, identity: Identity, range: Range) -> nix::Result<Option<Held>> {
     let mut answer = range.describe(libc::F_WRLCK);
     fcntl(file, FcntlArg::F_OFD_GETLK(&mut answer))?;
+    let is_update = || answer.l_pid == OPEN_FILE_DESCRIPTION && is_slot(answer.l_start as u64, answer.l_len as u64);
     Ok(match libc::c_int::from(answer.l_type) {
-        libc::F_RDLCK => Some(Kind::Shared),
-        libc::F_WRLCK => Some(Kind::Exclusive),
+        libc::F_RDLCK if is_update() => Some(Held::Update),
+        // The kernel tells of one lock, and this one may hide an update's.
+        libc::F_RDLCK => Some(match has_update(identity, range) {
+            Some(true) => Held::Update,
+            Some(false) => Held::Foreign,
+            None => Held::Unknown,
+        }),
+        libc::F_WRLCK => Some(Held::Exclusive),
         _ => None,
     })
+}
+
+/// Whether somebody holds a lock on a part of the range that takes a descriptor which is open for writing.
+pub(crate) fn is_held_by_writer(file: BorrowedFd<'_>, range: Range) -> nix::Result<bool> {
+    // What stands in the way of a shared lock is an exclusive one.
+    let mut answer = range.describe(libc::F_RDLCK);
+    fcntl(file, FcntlArg::F_OFD_GETLK(&mut answer))?;
+    Ok(libc::c_int::from(answer.l_type) == libc::F_WRLCK)
+}
+
+/// What the kernel says instead of a process id.
+const OPEN_FILE_DESCRIPTION: libc::pid_t = -1;
+
+fn is_slot(start: u64, length: u64) -> bool {
+    length == SLOT_SIZE as u64 && start >= HEADER_SIZE as u64 && start.is_multiple_of(length)
+}
+
+/// Whether the kernel's list of all locks has one of an update, on a part of the range; `None` if the list cannot be read.
+///
+/// Another file's lock with the same inode number counts as well, as the list has device numbers that `stat` does not tell.
+fn has_update(identity: Identity, range: Range) -> Option<bool> {
+    let list = std::fs::read_to_string("/proc/locks").ok()?;
+    let is_update = |line: &str| {
+        // As in `1: OFDLCK  ADVISORY  READ -1 00:1b:4711 4096 4223`.
+        let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+        let [.., "OFDLCK", "ADVISORY", "READ", _, file, start, last] = fields[..] else { return false };
+        let inode = file.rsplit(':').next().and_then(|inode| inode.parse::<u64>().ok());
+        let (Ok(start), Ok(last)) = (start.parse::<u64>(), last.parse::<u64>()) else { return false };
+        let is_in_range = last >= range.start && (range.length == 0 || start < range.start + range.length);
+        inode == Some(identity.inode) && is_in_range && is_slot(start, (last + 1).saturating_sub(start))
+    };
+    Some(list.lines().any(is_update))
 }

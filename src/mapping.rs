@@ -27,7 +27,7 @@ use crate::layout::{
     Facts, HEADER_SIZE, HEADER_WORDS_OFFSET, Header, MAX_SIZE, STATE_OFFSET, Slot, Tag, segment_offset, segment_slots,
     segments_within,
 };
-use crate::lock::{Kind, Range, RangeLock, held};
+use crate::lock::{Held, Kind, Range, RangeLock, held, is_held_by_writer};
 use crate::slot::HighWater;
 use crate::table::Memory;
 
@@ -197,29 +197,37 @@ impl Mapping {
     }
 
     fn try_lock_range(&self, range: Range, kind: Kind) -> Result<Option<RangeLock>, Error> {
-        let file = self.file.open_again()?;
-        RangeLock::try_new(file, self.file.identity, range, kind).map_err(|error| self.file.place(error))
+        RangeLock::try_new(|| self.file.open_again(), range, kind).map_err(|error| self.file.place(error))
     }
 
-    /// What kind of lock somebody holds on the bytes of `slot`; `None` also where that cannot be told.
-    pub(crate) fn held(&self, slot: &Slot) -> Option<Kind> {
+    /// What somebody holds on the bytes of `slot`; `None` also where that cannot be told.
+    pub(crate) fn held(&self, slot: &Slot) -> Option<Held> {
         self.held_range(self.range_of(slot))
     }
 
     /// Whether an update of some key is in flight; `false` also where that cannot be told.
     pub(crate) fn has_updates_in_flight(&self) -> bool {
-        self.held_range(SLOTS) == Some(Kind::Shared)
+        matches!(self.held_range(SLOTS), Some(Held::Update | Held::Unknown))
     }
 
-    /// Whether somebody [holds updates up](Self::try_hold_updates_up).
+    /// Whether somebody has [excluded updates](Self::try_exclude_updates).
+    pub(crate) fn are_updates_excluded(&self) -> bool {
+        self.is_held_by_writer(SLOTS)
+    }
+
+    /// Whether somebody [holds updates up](Self::try_hold_updates_up). A lock that takes no right to write does not count.
     pub(crate) fn is_held_up(&self) -> bool {
-        self.held_range(GATE).is_some()
+        self.is_held_by_writer(GATE)
     }
 
-    /// One system call. The descriptor is not asked first whether it still leads to the file, so who is told that nobody
+    fn is_held_by_writer(&self, range: Range) -> bool {
+        self.file.with_any(|file| is_held_by_writer(file, range).unwrap_or(false)).unwrap_or(false)
+    }
+
+    /// One system call, unless somebody holds a lock that is none of ours. The descriptor is not asked first whether it still leads to the file, so who is told that nobody
     /// holds a lock cannot rely on it.
-    fn held_range(&self, range: Range) -> Option<Kind> {
-        self.file.with_any(|file| held(file, range).ok()).flatten().flatten()
+    fn held_range(&self, range: Range) -> Option<Held> {
+        self.file.with_any(|file| held(file, self.file.identity, range).ok()).flatten().flatten()
     }
 
     /// Gives the memory and the descriptor of a table that was replaced back to the system, while threads may still

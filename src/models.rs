@@ -181,6 +181,11 @@ impl Lock {
         self.0.fetch_sub(1, Ordering::AcqRel);
     }
 
+    /// What the kernel says of it.
+    fn is_free(&self) -> bool {
+        self.0.load(Ordering::Acquire) == 0
+    }
+
     fn try_alone(&self) -> bool {
         self.0.compare_exchange(0, ALONE, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }

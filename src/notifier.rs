@@ -17,15 +17,15 @@ use nix::sys::eventfd::EventFd;
 use nix::sys::signal::{SigSet, SigmaskHow};
 
 use crate::error::Error;
+use crate::fork::{OfOneProcess, token};
 use crate::handle::Table;
-use crate::process::OfProcess;
 use crate::synchronizer::GenerationSynchronizer;
 #[cfg(feature = "tokio")]
 use crate::synchronizer::Ticket;
 use crate::wait::SLICE;
 
 pub(crate) struct Notifier {
-    process: u32,
+    process: u64,
     state: Mutex<State>,
 }
 
@@ -80,13 +80,13 @@ impl Target {
     }
 }
 
-impl OfProcess for Notifier {
+impl OfOneProcess for Notifier {
     fn new() -> Self {
-        Self { process: std::process::id(), state: Mutex::default() }
+        Self { process: token(), state: Mutex::default() }
     }
 
     fn is_inherited(&self) -> bool {
-        self.process != std::process::id()
+        self.process != token()
     }
 }
 

@@ -131,9 +131,8 @@ impl TableOptions {
     /// How long an update begun by [`update`](crate::GenerationSynchronizer::update) may be in flight before this process
     /// counts it as lost, although its maker seems to be alive; 30 seconds unless set.
     ///
-    /// A child that was forked in the middle of an update keeps it alive after its maker was killed. State is then served
-    /// for this long before it is loaded again. [`reset`](Table::reset) waits for updates in flight as long, and
-    /// then fails.
+    /// State is served for this long before it is loaded again, by this process alone: others go by limits of their own.
+    /// [`reset`](Table::reset) waits for updates in flight as long, and then fails. An update waits as long for its turn.
     pub fn pending_limit(mut self, limit: Duration) -> Self {
         self.pending_limit = limit;
         self

@@ -1,4 +1,5 @@
-//! One slot, the changing words of the header, and every memory ordering of the crate; nobody else names one.
+//! One slot, the changing words of the header, and every memory ordering of the crate; nobody else
+//! names one, but what tells forks apart, which is no shared memory.
 //!
 //! The promise that all of it serves: what a process wrote before its update is visible to whoever sees that update.
 //! An update is a release, a check an acquire, of the same generation word.
@@ -187,6 +188,17 @@ impl Slot {
     /// before it.
     pub(crate) fn recover(&self) -> Word {
         self.change(|word| (word & PENDING != 0).then_some((word & !PENDING).wrapping_add(1)))
+    }
+
+    /// As `recover`, for who cannot keep updates from beginning meanwhile: only if nothing was counted in or out since the
+    /// slot was `found`, which was before none of the makers was found alive. Returns the word before it, if it did.
+    pub(crate) fn recover_from(&self, found: Word) -> Option<Word> {
+        // What the dead have left stays, so a count that is the same again has nobody else in it. But one that does not go up
+        // any more may.
+        let is_exact = (ONE_PENDING..PENDING).contains(&found.0);
+        let before =
+            self.change(|word| (is_exact && Word(word).is_same(found)).then_some((word & !PENDING).wrapping_add(1)));
+        (is_exact && before.is_same(found)).then_some(before)
     }
 
     /// Says that somebody is about to sleep until the generation moves on: whoever moves it on wakes him. Returns the word
@@ -494,11 +506,6 @@ impl Sight {
 
     fn after_loss(word: Word, number: u8) -> Self {
         Self(word.0 & GENERATION | RETIRED_BIT | u64::from(number) << 56)
-    }
-
-    /// The same for somebody else, who counts losses for himself.
-    pub(crate) fn without_loss(self) -> Self {
-        if self.0 & WAITING_BIT == 0 { Self::of(Word(self.0)) } else { self }
     }
 
     #[inline]

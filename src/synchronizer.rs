@@ -1,6 +1,7 @@
 //! What one holder has seen of one key.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::error::{Error, ErrorKind};
 use crate::generation::Generation;
@@ -8,7 +9,7 @@ use crate::handle::{ATTEMPTS, PAUSE, Table, coarse_now, precise_now};
 use crate::incarnation::{Incarnation, Place};
 use crate::key::CacheKey;
 use crate::layout::Slot;
-use crate::lock::Kind;
+use crate::lock::Held;
 use crate::mapping::Places;
 use crate::slot::{CheckBudget, LastTried, Seen, Sight, Turn, Vigil, Word};
 
@@ -58,14 +59,15 @@ pub struct GenerationSynchronizer {
     retry: Turn,
     /// The incarnation that the last attempt was made with.
     tried: LastTried,
-    vigil: Vigil,
+    /// One for all clones, as what was seen tells of losses by the numbers that they have there.
+    vigil: Arc<Vigil>,
 }
 
 impl Clone for GenerationSynchronizer {
-    /// Another synchronizer of the same key, which has seen what this one has seen.
+    /// Another synchronizer of the same key, which has seen what this one has seen. It allocates, and makes no system call.
     fn clone(&self) -> Self {
         let places = Places::new(self.places.latest().clone());
-        Self::assemble(places, self.seen.get().without_loss(), self.table.clone(), self.key.clone())
+        Self::assemble(places, self.seen.get(), self.table.clone(), self.key.clone(), Arc::clone(&self.vigil))
     }
 }
 
@@ -107,6 +109,10 @@ impl Ticket {
 
     /// The generation that it stands for; `None` if there was no table to attach to, or none that could be
     /// [confirmed](crate::TableOptions::outage_ttl) to be the one at its path.
+    ///
+    /// # Progress
+    ///
+    /// Wait-free; no system call.
     #[must_use]
     pub fn generation(self) -> Option<Generation> {
         self.sight.generation()
@@ -128,27 +134,19 @@ impl GenerationSynchronizer {
     ///
     /// # Progress
     ///
-    /// Lock-free; it makes system calls if the table must grow.
+    /// Lock-free, and allocates. It makes system calls if the table must grow, and looks at the file's path up to twice a second.
+    /// When the table was replaced, as [`is_expired`](Self::is_expired).
     pub fn new(table: &Table, key: impl Into<CacheKey>) -> Result<Self, Error> {
         let key = table.normalize(key)?;
         let place = table.attach(&key)?;
         let sight = Sight::of(place.word());
-        Ok(Self::assemble(Places::new(place), sight, table.clone(), key))
+        Ok(Self::assemble(Places::new(place), sight, table.clone(), key, Arc::new(Vigil::new())))
     }
 
-    fn assemble(places: Places<Incarnation>, sight: Sight, table: Table, key: CacheKey) -> Self {
+    fn assemble(places: Places<Incarnation>, sight: Sight, table: Table, key: CacheKey, vigil: Arc<Vigil>) -> Self {
         let (seen, budget, read_only) = (Seen::new(sight), CheckBudget::new(), table.is_read_only());
-        Self {
-            places,
-            seen,
-            budget,
-            read_only,
-            table,
-            key,
-            retry: Turn::every(PAUSE),
-            tried: LastTried::default(),
-            vigil: Vigil::new(),
-        }
+        let (retry, tried) = (Turn::every(PAUSE), LastTried::default());
+        Self { places, seen, budget, read_only, table, key, retry, tried, vigil }
     }
 
     /// Whether the state must be loaded again: its key was updated since the generation was seen.
@@ -163,8 +161,12 @@ impl GenerationSynchronizer {
     /// # Progress
     ///
     /// Wait-free: one load of shared memory, no allocation, no system call. After an update, and now and then, as told above,
-    /// it also looks at a clock, and up to twice a second at the file's path. If the table was replaced, it also opens the
-    /// successor's file, and maps it.
+    /// it also looks at a clock, and up to twice a second at the file's path.
+    ///
+    /// Not wait-free, and with system calls and allocations: while an update is pending, it asks the kernel for the maker's lock
+    /// at most once a millisecond, and announces the update in the place of a maker that was killed; when the table was replaced,
+    /// it opens the successor, which may take file input and output, making it, and sleeping for as long as another process makes
+    /// it, up to some seconds if that one is stopped.
     #[inline]
     #[must_use]
     pub fn is_expired(&self) -> bool {
@@ -258,19 +260,16 @@ impl GenerationSynchronizer {
                 return seen.is(present) || seen.is_before_updates_of(present);
             }
             match mapping.held(place) {
-                Some(Kind::Shared) if !is_old() => return true,
-                Some(Kind::Shared) if self.read_only => break,
-                Some(Kind::Shared) => {
-                    self.announce(place, place.expire());
-                    return false;
-                }
+                Some(Held::Update | Held::Unknown) if !is_old() => return true,
+                // They have taken too long for this process. Others have limits of their own, and may go on.
+                Some(Held::Update | Held::Unknown) => break,
                 // Somebody else is about to recover them.
-                Some(Kind::Exclusive) => std::thread::yield_now(),
+                Some(Held::Exclusive) => std::thread::yield_now(),
                 // Whoever made them may have abandoned them just before: so it is asked again.
-                None if self.read_only => std::thread::yield_now(),
+                Some(Held::Foreign) | None if self.read_only => std::thread::yield_now(),
                 // If that fails for now, somebody else was faster, or another update has begun.
-                None if place.owner().recover(place).is_err() => break,
-                None => {}
+                Some(Held::Foreign) | None if place.owner().recover(place).is_err() => break,
+                Some(Held::Foreign) | None => {}
             }
         }
         // They are lost, but not for all. Should one have been abandoned and another begun each time that this process looked,
@@ -430,6 +429,10 @@ impl GenerationSynchronizer {
     /// # Errors
     ///
     /// The error of `load`; then nothing is adopted.
+    ///
+    /// # Progress
+    ///
+    /// As [`ticket`](Self::ticket) and [`adopt`](Self::adopt), and whatever `load` does.
     pub fn refresh_with<T, E>(&self, load: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
         let ticket = self.ticket();
         let state = load()?;
@@ -486,7 +489,9 @@ impl GenerationSynchronizer {
     /// Wait-free: one atomic addition, no allocation, no system call. Now and then it also looks at a clock and at the
     /// file's path, as [`is_expired`](Self::is_expired) does: an update that went to a file which was deleted or replaced less
     /// than a second before is announced again when that is noticed. Use [`update`](Self::update) where that must not
-    /// depend on a later use.
+    /// depend on a later use. If somebody waits for the key, one or two system calls wake them, which do not sleep.
+    ///
+    /// Not wait-free when the table was replaced: then as [`is_expired`](Self::is_expired).
     #[inline]
     pub fn mark_updated(&self) -> Result<Generation, Error> {
         self.bump(|before| self.seen.follow(before))
@@ -560,7 +565,13 @@ impl GenerationSynchronizer {
     }
 
     /// Counts an update in, in the latest incarnation, where `lock` must be taken first. Gives the place, and the lock.
-    pub(crate) fn begin<L>(&self, lock: impl Fn(&Place) -> Result<L, Error>) -> Result<(&Place, L), Error> {
+    ///
+    /// If the file is gone, waits for updates in flight there, for as long as `patience` says is left.
+    pub(crate) fn begin<L>(
+        &self,
+        lock: impl Fn(&Place) -> Result<L, Error>,
+        patience: impl Fn() -> Duration,
+    ) -> Result<(&Place, L), Error> {
         // In a file that is gone, as updates in flight keep this process there: `follow_update` announces it in the new one.
         let mut stays = false;
         for _ in 0..ATTEMPTS {
@@ -570,7 +581,7 @@ impl GenerationSynchronizer {
             if !stays && place.owner().is_gone() {
                 // A lock in the old file would keep this process there.
                 drop(held);
-                stays = !self.table.leave_for_update(place.owner());
+                stays = !self.table.leave_for_update(place.owner(), patience())?;
                 if !stays {
                     self.move_on()?;
                 }
@@ -590,13 +601,16 @@ impl GenerationSynchronizer {
         Err(self.error(ErrorKind::Retired))
     }
 
-    /// Counts an update out that was begun at `place`, and announces it.
-    pub(crate) fn finish(&self, place: &Place) -> Result<Generation, Error> {
+    /// Counts an update out that was begun at `place`, and announces it. The holder follows it if it `knows` what is in the
+    /// source now.
+    pub(crate) fn finish(&self, place: &Place, knows: bool) -> Result<Generation, Error> {
         place.owner().count_own_update_out();
         let before = self.announce(place, place.finish_update());
         match before.updated() {
             Some(generation) => {
-                self.seen.follow(before);
+                if knows {
+                    self.seen.follow(before);
+                }
                 Ok(generation)
             }
             None => self.bump_successor(),
@@ -616,18 +630,30 @@ impl GenerationSynchronizer {
     }
 
     /// The generation that the holder has seen; `None` if it was lost with a table that was replaced, or cannot be confirmed.
+    ///
+    /// # Progress
+    ///
+    /// Wait-free; no system call.
     #[must_use]
     pub fn sync_gen(&self) -> Option<Generation> {
         self.seen.get().generation()
     }
 
     /// The key, normalized.
+    ///
+    /// # Progress
+    ///
+    /// Wait-free; no system call.
     #[must_use]
     pub fn cache_key(&self) -> &CacheKey {
         &self.key
     }
 
     /// The table.
+    ///
+    /// # Progress
+    ///
+    /// Wait-free; no system call.
     #[must_use]
     pub fn table(&self) -> &Table {
         &self.table

@@ -342,8 +342,9 @@ impl World {
             Err(_) | Ok(Ok(())) | Ok(Err(UpdateError::Commit(()))) => {}
             Ok(Err(error)) => panic!("{error:?}"),
         }
-        // The maker may have gone to another holder's hands meanwhile.
-        match self.sync(holder, key).is_some_and(|present| Rc::ptr_eq(&present, &sync)) {
+        // The maker may have gone to another holder's hands meanwhile; and one whose commit failed does not know the source.
+        let is_in_place = self.sync(holder, key).is_some_and(|present| Rc::ptr_eq(&present, &sync));
+        match is_in_place && !matches!(ending, Ending::Panic | Ending::Fail) {
             true => self.model.follow((holder, key)),
             false => self.model.updates[key] += 1,
         }

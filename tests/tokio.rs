@@ -3,7 +3,10 @@
 
 mod support;
 
-use std::sync::atomic::Ordering::SeqCst;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::task::{Context, Wake, Waker};
 use std::time::{Duration, Instant};
 
 use gensync::{GenerationSynchronizer, Table};
@@ -172,6 +175,56 @@ fn a_future_that_a_fork_inherits_works_in_the_child() {
         })
         .succeeds();
         run(async { timeout(LIMIT, changed.unwrap()).await.unwrap().unwrap() });
+    })
+    .succeeds();
+}
+
+/// Counts how often it is woken.
+#[derive(Default)]
+struct Wakes(AtomicU64);
+
+impl Wake for Wakes {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, SeqCst);
+    }
+}
+
+#[test]
+fn a_task_with_a_read_only_table_is_not_woken_again_and_again_for_updates_that_were_lost() {
+    let (_folder, path) = path();
+    let table = Table::open(&path).unwrap();
+    let _key = attach(&table, "key");
+    in_child(|| {
+        let read_only = Table::options().read_only(true).open(&path).unwrap();
+        let reader = attach(&read_only, "key");
+        for _ in 0..2 {
+            let there = &shared_words(1)[0];
+            let maker = in_child(|| {
+                let writer = attach(&table, "key");
+                let _update = writer.begin_update().unwrap();
+                there.store(1, SeqCst);
+                std::thread::sleep(Duration::MAX);
+            });
+            await_value(there, 1);
+            maker.kill();
+            let start = Instant::now();
+            while !reader.is_expired() {
+                assert!(start.elapsed() < LIMIT, "stale for good");
+            }
+            reader.refresh().unwrap();
+        }
+        let wakes = Arc::new(Wakes::default());
+        let waker = Waker::from(Arc::clone(&wakes));
+        let mut changed = pin!(reader.changed());
+        let start = Instant::now();
+        let mut polls = 0;
+        while start.elapsed() < Duration::from_millis(500) {
+            assert!(changed.as_mut().poll(&mut Context::from_waker(&waker)).is_pending(), "nothing has happened since");
+            polls += 1;
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let wakes = wakes.0.load(SeqCst);
+        assert!(polls > 3 && wakes < 3, "woken {wakes} times for nothing");
     })
     .succeeds();
 }

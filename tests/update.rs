@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use gensync::{ErrorKind, GenerationSynchronizer, Table, Update, UpdateError, update_all};
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::resource::{Resource, setrlimit};
 use support::{Child, await_value, in_child, path, shared_words, system_calls, tables};
 
@@ -183,6 +184,61 @@ fn a_panic_in_the_commit_is_announced() {
 }
 
 #[test]
+fn a_maker_whose_change_failed_is_expired_like_all_others() {
+    tables(|table| {
+        let (writer, other) = (sync(table), GenerationSynchronizer::new(table, "other").unwrap());
+        let source = Cell::new(1);
+        // What it has in memory is what it last saw of the source, which a failed change has left half done.
+        let failures: [(&str, &dyn Fn()); 6] = [
+            ("an error", &|| {
+                let fails = || {
+                    source.set(2);
+                    Err::<(), _>("half done")
+                };
+                writer.update(fails).unwrap_err();
+            }),
+            ("a panic", &|| {
+                let update = || writer.update(|| -> Result<(), ()> { panic!("in the commit") });
+                catch_unwind(AssertUnwindSafe(update)).unwrap_err();
+            }),
+            ("an update dropped by ?", &|| {
+                let change = || -> Result<(), std::num::ParseIntError> {
+                    let update = writer.begin_update().unwrap();
+                    source.set("two".parse()?);
+                    update.finish().unwrap();
+                    Ok(())
+                };
+                change().unwrap_err();
+            }),
+            ("an update dropped", &|| drop(writer.begin_update().unwrap())),
+            ("an error of several", &|| {
+                update_all(&[&writer, &other], || Err::<(), _>(())).unwrap_err();
+                assert!(other.is_expired());
+            }),
+            ("a panic of several", &|| {
+                let update = || update_all(&[&other, &writer], || -> Result<(), ()> { panic!("in the commit") });
+                catch_unwind(AssertUnwindSafe(update)).unwrap_err();
+                assert!(other.is_expired());
+            }),
+        ];
+        for (how, fail) in failures {
+            let reader = sync(table);
+            for sync in [&writer, &other] {
+                sync.refresh().unwrap();
+            }
+            fail();
+            assert!(reader.is_expired(), "{how} was not announced");
+            assert!(writer.is_expired(), "{how} left its maker fresh");
+            assert_eq!(pending(table), 0, "{how}");
+        }
+        // A change that succeeds is still followed.
+        writer.refresh().unwrap();
+        writer.update(|| Ok::<_, ()>(())).unwrap();
+        assert!(!writer.is_expired());
+    });
+}
+
+#[test]
 fn an_abandoned_update_leaves_the_generation() {
     let table = anonymous();
     let (writer, reader) = (sync(&table), sync(&table));
@@ -328,7 +384,9 @@ fn an_update_that_a_forked_child_keeps_alive_counts_as_lost_after_the_limit() {
     let (there, grandchild) = (&words[0], &words[1]);
     let maker = in_child(|| {
         let sync = sync(&table);
-        let _update = sync.begin_update().unwrap();
+        let update = sync.begin_update().unwrap();
+        // Passed on, as to a command that makes the commit.
+        fcntl(&update, FcntlArg::F_SETFD(FdFlag::empty())).unwrap();
         let heir = in_child(|| std::thread::sleep(Duration::MAX));
         grandchild.store(heir.pid().as_raw() as u64, SeqCst);
         there.store(1, SeqCst);
@@ -349,6 +407,129 @@ fn an_update_that_a_forked_child_keeps_alive_counts_as_lost_after_the_limit() {
     let heir = nix::unistd::Pid::from_raw(grandchild.load(SeqCst) as i32);
     nix::sys::signal::kill(heir, nix::sys::signal::Signal::SIGKILL).unwrap();
     await_expiry(&reader);
+}
+
+#[test]
+fn a_forked_child_that_lives_on_does_not_hide_that_the_maker_was_killed() {
+    let (_folder, path) = path();
+    let table = Table::open(&path).unwrap();
+    let words = shared_words(2);
+    let (there, grandchild) = (&words[0], &words[1]);
+    let maker = in_child(|| {
+        let sync = sync(&table);
+        let update = Cell::new(Some(sync.begin_update().unwrap()));
+        let heir = in_child(|| {
+            // Nor does it close what has the number by now, when it is done with the update.
+            let stranger = std::fs::File::open("/dev/null").unwrap();
+            drop(update.take());
+            stranger.metadata().unwrap();
+            there.fetch_add(1, SeqCst);
+            std::thread::sleep(Duration::MAX);
+        });
+        grandchild.store(heir.pid().as_raw() as u64, SeqCst);
+        there.fetch_add(1, SeqCst);
+        std::thread::sleep(Duration::MAX);
+    });
+    await_value(there, 2);
+    let reader = sync(&table);
+    maker.kill();
+    past_the_bound();
+    let is_expired = reader.is_expired();
+    let heir = nix::unistd::Pid::from_raw(grandchild.load(SeqCst) as i32);
+    nix::sys::signal::kill(heir, nix::sys::signal::Signal::SIGKILL).unwrap();
+    assert!(is_expired, "the child has kept its parent's lock");
+}
+
+#[test]
+fn a_limit_counts_for_the_process_that_has_it_alone() {
+    let (_folder, path) = path();
+    let table = Table::open(&path).unwrap();
+    let writer = sync(&table);
+    let hasty = Table::options().pending_limit(Duration::from_millis(5)).open(&path).unwrap();
+    let (hasty, patient) = (sync(&hasty), sync(&table));
+    let update = writer.begin_update().unwrap();
+    let generation = table.generation("key").unwrap();
+    for _ in 0..3 {
+        await_expiry(&hasty);
+        hasty.refresh().unwrap();
+        assert!(!patient.is_expired(), "another process's limit made this one load");
+    }
+    assert_eq!(table.generation("key").unwrap(), generation);
+    update.finish().unwrap();
+    assert!(hasty.is_expired() && patient.is_expired());
+}
+
+#[test]
+fn an_update_may_be_begun_without_waiting_or_by_a_deadline() {
+    let (_folder, path) = path();
+    let table = Table::open(&path).unwrap();
+    let (writer, reader) = (sync(&table), sync(&table));
+    writer.try_begin_update().unwrap().finish().unwrap();
+    assert!(reader.is_expired());
+    // As whoever recovers an update has the slot, and who resets the table has the gate and all slots.
+    let file = std::fs::File::options().read(true).write(true).open(&path).unwrap();
+    for (start, length) in [(4096, 0), (144, 4)] {
+        let mut lock = nix::libc::flock {
+            l_type: nix::libc::F_WRLCK as _,
+            l_whence: nix::libc::SEEK_SET as _,
+            l_start: start,
+            l_len: length,
+            l_pid: 0,
+        };
+        fcntl(&file, FcntlArg::F_OFD_SETLK(&lock)).unwrap();
+        let error = writer.try_begin_update().unwrap_err();
+        assert!(matches!(error.kind(), ErrorKind::Locked { .. }), "{error}");
+        let deadline = Instant::now() + Duration::from_millis(20);
+        let error = writer.begin_update_deadline(deadline).unwrap_err();
+        assert!(matches!(error.kind(), ErrorKind::Locked { .. }) && Instant::now() >= deadline, "{error}");
+        let error = writer.update_deadline(deadline, || -> Result<(), ()> { unreachable!() }).unwrap_err();
+        assert!(matches!(error, UpdateError::Begin(_)), "{error:?}");
+        lock.l_type = nix::libc::F_UNLCK as _;
+        fcntl(&file, FcntlArg::F_OFD_SETLK(&lock)).unwrap();
+    }
+    let deadline = Instant::now() + Duration::from_secs(20);
+    writer.update_deadline(deadline, || Ok::<_, ()>(())).unwrap();
+    writer.begin_update_deadline(deadline).unwrap().finish().unwrap();
+    assert_eq!(pending(&table), 0);
+}
+
+#[test]
+fn the_error_of_a_commit_is_the_source_of_what_is_returned() {
+    let writer = sync(&anonymous());
+    let io = writer.update(|| Err::<(), _>(std::io::Error::other("plain"))).unwrap_err();
+    assert!(io.source().unwrap().downcast_ref::<std::io::Error>().is_some());
+    let boxed = writer.update(|| Err::<(), Box<dyn Error>>("boxed".into())).unwrap_err();
+    assert_eq!(boxed.source().unwrap().to_string(), "boxed");
+    let sendable = writer.update(|| Err::<(), Box<dyn Error + Send + Sync>>("sendable".into())).unwrap_err();
+    assert_eq!(sendable.source().unwrap().to_string(), "sendable");
+}
+
+#[test]
+fn each_key_that_cannot_be_announced_is_reported() {
+    let (_folder, path) = path();
+    let table = Table::open(&path).unwrap();
+    let keys = ["a", "b", "c"].map(|key| GenerationSynchronizer::new(&table, key).unwrap());
+    let all: Vec<_> = keys.iter().collect();
+    let copies = in_child(|| {
+        let forked = Cell::new(None);
+        let outcome = update_all(&all, || {
+            // The child comes back from the commit, and can announce nothing that its parent began.
+            forked.set(support::fork_here());
+            Err::<(), _>("failed as well")
+        });
+        match (outcome.unwrap_err(), forked.into_inner()) {
+            (UpdateError::Announce { error, further, commit, .. }, None) => {
+                let keys: Vec<_> = std::iter::once(&error).chain(&further).filter_map(|error| error.key()).collect();
+                assert_eq!((keys, commit), (vec!["a", "b", "c"], Some("failed as well")));
+            }
+            (UpdateError::Commit(_), Some(child)) => {
+                let status = nix::sys::wait::waitpid(child, None).unwrap();
+                assert!(matches!(status, nix::sys::wait::WaitStatus::Exited(_, 0)), "{status:?}");
+            }
+            (error, child) => panic!("{error:?} in the process with the child {child:?}"),
+        }
+    });
+    copies.succeeds();
 }
 
 #[test]
@@ -429,6 +610,8 @@ fn a_reader_that_cannot_recover_a_lost_update_loads_once() {
     past_the_bound();
     assert!(reader.is_expired());
     reader.refresh().unwrap();
+    let clone = reader.clone();
+    assert!(!clone.is_expired() && !reader.is_expired(), "the clone of a fresh synchronizer is expired");
     // Somebody who can recovers them all.
     let writer = sync(&table);
     await_expiry(&writer);

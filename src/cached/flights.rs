@@ -7,11 +7,11 @@ use std::thread::ThreadId;
 use std::time::Instant;
 
 use crate::error::Source;
+use crate::fork::{OfOneProcess, token};
 use crate::handle::coarse_now;
-use crate::process::OfProcess;
 
 pub(super) struct Flights {
-    process: u32,
+    process: u64,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -74,13 +74,13 @@ pub(super) enum Next<'a> {
     Recurse,
 }
 
-impl OfProcess for Flights {
+impl OfOneProcess for Flights {
     fn new() -> Self {
-        Self { process: std::process::id(), state: Mutex::default(), changed: Condvar::new() }
+        Self { process: token(), state: Mutex::default(), changed: Condvar::new() }
     }
 
     fn is_inherited(&self) -> bool {
-        self.process != std::process::id()
+        self.process != token()
     }
 }
 

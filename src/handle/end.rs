@@ -1,8 +1,9 @@
 //! Ending an incarnation of a table: another one follows it, or none.
 
+use std::cell::Cell;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::{ATTEMPTS, Table, floor_of_successor, succeeding, with_patience};
 use crate::error::{Error, ErrorKind};
@@ -116,17 +117,41 @@ impl Table {
     }
 }
 
+/// For how long nothing must be pending if the table is to be retired beside locks that cannot be told from those of updates.
+///
+/// Twice what an update waits before it begins when it finds the gate shut, so that those that came before have been counted in.
+const QUIET: Duration = Duration::from_millis(100);
+
 /// Keeps updates of `table` from beginning, once those in flight have ended. What is held must be kept.
 pub(super) fn exclude_updates(table: &Incarnation, patience: Duration) -> Result<[Option<RangeLock>; 2], Error> {
     let mapping = table.mapping();
-    let gate = with_patience(patience, || mapping.try_hold_updates_up())?;
-    let excluded = with_patience(patience, || mapping.try_exclude_updates())?;
-    if excluded.is_none() && mapping.has_updates_in_flight() {
+    // A process that may only read the file can keep this from having either lock, by a shared lock on all of it, as a backup
+    // may take. It is not waited for.
+    let gate = with_patience(patience, || {
+        let gate = mapping.try_hold_updates_up()?;
+        Ok::<_, Error>((gate.is_some() || !mapping.is_held_up()).then_some(gate))
+    })?;
+    let quiet_since = Cell::new(None);
+    let excluded = with_patience(patience, || {
+        let excluded = mapping.try_exclude_updates()?;
+        if excluded.is_some() {
+            return Ok(Some(excluded));
+        }
+        if mapping.are_updates_excluded() || !table.is_quiet()? {
+            quiet_since.set(None);
+            return Ok::<_, Error>(None);
+        }
+        // Nothing is pending, so the locks are none of updates, or of some that are about to be counted in.
+        let since = quiet_since.get().unwrap_or_else(Instant::now);
+        quiet_since.set(Some(since));
+        Ok((since.elapsed() >= QUIET.min(patience / 2)).then_some(None))
+    })?;
+    if excluded.is_none() && !mapping.are_updates_excluded() {
         return Err(ErrorKind::Locked { seconds: patience.as_secs() }.into());
     }
-    // Or somebody holds the lock for himself alone who began to reset the table, and was stopped, or killed and left it to
-    // a child. Then no update is in flight either.
-    Ok([gate, excluded])
+    // Or somebody holds the lock for himself alone who began to reset the table, and was stopped. Then no update is in flight
+    // either.
+    Ok([gate.flatten(), excluded.flatten()])
 }
 
 /// Retires `old`, which `file` at `path` is, and puts `prepared` into its place, if nobody else has done so.

@@ -51,6 +51,14 @@ impl Place {
         }
     }
 
+    /// As `recover`, where a lock that is no update's keeps the reader from having the slot for itself alone.
+    fn recover_beside_a_foreign_lock(&self) {
+        let found = self.slot().word();
+        if found.pending() > 0 && self.lock.is_free() {
+            self.slot().recover_from(found);
+        }
+    }
+
     fn load(&self) -> (Sight, u64) {
         (Sight::of(self.slot().word()), self.source.load(Ordering::Relaxed))
     }
@@ -122,6 +130,27 @@ fn who_loads_beside_an_update_and_its_recoverer_does_not_keep_an_old_state() {
             updater.join().unwrap();
             recoverer.join().unwrap();
             place.assert_settled(loaded);
+        });
+    }
+}
+
+#[test]
+fn who_recovers_beside_a_foreign_lock_leaves_a_living_update_alone() {
+    for (commits, survives) in [(false, true), (true, true), (true, false)] {
+        model(move || {
+            let place = Place::new();
+            let old = place.load();
+            assert!(place.update(true, false));
+            let (_, loaded) = both(
+                &place,
+                move |place| place.update(commits, survives),
+                |place| {
+                    place.recover_beside_a_foreign_lock();
+                    place.load()
+                },
+            );
+            place.assert_settled(loaded);
+            place.assert_settled(old);
         });
     }
 }

@@ -105,7 +105,7 @@ impl Stopwatch {
     }
 }
 
-/// What a holder knows of updates that are pending. Times are microseconds.
+/// What a holder and its clones know of updates that are pending. Times are microseconds.
 ///
 /// Threads that overlap may take one update's time for another's, which costs a load of the state.
 #[derive(Debug)]

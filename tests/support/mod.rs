@@ -68,6 +68,15 @@ pub(crate) fn in_child(work: impl FnOnce()) -> Child {
     }
 }
 
+/// Forks, and goes on in both: the child's id in the parent. To be called within [`in_child`], which ends both.
+pub(crate) fn fork_here() -> Option<Pid> {
+    // SAFETY: as in `in_child`.
+    match unsafe { fork() }.unwrap() {
+        ForkResult::Parent { child } => Some(child),
+        ForkResult::Child => None,
+    }
+}
+
 impl Child {
     pub(crate) fn pid(&self) -> Pid {
         self.0.unwrap()
