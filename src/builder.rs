@@ -63,27 +63,22 @@ impl<T> Policy<T> {
         }
     }
 
-    /// When a value that was loaded at `now` is too old. Both are milliseconds.
-    pub(crate) fn expiry(&self, now: u64) -> u64 {
-        let Some(max_age) = self.max_age else { return u64::MAX };
-        let age = milliseconds(max_age);
-        let shorter = if self.jitter > 0.0 { (age as f64 * self.jitter * random_fraction()) as u64 } else { 0 };
-        now.saturating_add(age.saturating_sub(shorter))
+    /// How old the next value may become.
+    pub(crate) fn next_age(&self) -> Duration {
+        match self.max_age {
+            None | Some(Duration::MAX) => Duration::MAX,
+            Some(age) if self.jitter > 0.0 => {
+                let shorter = age.as_secs_f64() * (1.0 - self.jitter * random_fraction());
+                Duration::try_from_secs_f64(shorter).unwrap_or(age)
+            }
+            Some(age) => age,
+        }
     }
 
-    /// In milliseconds.
-    pub(crate) fn retry_pause(&self) -> u64 {
-        milliseconds(self.retry_pause)
+    /// How long calls that do not wait for a new value keep from trying again after a load that failed.
+    pub(crate) fn pause_of_calls(&self) -> Duration {
+        if self.max_staleness.is_some() { self.retry_pause } else { Duration::ZERO }
     }
-
-    /// When to try again after a load that failed at `now`. Both are milliseconds.
-    pub(crate) fn retry(&self, now: u64) -> u64 {
-        if self.max_staleness.is_some() { now.saturating_add(milliseconds(self.retry_pause)) } else { now }
-    }
-}
-
-fn milliseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// From 0 to 1. Asked of the system, as forked children would have any other generator's state in common.

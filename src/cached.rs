@@ -3,8 +3,10 @@
 #![forbid(unsafe_code)]
 
 mod flights;
+mod period;
 mod reader;
 mod wait;
+mod waits;
 
 use std::fmt;
 use std::iter;
@@ -21,7 +23,8 @@ use crate::process::PerProcess;
 use crate::slot::{CHECKS_PER_LOOK, Count};
 use crate::synchronizer::{GenerationSynchronizer, Ticket};
 use crate::update::UpdateError;
-use flights::{Failure, Flight, Flights, Next};
+use flights::{Failure, Flight, Flights, Log, Next};
+use period::Period;
 pub use reader::CachedReader;
 
 /// How many loads in a row must have been overtaken by updates before that is reported.
@@ -80,8 +83,8 @@ pub(crate) struct Entry<T> {
     ticket: Ticket,
     /// As many as the policy has dependencies.
     dependencies: Box<[Ticket]>,
-    /// When it will be too old, in milliseconds of the coarse clock.
-    expires: u64,
+    /// For how long it is not too old.
+    age: Period,
 }
 
 /// A value, and the generation that it was loaded at. From [`Cached::snapshot`].
@@ -360,7 +363,7 @@ impl<T> Cached<T> {
 
     fn is_fresh(&self, entry: &Entry<T>) -> bool {
         self.tickets(entry).all(|(sync, ticket)| !sync.is_expired_since(ticket))
-            && (self.policy.max_age.is_none() || coarse_now() < entry.expires)
+            && (self.policy.max_age.is_none() || !entry.age.is_over(coarse_now()))
     }
 
     /// Whether an update has come between the beginning of the load and now.
@@ -392,11 +395,28 @@ impl<T> Cached<T> {
                 Next::Rest => {
                     return current.map(|entry| self.stale(entry)).ok_or_else(|| self.sync.error(ErrorKind::Recursion));
                 }
-                Next::Wait => match current.filter(|_| terms.stale_while_reloading) {
-                    Some(entry) => return Ok(self.stale(entry)),
-                    None if flights.wait(log, terms.deadline) => {}
-                    None => return Err(self.sync.error(ErrorKind::Deadline)),
-                },
+                Next::Wait { began, unread_since } => {
+                    let now = coarse_now();
+                    let allowed = self.allowed_staleness(&current, terms);
+                    let period = |since| Period::new(since, allowed);
+                    match current {
+                        Some(entry) if terms.stale_while_reloading && !period(unread_since).is_over(now) => {
+                            return Ok(self.stale(entry));
+                        }
+                        _ if period(began).is_over(now) => return Err(self.overdue(&flights, log, began, allowed)),
+                        _ => {}
+                    }
+                    // Nobody need keep an old value for this call's sake.
+                    drop(current);
+                    if terms.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                        return Err(self.sync.error(ErrorKind::Deadline));
+                    }
+                    let end = terms.deadline.into_iter().chain(period(began).end(now)).min();
+                    let key = self.sync.cache_key().as_str();
+                    flights.wait(log, end, key).map_err(|circle| {
+                        self.sync.explain(Error::from(ErrorKind::Recursion).caused_by(circle))
+                    })?;
+                }
             }
             log = flights.log();
         }
@@ -407,6 +427,22 @@ impl<T> Cached<T> {
         entry
     }
 
+    /// How long a load may last before it counts as failed for a call that waits for it; as for ever, if there is nothing that
+    /// could be too old, or the call has a limit of its own.
+    fn allowed_staleness(&self, current: &Option<Arc<Entry<T>>>, terms: Terms) -> Duration {
+        let allowed = self.policy.max_staleness.filter(|allowed| !allowed.is_zero() && current.is_some());
+        allowed.filter(|_| terms.stale_after_failure).unwrap_or(Duration::MAX)
+    }
+
+    #[cold]
+    fn overdue(&self, flights: &Flights, log: Log, began: u64, allowed: Duration) -> Error {
+        if flights.is_first_to_find_overdue(log) {
+            self.tally.errors.add_one();
+        }
+        let lasted = Duration::from_millis(coarse_now().saturating_sub(began));
+        self.sync.error(ErrorKind::Overdue { lasted, allowed })
+    }
+
     /// What a caller gets whose load failed, or who waited for one that did.
     fn after_failure(
         &self,
@@ -414,11 +450,9 @@ impl<T> Cached<T> {
         old: Option<Arc<Entry<T>>>,
         terms: Terms,
     ) -> Result<Arc<Entry<T>>, Error> {
-        let age = Duration::from_millis(coarse_now().saturating_sub(failure.since));
+        let is_allowed = |staleness| !Period::new(failure.since, staleness).is_over(coarse_now());
         match (old, self.policy.max_staleness) {
-            (Some(entry), Some(max_staleness)) if terms.stale_after_failure && age <= max_staleness => {
-                Ok(self.stale(entry))
-            }
+            (Some(entry), Some(staleness)) if terms.stale_after_failure && is_allowed(staleness) => Ok(self.stale(entry)),
             _ => Err(self.load_error(failure)),
         }
     }
@@ -436,10 +470,14 @@ impl<T> Cached<T> {
         self.tally.longest.raise_to(start.elapsed().as_micros() as u64);
         match outcome {
             Ok(value) => {
-                let expires = self.policy.expiry(coarse_now());
-                let entry = Arc::new(Entry { value: Arc::new(value), ticket, dependencies, expires });
-                let old = self.current.swap(Some(Arc::clone(&entry)));
-                self.sync.adopt(ticket);
+                let age = Period::new(coarse_now(), self.policy.next_age());
+                let (entry, old) = flight.place(|is_invalidated| {
+                    let ticket = if is_invalidated { Ticket::VOID } else { ticket };
+                    let entry = Arc::new(Entry { value: Arc::new(value), ticket, dependencies, age });
+                    let old = self.current.swap(Some(Arc::clone(&entry)));
+                    (entry, old)
+                });
+                self.sync.adopt(entry.ticket);
                 self.tally.reloads.add_one();
                 let is_overtaken = self.is_overtaken(&entry);
                 if is_overtaken {
@@ -460,9 +498,11 @@ impl<T> Cached<T> {
                 Ok(entry)
             }
             Err(error) => {
-                self.tally.errors.add_one();
+                if !flight.is_overdue() {
+                    self.tally.errors.add_one();
+                }
                 let ended = coarse_now();
-                let retry = self.policy.retry(ended);
+                let retry = Period::new(ended, self.policy.pause_of_calls());
                 let mut failure = Failure { error, since, ended, retry, load: flight.number() };
                 match verified {
                     None => flight.fail(&mut failure),
