@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod flights;
+mod map;
 mod period;
 mod reader;
 mod wait;
@@ -10,6 +11,7 @@ mod waits;
 
 use std::fmt;
 use std::iter;
+use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -22,9 +24,10 @@ use crate::handle::coarse_now;
 use crate::process::PerProcess;
 use crate::slot::{CHECKS_PER_LOOK, Count};
 use crate::synchronizer::{GenerationSynchronizer, Ticket};
-use crate::update::UpdateError;
+use crate::update::{Update, UpdateError};
 use flights::{Failure, Flight, Flights, Log, Next};
 use period::Period;
+pub use map::{CachedMap, Part};
 pub use reader::CachedReader;
 
 /// How many loads in a row must have been overtaken by updates before that is reported.
@@ -97,9 +100,67 @@ pub(crate) struct Entry<T> {
 pub struct Snapshot<T> {
     /// The value.
     pub value: Arc<T>,
-    /// The generation of the key when the load of the value began; `None` if no table could be attached to.
+    /// The generation of the key when the load of the value began; `None` if no table could be attached to, or the value was
+    /// [invalidated](Cached::invalidate).
     pub generation: Option<Generation>,
 }
+
+impl<T> Clone for Snapshot<T> {
+    /// The same value, which is not cloned itself.
+    fn clone(&self) -> Self {
+        Self { value: Arc::clone(&self.value), generation: self.generation }
+    }
+}
+
+/// What is in place in a [`Cached`], from [`Cached::peek`].
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Peek<T> {
+    /// No value: none was loaded yet.
+    Nothing,
+    /// A value that the next [`get`](Cached::get) loads again.
+    Expired(Snapshot<T>),
+    /// A value that `get` would give as it is.
+    Fresh(Snapshot<T>),
+}
+
+impl<T> Peek<T> {
+    /// The value, fresh or not.
+    #[must_use]
+    pub fn value(&self) -> Option<&Arc<T>> {
+        self.snapshot().map(|snapshot| &snapshot.value)
+    }
+
+    /// The value with its generation, fresh or not.
+    #[must_use]
+    pub fn snapshot(&self) -> Option<&Snapshot<T>> {
+        match self {
+            Self::Nothing => None,
+            Self::Expired(snapshot) | Self::Fresh(snapshot) => Some(snapshot),
+        }
+    }
+
+    /// Whether there is a value that is fresh.
+    #[must_use]
+    pub fn is_fresh(&self) -> bool {
+        matches!(self, Self::Fresh(_))
+    }
+}
+
+impl<T> Clone for Peek<T> {
+    fn clone(&self) -> Self {
+        match self {
+            Self::Nothing => Self::Nothing,
+            Self::Expired(snapshot) => Self::Expired(snapshot.clone()),
+            Self::Fresh(snapshot) => Self::Fresh(snapshot.clone()),
+        }
+    }
+}
+
+// A loader or a callback that panics leaves the value that was in place, whole, and lets the next thread load; see
+// `Flight`. What a closure of the user's keeps for itself is not seen through a `Cached`.
+impl<T: RefUnwindSafe> UnwindSafe for Cached<T> {}
+impl<T: RefUnwindSafe> RefUnwindSafe for Cached<T> {}
 
 impl<T> Entry<T> {
     fn value(&self) -> Arc<T> {
@@ -178,6 +239,7 @@ impl<T> Cached<T> {
 
     pub(crate) fn assemble(sync: GenerationSynchronizer, policy: Policy<T>) -> Self {
         let flights = PerProcess::new();
+        let sync = sync.without_following();
         let (current, hits, tally) = (ArcSwapOption::empty(), Count::default(), Tally::default());
         Self { current, sync, hits, policy, flights, tally }
     }
@@ -277,6 +339,42 @@ impl<T> Cached<T> {
         }
     }
 
+    /// What is in place, and whether it is fresh, without loading it, waiting for it or counting as a use: for a health check
+    /// or a debug page, and for loaders and callbacks as well.
+    ///
+    /// ```
+    /// use gensync::{Cached, GenerationSynchronizer, Peek, Table};
+    ///
+    /// # fn main() -> Result<(), gensync::Error> {
+    /// let table = Table::options().anonymous()?;
+    /// let routes = Cached::new(GenerationSynchronizer::new(&table, "routes")?, || Ok::<_, std::io::Error>(vec!["/"]));
+    /// assert!(matches!(routes.peek(), Peek::Nothing));
+    /// routes.get()?;
+    /// assert!(routes.peek().is_fresh());
+    /// routes.mark_updated()?;
+    /// let old = routes.peek();
+    /// assert!(!old.is_fresh());
+    /// assert_eq!(**old.value().unwrap(), ["/"]);
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Progress
+    ///
+    /// As [`get`](Self::get) while the value is fresh.
+    #[must_use]
+    pub fn peek(&self) -> Peek<T> {
+        match &*self.current.load() {
+            None => Peek::Nothing,
+            Some(entry) if self.is_fresh(entry) => Peek::Fresh(entry.snapshot()),
+            Some(entry) => Peek::Expired(entry.snapshot()),
+        }
+    }
+
+    /// A view of a part of the value, which `project` finds in it. See [`CachedMap`].
+    pub fn map<U: ?Sized, F: Fn(&T) -> &U + Clone>(&self, project: F) -> CachedMap<T, U, &Self, F> {
+        CachedMap::new(self, project)
+    }
+
     fn entry(&self) -> Result<Arc<Entry<T>>, Error> {
         match self.fresh(true, Arc::clone) {
             Some(entry) => Ok(entry),
@@ -291,14 +389,78 @@ impl<T> Cached<T> {
     ///
     /// As there.
     pub fn update<R, E>(&self, commit: impl FnOnce() -> Result<R, E>) -> Result<R, UpdateError<E>> {
-        // By another one of the key, as the value's own has not seen what is not loaded.
-        self.sync.clone().update(commit)
+        self.sync.update(commit)
     }
 
-    /// The synchronizer of the value's key, for other ways to announce an update. What it has
-    /// [seen](GenerationSynchronizer::sync_gen) is the generation of the value in place, so that other ways to wait, such as
-    /// [`pollable`](GenerationSynchronizer::pollable), tell when the value's own key was updated. So an update of its own would
-    /// count as seen: announce by a clone of it, or by [`update`](Self::update).
+    /// Begins a crash-safe update, to be finished when the source was changed: see
+    /// [`GenerationSynchronizer::begin_update`]. The value is expired when it has ended, in this process as in all others.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    ///
+    /// # Progress
+    ///
+    /// As there.
+    pub fn begin_update(&self) -> Result<Update<'_>, Error> {
+        self.sync.begin_update()
+    }
+
+    /// Announces that the source was updated, and returns the new generation: the value is expired in all processes, in this
+    /// one too, which has not loaded it either. See [`update`](Self::update) for a commit whose announcement cannot be lost.
+    ///
+    /// # Errors
+    ///
+    /// As [`GenerationSynchronizer::mark_updated`].
+    ///
+    /// # Progress
+    ///
+    /// As there, and a look at a clock each time.
+    pub fn mark_updated(&self) -> Result<Generation, Error> {
+        self.sync.mark_updated()
+    }
+
+    /// Has all processes load the value again, though nothing was changed. For this process only, see
+    /// [`invalidate`](Self::invalidate).
+    ///
+    /// # Errors
+    ///
+    /// As [`GenerationSynchronizer::clear`].
+    ///
+    /// # Progress
+    ///
+    /// As [`mark_updated`](Self::mark_updated).
+    pub fn clear(&self) -> Result<(), Error> {
+        self.sync.clear()
+    }
+
+    /// Expires the value in this process only: the next call loads it, also if a load that is in flight ends first, and also
+    /// in the [pause](CachedBuilder::retry_pause) after one that failed. Other processes do not notice, nor does a value in
+    /// which this one is a [dependency](CachedBuilder::depends_on).
+    ///
+    /// The old value is kept, and served where this `Cached` was built to serve it. A [`CachedReader`] notices within 64 of its
+    /// uses, and a [wait](Self::wait) that is under way within half a second.
+    ///
+    /// # Progress
+    ///
+    /// Takes a lock of the value's, which is never held for long.
+    pub fn invalidate(&self) {
+        let old = self.flights.get().invalidate(|| {
+            let entry = self.current.load_full()?;
+            let (value, dependencies, age) = (entry.value(), entry.dependencies.clone(), entry.age);
+            self.sync.adopt(Ticket::VOID);
+            self.current.swap(Some(Arc::new(Entry { value, ticket: Ticket::VOID, dependencies, age })))
+        });
+        // Not under the lock.
+        drop(old);
+    }
+
+    /// The synchronizer of the value's key. What it has [seen](GenerationSynchronizer::sync_gen) is the generation of the value
+    /// in place: an update that is announced by it is not adopted, as the value is not loaded yet, in this process either.
+    ///
+    /// Whether the value is fresh does not depend on what this synchronizer has seen, so nothing that is done with it can make
+    /// an old value count as fresh. It knows neither of [`depends_on`](CachedBuilder::depends_on) nor of
+    /// [`max_age`](CachedBuilder::max_age): wait by the methods of the `Cached`.
     #[must_use]
     pub fn synchronizer(&self) -> &GenerationSynchronizer {
         &self.sync

@@ -152,7 +152,7 @@ pub use generation::Generation;
 #[cfg(not(loom))]
 pub use {
     builder::CachedBuilder,
-    cached::{Cached, CachedReader, Counters, Snapshot},
+    cached::{Cached, CachedMap, CachedReader, Counters, Part, Peek, Snapshot},
     handle::Table,
     info::{Occupancy, SlotInfo, Stats, TableInfo, TableState},
     key::{CacheKey, KeyNormalizer},

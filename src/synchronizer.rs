@@ -51,6 +51,8 @@ pub struct GenerationSynchronizer {
     seen: Seen,
     countdown: Countdown,
     read_only: bool,
+    /// Whether updates take the slow path: what cannot be made, or is not adopted.
+    is_detoured: bool,
     // The rest is for what is done seldom.
     table: Table,
     key: CacheKey,
@@ -114,7 +116,14 @@ impl GenerationSynchronizer {
 
     fn assemble(places: Places<Incarnation>, sight: Sight, table: Table, key: CacheKey) -> Self {
         let (seen, countdown, read_only) = (Seen::new(sight), Countdown::new(), table.is_read_only());
-        Self { places, seen, countdown, read_only, table, key, retry: Turn::at(0), vigil: Vigil::new() }
+        let is_detoured = read_only;
+        Self { places, seen, countdown, read_only, is_detoured, table, key, retry: Turn::at(0), vigil: Vigil::new() }
+    }
+
+    /// Does not adopt its own updates from here on: for a holder whose state is not what it writes. A clone does.
+    pub(crate) fn without_following(mut self) -> Self {
+        self.is_detoured = true;
+        self
     }
 
     /// Whether the state must be loaded again: its key was updated since the generation was seen.
@@ -402,8 +411,8 @@ impl GenerationSynchronizer {
 
     #[inline]
     fn bump(&self, follow: impl FnOnce(Word)) -> Result<Generation, Error> {
-        if self.read_only {
-            return self.refuse();
+        if self.is_detoured {
+            return self.bump_detoured();
         }
         let before = self.places.slot().bump();
         let Some(generation) = before.updated_unawaited() else {
@@ -411,6 +420,14 @@ impl GenerationSynchronizer {
         };
         follow(before);
         if generation.get().is_multiple_of(UPDATES_PER_LOOK) { self.look_at(generation) } else { Ok(generation) }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn bump_detoured(&self) -> Result<Generation, Error> {
+        self.check_writable()?;
+        self.look();
+        self.bump_slow(self.places.slot().bump(), |_| ())
     }
 
     pub(crate) fn check_writable(&self) -> Result<(), Error> {
@@ -475,7 +492,9 @@ impl GenerationSynchronizer {
         let before = self.announce(place, place.finish_update());
         match before.updated() {
             Some(generation) => {
-                self.seen.follow(before);
+                if !self.is_detoured {
+                    self.seen.follow(before);
+                }
                 Ok(generation)
             }
             None => self.bump_successor(),
