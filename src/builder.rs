@@ -1,6 +1,7 @@
 //! How a `Cached` is built.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::cached::Cached;
@@ -13,8 +14,8 @@ type OnError = Box<dyn Fn(&Error) + Send + Sync>;
 type OnPair<T> = Box<dyn Fn(&T, &T) + Send + Sync>;
 
 /// What a `Cached` does, and when.
-pub(crate) struct Policy<T> {
-    pub(crate) loader: Box<dyn Fn() -> Result<T, Source> + Send + Sync>,
+pub(crate) struct Policy<T: ?Sized> {
+    pub(crate) loader: Box<dyn Fn() -> Result<Arc<T>, Source> + Send + Sync>,
     pub(crate) dependencies: Vec<GenerationSynchronizer>,
     pub(crate) max_age: Option<Duration>,
     pub(crate) jitter: f64,
@@ -28,7 +29,7 @@ pub(crate) struct Policy<T> {
     pub(crate) verification: Option<Verification<T>>,
 }
 
-pub(crate) struct Verification<T> {
+pub(crate) struct Verification<T: ?Sized> {
     every: u64,
     /// The hits that might have been verified.
     hits: Count,
@@ -36,7 +37,7 @@ pub(crate) struct Verification<T> {
     pub(crate) compare: OnPair<T>,
 }
 
-impl<T> Verification<T> {
+impl<T: ?Sized> Verification<T> {
     /// To be asked at each hit.
     pub(crate) fn is_due(&self) -> bool {
         self.hits.add_one().is_multiple_of(self.every)
@@ -48,8 +49,20 @@ impl<T> Policy<T> {
     where
         E: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
+        Self::shared(move || loader().map(Arc::new))
+    }
+}
+
+impl<T: ?Sized> Policy<T> {
+    pub(crate) fn shared<A: Into<Arc<T>>, E>(loader: impl Fn() -> Result<A, E> + Send + Sync + 'static) -> Self
+    where
+        E: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
         Self {
-            loader: Box::new(move || loader().map_err(|error| Source::from(error.into()))),
+            loader: Box::new(move || match loader() {
+                Ok(value) => Ok(value.into()),
+                Err(error) => Err(Source::from(error.into())),
+            }),
             dependencies: Vec::new(),
             max_age: None,
             jitter: 0.0,
@@ -121,20 +134,14 @@ fn random_fraction() -> f64 {
 ///
 /// If a callback panics, so does the call that loaded; the next one goes on as usual.
 #[must_use = "a builder does nothing until `build` is called"]
-pub struct CachedBuilder<T> {
+pub struct CachedBuilder<T: ?Sized> {
     sync: GenerationSynchronizer,
     policy: Policy<T>,
 }
 
-impl<T> CachedBuilder<T> {
-    pub(crate) fn new<E>(
-        sync: GenerationSynchronizer,
-        loader: impl Fn() -> Result<T, E> + Send + Sync + 'static,
-    ) -> Self
-    where
-        E: Into<Box<dyn std::error::Error + Send + Sync>>,
-    {
-        Self { sync, policy: Policy::new(loader) }
+impl<T: ?Sized> CachedBuilder<T> {
+    pub(crate) fn new(sync: GenerationSynchronizer, policy: Policy<T>) -> Self {
+        Self { sync, policy }
     }
 
     /// While one thread loads an expired value, the others get the old one instead of waiting.
@@ -245,7 +252,7 @@ impl<T> CachedBuilder<T> {
     }
 }
 
-impl<T> fmt::Debug for CachedBuilder<T> {
+impl<T: ?Sized> fmt::Debug for CachedBuilder<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("CachedBuilder").field("sync", &self.sync).finish_non_exhaustive()
     }

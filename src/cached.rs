@@ -71,7 +71,7 @@ const OVERTAKEN: u64 = 8;
 /// ([`stale_while_reloading`](CachedBuilder::stale_while_reloading), [`get_stale_ok`](Self::get_stale_ok)). A load that
 /// began after a call to `get` is good enough for that call, even if an update has overtaken it: every update that was
 /// complete before the call is in it. So a call to `get` waits for two loads at most, and runs one at most.
-pub struct Cached<T> {
+pub struct Cached<T: ?Sized> {
     current: ArcSwapOption<Entry<T>>,
     sync: GenerationSynchronizer,
     hits: Count,
@@ -81,7 +81,7 @@ pub struct Cached<T> {
 }
 
 /// A value and what it was loaded at, never changed.
-pub(crate) struct Entry<T> {
+pub(crate) struct Entry<T: ?Sized> {
     value: Arc<T>,
     ticket: Ticket,
     /// As many as the policy has dependencies.
@@ -97,7 +97,7 @@ pub(crate) struct Entry<T> {
 /// [`verify`](CachedBuilder::verify) give several values of one generation.
 #[derive(Debug)]
 #[non_exhaustive]
-pub struct Snapshot<T> {
+pub struct Snapshot<T: ?Sized> {
     /// The value.
     pub value: Arc<T>,
     /// The generation of the key when the load of the value began; `None` if no table could be attached to, or the value was
@@ -105,7 +105,7 @@ pub struct Snapshot<T> {
     pub generation: Option<Generation>,
 }
 
-impl<T> Clone for Snapshot<T> {
+impl<T: ?Sized> Clone for Snapshot<T> {
     /// The same value, which is not cloned itself.
     fn clone(&self) -> Self {
         Self { value: Arc::clone(&self.value), generation: self.generation }
@@ -115,7 +115,7 @@ impl<T> Clone for Snapshot<T> {
 /// What is in place in a [`Cached`], from [`Cached::peek`].
 #[derive(Debug)]
 #[non_exhaustive]
-pub enum Peek<T> {
+pub enum Peek<T: ?Sized> {
     /// No value: none was loaded yet.
     Nothing,
     /// A value that the next [`get`](Cached::get) loads again.
@@ -124,7 +124,7 @@ pub enum Peek<T> {
     Fresh(Snapshot<T>),
 }
 
-impl<T> Peek<T> {
+impl<T: ?Sized> Peek<T> {
     /// The value, fresh or not.
     #[must_use]
     pub fn value(&self) -> Option<&Arc<T>> {
@@ -147,7 +147,7 @@ impl<T> Peek<T> {
     }
 }
 
-impl<T> Clone for Peek<T> {
+impl<T: ?Sized> Clone for Peek<T> {
     fn clone(&self) -> Self {
         match self {
             Self::Nothing => Self::Nothing,
@@ -159,10 +159,10 @@ impl<T> Clone for Peek<T> {
 
 // A loader or a callback that panics leaves the value that was in place, whole, and lets the next thread load; see
 // `Flight`. What a closure of the user's keeps for itself is not seen through a `Cached`.
-impl<T: RefUnwindSafe> UnwindSafe for Cached<T> {}
-impl<T: RefUnwindSafe> RefUnwindSafe for Cached<T> {}
+impl<T: RefUnwindSafe + ?Sized> UnwindSafe for Cached<T> {}
+impl<T: RefUnwindSafe + ?Sized> RefUnwindSafe for Cached<T> {}
 
-impl<T> Entry<T> {
+impl<T: ?Sized> Entry<T> {
     fn value(&self) -> Arc<T> {
         Arc::clone(&self.value)
     }
@@ -234,7 +234,46 @@ impl<T> Cached<T> {
     where
         E: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        CachedBuilder::new(sync, loader)
+        CachedBuilder::new(sync, Policy::new(loader))
+    }
+}
+
+impl<T: ?Sized> Cached<T> {
+    /// As [`new`](Self::new), with a loader that gives an `Arc` or what becomes one: for values that have no size of their own,
+    /// such as `str`, slices and trait objects, and for loaders that share what they give.
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    ///
+    /// use gensync::{Cached, GenerationSynchronizer, Table};
+    ///
+    /// # fn main() -> Result<(), gensync::Error> {
+    /// let table = Table::options().anonymous()?;
+    /// let load = || Ok::<String, std::io::Error>("hello".to_owned());
+    /// let greeting = Cached::<str>::new_shared(GenerationSynchronizer::new(&table, "greeting")?, load);
+    /// let now: Arc<str> = greeting.get()?;
+    /// assert_eq!(&*now, "hello");
+    /// # Ok(()) }
+    /// ```
+    pub fn new_shared<A: Into<Arc<T>>, E>(
+        sync: GenerationSynchronizer,
+        loader: impl Fn() -> Result<A, E> + Send + Sync + 'static,
+    ) -> Self
+    where
+        E: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        Self::assemble(sync, Policy::shared(loader))
+    }
+
+    /// As [`builder`](Self::builder), with a loader as of [`new_shared`](Self::new_shared).
+    pub fn builder_shared<A: Into<Arc<T>>, E>(
+        sync: GenerationSynchronizer,
+        loader: impl Fn() -> Result<A, E> + Send + Sync + 'static,
+    ) -> CachedBuilder<T>
+    where
+        E: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        CachedBuilder::new(sync, Policy::shared(loader))
     }
 
     pub(crate) fn assemble(sync: GenerationSynchronizer, policy: Policy<T>) -> Self {
@@ -635,7 +674,7 @@ impl<T> Cached<T> {
                 let age = Period::new(coarse_now(), self.policy.next_age());
                 let (entry, old) = flight.place(|is_invalidated| {
                     let ticket = if is_invalidated { Ticket::VOID } else { ticket };
-                    let entry = Arc::new(Entry { value: Arc::new(value), ticket, dependencies, age });
+                    let entry = Arc::new(Entry { value, ticket, dependencies, age });
                     let old = self.current.swap(Some(Arc::clone(&entry)));
                     (entry, old)
                 });
@@ -703,7 +742,7 @@ impl<T> Cached<T> {
     }
 }
 
-impl<T> fmt::Debug for Cached<T> {
+impl<T: ?Sized> fmt::Debug for Cached<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Cached").field("sync", &self.sync).field("counters", &self.counters()).finish_non_exhaustive()
     }

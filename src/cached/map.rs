@@ -25,13 +25,13 @@ use crate::error::Error;
 /// assert_eq!(*routes.get()?, ["/"]);
 /// # Ok(()) }
 /// ```
-pub struct CachedMap<T, U: ?Sized, C: Deref<Target = Cached<T>>, F: Fn(&T) -> &U + Clone> {
+pub struct CachedMap<T: ?Sized, U: ?Sized, C: Deref<Target = Cached<T>>, F: Fn(&T) -> &U + Clone> {
     cached: C,
     project: F,
     part: PhantomData<fn(&T) -> &U>,
 }
 
-impl<T, U: ?Sized, C: Deref<Target = Cached<T>>, F: Fn(&T) -> &U + Clone> CachedMap<T, U, C, F> {
+impl<T: ?Sized, U: ?Sized, C: Deref<Target = Cached<T>>, F: Fn(&T) -> &U + Clone> CachedMap<T, U, C, F> {
     /// Of a reference to a `Cached`, as by [`Cached::map`], or of an `Arc` of one. `project` runs whenever the part is used.
     pub fn new(cached: C, project: F) -> Self {
         Self { cached, project, part: PhantomData }
@@ -97,34 +97,34 @@ impl<T, U: ?Sized, C: Deref<Target = Cached<T>>, F: Fn(&T) -> &U + Clone> Cached
     }
 }
 
-impl<T, U: ?Sized, C: Deref<Target = Cached<T>>, F: Fn(&T) -> &U + Clone> fmt::Debug for CachedMap<T, U, C, F> {
+impl<T: ?Sized, U: ?Sized, C: Deref<Target = Cached<T>>, F: Fn(&T) -> &U + Clone> fmt::Debug for CachedMap<T, U, C, F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("CachedMap").field("cached", &*self.cached).finish_non_exhaustive()
     }
 }
 
 /// A part of a value, from a [`CachedMap`]. It keeps the whole value for as long as it lives.
-pub struct Part<T, U: ?Sized, F: Fn(&T) -> &U> {
+pub struct Part<T: ?Sized, U: ?Sized, F: Fn(&T) -> &U> {
     value: Arc<T>,
     project: F,
     part: PhantomData<fn(&T) -> &U>,
 }
 
-impl<T, U: ?Sized, F: Fn(&T) -> &U> Part<T, U, F> {
+impl<T: ?Sized, U: ?Sized, F: Fn(&T) -> &U> Part<T, U, F> {
     /// The value that this is a part of.
     pub fn whole(part: &Self) -> &Arc<T> {
         &part.value
     }
 }
 
-impl<T, U: ?Sized, F: Fn(&T) -> &U + Clone> Clone for Part<T, U, F> {
+impl<T: ?Sized, U: ?Sized, F: Fn(&T) -> &U + Clone> Clone for Part<T, U, F> {
     /// The same part, which is not cloned itself.
     fn clone(&self) -> Self {
         Self { value: Arc::clone(&self.value), project: self.project.clone(), part: PhantomData }
     }
 }
 
-impl<T, U: ?Sized, F: Fn(&T) -> &U> Deref for Part<T, U, F> {
+impl<T: ?Sized, U: ?Sized, F: Fn(&T) -> &U> Deref for Part<T, U, F> {
     type Target = U;
 
     fn deref(&self) -> &U {
@@ -132,7 +132,7 @@ impl<T, U: ?Sized, F: Fn(&T) -> &U> Deref for Part<T, U, F> {
     }
 }
 
-impl<T, U: fmt::Debug + ?Sized, F: Fn(&T) -> &U> fmt::Debug for Part<T, U, F> {
+impl<T: ?Sized, U: fmt::Debug + ?Sized, F: Fn(&T) -> &U> fmt::Debug for Part<T, U, F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         U::fmt(self, f)
     }

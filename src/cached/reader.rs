@@ -36,7 +36,7 @@ use crate::synchronizer::Ticket;
 /// });
 /// # Ok(()) }
 /// ```
-pub struct CachedReader<T, C: Deref<Target = Cached<T>>> {
+pub struct CachedReader<T: ?Sized, C: Deref<Target = Cached<T>>> {
     cached: C,
     value: Option<Arc<T>>,
     /// What tells that the value is fresh; void if that takes more than a ticket.
@@ -45,7 +45,7 @@ pub struct CachedReader<T, C: Deref<Target = Cached<T>>> {
     left: u64,
 }
 
-impl<T, C: Deref<Target = Cached<T>>> CachedReader<T, C> {
+impl<T: ?Sized, C: Deref<Target = Cached<T>>> CachedReader<T, C> {
     /// Of a reference to a `Cached`, or an `Arc` of one. Nothing is loaded yet.
     pub fn new(cached: C) -> Self {
         Self { cached, value: None, ticket: Ticket::VOID, left: CHECKS_PER_LOOK }
@@ -104,13 +104,13 @@ impl<T, C: Deref<Target = Cached<T>>> CachedReader<T, C> {
     }
 }
 
-impl<T, C: Deref<Target = Cached<T>>> Drop for CachedReader<T, C> {
+impl<T: ?Sized, C: Deref<Target = Cached<T>>> Drop for CachedReader<T, C> {
     fn drop(&mut self) {
         self.tell_of_hits();
     }
 }
 
-impl<T: fmt::Debug, C: Deref<Target = Cached<T>>> fmt::Debug for CachedReader<T, C> {
+impl<T: fmt::Debug + ?Sized, C: Deref<Target = Cached<T>>> fmt::Debug for CachedReader<T, C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("CachedReader")
             .field("cached", &*self.cached)

@@ -10,7 +10,7 @@ use crate::error::{Error, ErrorKind};
 use crate::handle::coarse_now;
 use crate::wait::{Awaited, SLICE, wait_for_any};
 
-impl<T> Cached<T> {
+impl<T: ?Sized> Cached<T> {
     /// Blocks until the value that is in place is expired, and returns the fresh one; if none is in place yet, loads it.
     ///
     /// As [`GenerationSynchronizer::wait`](crate::GenerationSynchronizer::wait), it ends at once if the value is expired
