@@ -4,6 +4,8 @@
 //! An update is a release, a check an acquire, of the same generation word.
 
 mod local;
+#[cfg(not(loom))]
+mod pace;
 mod wake;
 
 use crate::generation::Generation;
@@ -13,6 +15,8 @@ use crate::sync::{AtomicU64, Ordering, fence};
 pub(crate) use local::Seen;
 #[cfg(not(loom))]
 pub(crate) use local::{CHECKS_PER_LOOK, Count, Countdown, HighWater, Published, Stopwatch, Turn, Users, Vigil};
+#[cfg(not(loom))]
+pub(crate) use pace::Pace;
 #[cfg(not(loom))]
 pub(crate) use wake::Armed;
 pub(crate) use wake::WakeWord;
@@ -66,6 +70,12 @@ impl Word {
     /// Whether this is `other`, whoever waits.
     pub(crate) fn is_same(self, other: Self) -> bool {
         (self.0 ^ other.0) & !WAITING_BIT == 0
+    }
+
+    /// The same, while somebody waits.
+    #[cfg(not(loom))]
+    pub(crate) fn awaited(self) -> Self {
+        Self(self.0 | WAITING_BIT)
     }
 
     /// Whether somebody may sleep until the generation moves on.

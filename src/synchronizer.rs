@@ -7,7 +7,7 @@ use crate::incarnation::{Incarnation, Place};
 use crate::key::CacheKey;
 use crate::lock::Kind;
 use crate::mapping::Places;
-use crate::slot::{Countdown, Seen, Sight, Turn, Vigil, Word};
+use crate::slot::{Countdown, Pace, Seen, Sight, Turn, Vigil, Word};
 
 /// Every so many updates of a key, its updater looks at the clock, and at the file if it is time.
 const UPDATES_PER_LOOK: u64 = 64;
@@ -59,6 +59,36 @@ pub struct GenerationSynchronizer {
     /// When the next attempt to attach to a successor may be made.
     retry: Turn,
     vigil: Vigil,
+    /// How soon those who wait are told again of what they do not adopt.
+    pace: Pace,
+}
+
+/// What a look at a key finds for those who wait for it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct News {
+    word: Word,
+    is_live: bool,
+    /// Whether those who have seen nothing are told of a table that cannot be attached to.
+    may_retry: bool,
+    read_only: bool,
+}
+
+impl News {
+    /// Whether there is any for `ticket`; `sync` is what gave this.
+    pub(crate) fn is_for(self, sync: &GenerationSynchronizer, ticket: Ticket) -> bool {
+        let may_be = !(self.is_live && ticket.0.is(self.word)) && (self.may_retry || ticket != Ticket::VOID);
+        may_be && sync.is_overtaken(ticket.0)
+    }
+
+    /// The word of which there is no news for those to whom there was none; zero if there may be, as a pending update must be
+    /// looked after.
+    pub(crate) fn quiet(self) -> u64 {
+        match self.is_live && self.word.pending() == 0 {
+            true if self.read_only => self.word.bits(),
+            true => self.word.awaited().bits(),
+            false => 0,
+        }
+    }
 }
 
 impl Clone for GenerationSynchronizer {
@@ -116,8 +146,8 @@ impl GenerationSynchronizer {
 
     fn assemble(places: Places<Incarnation>, sight: Sight, table: Table, key: CacheKey) -> Self {
         let (seen, countdown, read_only) = (Seen::new(sight), Countdown::new(), table.is_read_only());
-        let is_detoured = read_only;
-        Self { places, seen, countdown, read_only, is_detoured, table, key, retry: Turn::at(0), vigil: Vigil::new() }
+        let (retry, vigil, pace, is_detoured) = (Turn::at(0), Vigil::new(), Pace::new(), read_only);
+        Self { places, seen, countdown, read_only, is_detoured, table, key, retry, vigil, pace }
     }
 
     /// Does not adopt its own updates from here on: for a holder whose state is not what it writes. A clone does.
@@ -286,11 +316,44 @@ impl GenerationSynchronizer {
         (!is_lost || self.retry.is_due(coarse_now())) && self.is_overtaken(ticket.0)
     }
 
-    /// Whether there is news for `ticket`. If not, whoever makes it wakes those who sleep on the table's wake word; but for a
-    /// table that this process cannot write to.
-    pub(crate) fn await_news(&self, ticket: Ticket) -> bool {
-        let is_blind = || self.read_only || !self.places.slot().word().is_live();
-        self.is_news(ticket) || !is_blind() && !ticket.may_sleep_on(self.places.latest().await_update())
+    /// Has the next update wake those who sleep on the table's wake word, unless this process cannot write to the table, and
+    /// tells what there is now.
+    pub(crate) fn await_news(&self) -> News {
+        let place = self.places.latest();
+        let is_live = place.word().is_live() && self.table.is_latest(place.owner());
+        let word = if self.read_only || !is_live { place.word() } else { place.await_update() };
+        News { word, is_live, may_retry: is_live || self.retry.is_due(coarse_now()), read_only: self.read_only }
+    }
+
+    /// What was reported of the change that somebody with `ticket` finds now: for how many milliseconds it is not to be
+    /// reported again, and a ticket for all that comes after it. `None` if there is none, or it was not reported yet.
+    pub(crate) fn repeat(&self, ticket: Ticket) -> Option<(u64, Ticket)> {
+        let present = self.unadopted(ticket)?;
+        Some((self.pace.pause(ticket.0, present.0, coarse_now())?, present))
+    }
+
+    /// Notes that somebody with `ticket` is told that there is news. It does not count if that was sooner than is due: the
+    /// time was up, or another thread was told as well.
+    pub(crate) fn note_report(&self, ticket: Ticket) {
+        let now = coarse_now();
+        if let Some(present) = self.unadopted(ticket)
+            && matches!(self.pace.pause(ticket.0, present.0, now), None | Some(0))
+        {
+            self.pace.report(ticket.0, present.0, now);
+        }
+    }
+
+    /// What somebody with `ticket` could adopt. A table that cannot be attached to has a pace of its own.
+    fn unadopted(&self, ticket: Ticket) -> Option<Ticket> {
+        let word = self.places.slot().word();
+        let present = Ticket(self.vigil.sight(word));
+        (word.is_live() && present != ticket).then_some(present)
+    }
+
+    /// How reports to tasks are paced.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn pace(&self) -> &Pace {
+        &self.pace
     }
 
     /// Whether nothing has happened since `ticket` was taken: no update, and none that is pending.

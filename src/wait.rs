@@ -21,6 +21,7 @@ pub(crate) const SLICE: Duration = Duration::from_millis(500);
 /// How a wait ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use = "it says whether the state is expired"]
+#[non_exhaustive]
 pub enum Waited {
     /// The generation is not the one seen any more: the state must be loaded again.
     Changed,
@@ -49,8 +50,10 @@ impl GenerationSynchronizer {
     /// If the state [is expired](Self::is_expired) already, that ends it at once, so that none is missed between a check and a wait. Several
     /// updates may be told as one. Any number of threads and processes may wait for one key.
     ///
-    /// While the table cannot be attached to, which counts as expired, this returns twice a second or when the time is up, so
-    /// that a loop of waiting and loading does not become a storm.
+    /// A change ends each wait until it is adopted. So that a loop whose loads fail does not become a storm, a wait that begins
+    /// with a change that was reported before reports it 10 milliseconds after the last time; twice as long after each further
+    /// one, up to a second. Another change ends this pause at once, and so does the end of the time. While the table
+    /// cannot be attached to, which counts as expired, this returns twice a second or when the time is up.
     ///
     /// ```
     /// # use gensync::{GenerationSynchronizer, Table};
@@ -62,7 +65,9 @@ impl GenerationSynchronizer {
     /// # other.mark_updated()?;
     /// loop {
     ///     sync.wait();
-    ///     sync.refresh_with(load_routes)?;
+    ///     if let Err(error) = sync.refresh_with(load_routes) {
+    ///         eprintln!("will be tried again: {error}"); // after a pause, which grows
+    ///     }
     /// #   break;
     /// }
     /// # Ok(()) }
@@ -73,7 +78,8 @@ impl GenerationSynchronizer {
     /// Blocking, without polling: the thread sleeps on a futex, and looks for itself twice a second. So it also notices,
     /// within a second, that the table's file was deleted, and within half a second an update whose maker was killed in the
     /// middle of it. Signals do not end it. With a read-only table, where nothing can be left to tell that somebody waits,
-    /// it looks every 10 milliseconds.
+    /// it looks every 10 milliseconds. If the table was replaced, it attaches to the successor: opening, mapping and
+    /// retiring files.
     pub fn wait(&self) {
         let _ = self.wait_until(self.seen_ticket(), None);
     }
@@ -97,7 +103,13 @@ impl GenerationSynchronizer {
     }
 
     fn wait_until(&self, ticket: Ticket, deadline: Option<Instant>) -> Waited {
-        wait_for_any(&[Awaited { sync: self, ticket }], deadline)
+        let awaited = [Awaited { sync: self, ticket }];
+        pause(&awaited, deadline);
+        let waited = wait_for_any(&awaited, deadline);
+        if waited.is_changed() {
+            self.note_report(ticket);
+        }
+        waited
     }
 }
 
@@ -133,6 +145,22 @@ pub(crate) fn wait_for_any(awaited: &[Awaited<'_>], deadline: Option<Instant>) -
             [one] if !one.sync.table().is_read_only() => sleep_on_key(one, limit),
             several => sleep_on_tables(several, limit),
         }
+    }
+}
+
+/// Sleeps as long as nothing is to be reported but changes that were reported before, and that too lately to be reported again.
+fn pause(awaited: &[Awaited<'_>], deadline: Option<Instant>) {
+    let mut least = None;
+    let mut further = Vec::with_capacity(awaited.len());
+    for one in awaited {
+        let repeat = one.sync.repeat(one.ticket);
+        least = least.into_iter().chain(repeat.map(|(pause, _)| pause)).min();
+        further.push(Awaited { sync: one.sync, ticket: repeat.map_or(one.ticket, |(_, present)| present) });
+    }
+    if let Some(pause @ 1..) = least {
+        let end = Instant::now().checked_add(Duration::from_millis(pause));
+        // Whatever ends it, the caller looks.
+        let _ = wait_for_any(&further, deadline.into_iter().chain(end).min());
     }
 }
 
@@ -214,7 +242,8 @@ impl<'a> WaitSet<'a> {
     }
 
     /// Blocks until one of the generations is not the one seen, and returns the positions of all that are not. They are
-    /// told again by the next wait if their states are not loaded before.
+    /// told again by the next wait if their states are not loaded before; after a pause that grows, as
+    /// [`GenerationSynchronizer::wait`] has it, unless there is another change.
     ///
     /// # Panics
     ///
@@ -252,9 +281,11 @@ impl<'a> WaitSet<'a> {
 
     fn wait_until(&self, deadline: Option<Instant>) -> Vec<usize> {
         let awaited: Vec<_> = self.0.iter().map(|sync| Awaited { sync, ticket: sync.seen_ticket() }).collect();
+        pause(&awaited, deadline);
         while wait_for_any(&awaited, deadline).is_changed() {
             let changed = awaited.iter().enumerate().filter(|(_, awaited)| awaited.is_expired());
             let changed: Vec<_> = changed.map(|(position, _)| position).collect();
+            changed.iter().for_each(|&position| awaited[position].sync.note_report(awaited[position].ticket));
             if !changed.is_empty() {
                 return changed;
             }
@@ -272,5 +303,25 @@ impl<'a> FromIterator<&'a GenerationSynchronizer> for WaitSet<'a> {
 impl<'a> Extend<&'a GenerationSynchronizer> for WaitSet<'a> {
     fn extend<I: IntoIterator<Item = &'a GenerationSynchronizer>>(&mut self, syncs: I) {
         self.0.extend(syncs);
+    }
+}
+
+impl<'a> IntoIterator for WaitSet<'a> {
+    type Item = &'a GenerationSynchronizer;
+    type IntoIter = std::vec::IntoIter<Self::Item>;
+
+    /// The synchronizers by position.
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.into_iter()
+    }
+}
+
+impl<'s, 'a> IntoIterator for &'s WaitSet<'a> {
+    type Item = &'a GenerationSynchronizer;
+    type IntoIter = std::iter::Copied<std::slice::Iter<'s, Self::Item>>;
+
+    /// As [`members`](WaitSet::members).
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.iter().copied()
     }
 }

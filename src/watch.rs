@@ -62,7 +62,8 @@ impl Watch {
     /// # Progress
     ///
     /// Blocking, without polling, as [`wait`](crate::GenerationSynchronizer::wait); with a read-only table, it looks every 10
-    /// milliseconds.
+    /// milliseconds. Each look goes through all slots, allocates for what it finds, and asks for the locks of updates that
+    /// are pending. If the table was replaced, its successor is opened and mapped.
     pub fn next_timeout(&mut self, timeout: Duration) -> Option<SlotInfo> {
         self.next_until(Instant::now().checked_add(timeout))
     }
