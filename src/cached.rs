@@ -2,9 +2,12 @@
 
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "tokio")]
+mod changed;
 mod flights;
 mod map;
 mod period;
+mod pollable;
 mod reader;
 mod wait;
 mod waits;
@@ -27,6 +30,8 @@ use crate::synchronizer::{GenerationSynchronizer, Ticket};
 use crate::update::{Update, UpdateError};
 use flights::{Failure, Flight, Flights, Log, Next};
 use period::Period;
+#[cfg(feature = "tokio")]
+pub use changed::CachedChanged;
 pub use map::{CachedMap, Part};
 pub use reader::CachedReader;
 
@@ -78,6 +83,9 @@ pub struct Cached<T: ?Sized> {
     policy: Policy<T>,
     flights: PerProcess<Flights>,
     tally: Tally,
+    /// What tasks were told last.
+    #[cfg(feature = "tokio")]
+    reported: ArcSwapOption<period::Report>,
 }
 
 /// A value and what it was loaded at, never changed.
@@ -280,7 +288,16 @@ impl<T: ?Sized> Cached<T> {
         let flights = PerProcess::new();
         let sync = sync.without_following();
         let (current, hits, tally) = (ArcSwapOption::empty(), Count::default(), Tally::default());
-        Self { current, sync, hits, policy, flights, tally }
+        Self {
+            current,
+            sync,
+            hits,
+            policy,
+            flights,
+            tally,
+            #[cfg(feature = "tokio")]
+            reported: ArcSwapOption::empty(),
+        }
     }
 
     /// The value, fresh: no update that was complete before the call is missing in it, unless the value was built to allow
@@ -492,6 +509,7 @@ impl<T: ?Sized> Cached<T> {
         });
         // Not under the lock.
         drop(old);
+        self.ring_alarms();
     }
 
     /// The synchronizer of the value's key. What it has [seen](GenerationSynchronizer::sync_gen) is the generation of the value
@@ -556,10 +574,14 @@ impl<T: ?Sized> Cached<T> {
         Some(pick(loaded.as_ref().unwrap_or(entry)))
     }
 
+    /// The keys that values are made of.
+    fn keys(&self) -> impl Iterator<Item = &GenerationSynchronizer> {
+        iter::once(&self.sync).chain(&self.policy.dependencies)
+    }
+
     /// The keys that `entry` is made of, each with its ticket.
     fn tickets(&self, entry: &Entry<T>) -> impl Iterator<Item = (&GenerationSynchronizer, Ticket)> {
-        let dependencies = self.policy.dependencies.iter().zip(entry.dependencies.iter().copied());
-        iter::once((&self.sync, entry.ticket)).chain(dependencies)
+        self.keys().zip(iter::once(entry.ticket).chain(entry.dependencies.iter().copied()))
     }
 
     fn is_fresh(&self, entry: &Entry<T>) -> bool {
@@ -685,6 +707,9 @@ impl<T: ?Sized> Cached<T> {
                     self.tally.overtaken.add_one();
                 }
                 let overtaken = flight.succeed(is_overtaken);
+                if self.policy.max_age.is_some() {
+                    self.set_alarms(entry.age.due());
+                }
                 if let (Some(on_reload), Some(old)) = (&self.policy.on_reload, &old) {
                     on_reload(&old.value, &entry.value);
                 }

@@ -131,7 +131,7 @@ impl GenerationSynchronizer {
     }
 
     /// Without a thread, nothing can wake the task later.
-    fn fail(&self, context: &Context<'_>, error: Error) -> Poll<Result<(), Error>> {
+    pub(crate) fn fail(&self, context: &Context<'_>, error: Error) -> Poll<Result<(), Error>> {
         if self.pace().yields(false) {
             context.waker().wake_by_ref();
             return Poll::Pending;

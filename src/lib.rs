@@ -146,7 +146,10 @@ mod wait;
 mod watch;
 
 #[cfg(all(feature = "tokio", not(loom)))]
-pub use changed::{Changed, Changes};
+pub use {
+    cached::CachedChanged,
+    changed::{Changed, Changes},
+};
 pub use error::{Error, ErrorKind};
 pub use generation::Generation;
 #[cfg(not(loom))]

@@ -326,6 +326,19 @@ impl Registration {
             std::mem::swap(&mut entry.target, &mut target);
         }
         let _ = state.arm(self.id, self.group);
+        self.wake_for_timers(state);
+        drop(target);
+    }
+
+    /// Has it told when `due` has come as well, in milliseconds of the coarse clock.
+    pub(crate) fn set_due(&self, due: Option<u64>) {
+        let mut state = self.notifier.lock();
+        state.set_timer(self.id, self.group, due);
+        self.wake_for_timers(state);
+    }
+
+    /// Wakes the thread if it would sleep for too long.
+    fn wake_for_timers(&self, mut state: MutexGuard<'_, State>) {
         let next = state.timers.first_key_value().map_or(u64::MAX, |(&(due, _), _)| due);
         let is_early = next < state.sleeps_until;
         if is_early {
@@ -333,7 +346,6 @@ impl Registration {
             state.sleeps_until = next;
         }
         drop(state);
-        drop(target);
         if is_early {
             self.table.wake_sleepers();
         }

@@ -7,7 +7,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::error::Error;
 use crate::notifier::{Registration, Target};
-use crate::synchronizer::GenerationSynchronizer;
+use crate::synchronizer::{GenerationSynchronizer, Ticket};
 
 /// A descriptor that becomes readable when a key was updated: for `poll`, `epoll` and what is made of them.
 ///
@@ -45,10 +45,31 @@ use crate::synchronizer::GenerationSynchronizer;
 #[derive(Debug)]
 pub struct Pollable {
     descriptor: Arc<EventFd>,
-    _registration: Registration,
+    registrations: Vec<Arc<Registration>>,
 }
 
 impl Pollable {
+    /// Readable when one of the keys is not what its ticket saw. There must be one.
+    pub(crate) fn of_keys(keys: &[(&GenerationSynchronizer, Ticket)]) -> Result<Self, Error> {
+        let descriptor = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
+            .map_err(|errno| keys[0].0.explain(Error::system("making a descriptor to poll", errno)))?;
+        let descriptor = Arc::new(descriptor);
+        let register = |(sync, ticket): &(&GenerationSynchronizer, Ticket)| {
+            Registration::new(sync, *ticket, Target::Descriptor(Arc::clone(&descriptor))).map(Arc::new)
+        };
+        let registrations = keys.iter().map(register).collect::<Result<_, _>>()?;
+        Ok(Self { descriptor, registrations })
+    }
+
+    pub(crate) fn first(&self) -> Option<&Arc<Registration>> {
+        self.registrations.first()
+    }
+
+    pub(crate) fn make_readable(&self) {
+        // It fails if nobody has read it for 2^64 - 2 times, and then it is readable.
+        let _ = self.descriptor.write(1);
+    }
+
     /// Makes it unreadable until the next update; `false` if it was already. To be called before the state is loaded, so that
     /// an update during the load makes it readable again.
     ///
@@ -90,10 +111,6 @@ impl GenerationSynchronizer {
     /// successor, which is opened and mapped. Dropping the [`Pollable`] takes the same lock, closes the descriptor, and wakes
     /// the thread if it was the last one.
     pub fn pollable(&self) -> Result<Pollable, Error> {
-        let descriptor = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
-            .map_err(|errno| self.explain(Error::system("making a descriptor to poll", errno)))?;
-        let descriptor = Arc::new(descriptor);
-        let registration = Registration::new(self, self.seen_ticket(), Target::Descriptor(Arc::clone(&descriptor)))?;
-        Ok(Pollable { descriptor, _registration: registration })
+        Pollable::of_keys(&[(self, self.seen_ticket())])
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! No code of the user's runs under the mutex: an error is neither shown nor dropped there, and values never come here.
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Weak, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::ThreadId;
 use std::time::Instant;
 
@@ -10,6 +10,7 @@ use super::period::Period;
 use super::waits::{Circle, Waiting};
 use crate::error::Source;
 use crate::handle::coarse_now;
+use crate::notifier::Registration;
 use crate::process::OfProcess;
 
 pub(super) struct Flights {
@@ -28,6 +29,8 @@ struct State {
     overdue: u64,
     /// How often the value was invalidated.
     invalidations: u64,
+    /// Descriptors that are told of the value's age.
+    alarms: Vec<Weak<Registration>>,
     log: Log,
     /// The loads in a row, up to the last one, that were overtaken by updates.
     overtaken: u64,
@@ -173,6 +176,16 @@ impl Flights {
             None => drop(self.changed.wait_while(state, is_early)),
             Some(left) => drop(self.changed.wait_timeout_while(state, left, is_early)),
         }
+    }
+
+    pub(super) fn add_alarm(&self, registration: &Arc<Registration>) {
+        let mut state = self.lock();
+        state.alarms.retain(|alarm| alarm.strong_count() > 0);
+        state.alarms.push(Arc::downgrade(registration));
+    }
+
+    pub(super) fn alarms(&self) -> Vec<Arc<Registration>> {
+        self.lock().alarms.iter().filter_map(Weak::upgrade).collect()
     }
 
     /// The load that is in flight after `seen` has lasted longer than it may. Returns whether that was not known.

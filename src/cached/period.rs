@@ -25,6 +25,41 @@ impl Period {
         let left = if self.is_over(now) { 0 } else { self.length - now.wrapping_sub(self.start) };
         Instant::now().checked_add(Duration::from_millis(left))
     }
+
+    /// When it will be over, unless the clock is set back.
+    pub(super) fn due(self) -> u64 {
+        self.start.saturating_add(self.length)
+    }
+}
+
+/// That tasks were told of a value which is expired, so that a loop that does not load it goes slowly.
+#[cfg(feature = "tokio")]
+#[derive(Debug)]
+pub(super) struct Report {
+    /// Of what is in place; zero for nothing.
+    address: usize,
+    pause: Period,
+}
+
+#[cfg(feature = "tokio")]
+impl Report {
+    /// Before the second report of one value, in milliseconds; each further one is twice as late, up to `LONGEST`.
+    const SHORTEST: u64 = 10;
+    const LONGEST: u64 = 1000;
+
+    pub(super) fn after(earlier: Option<&Self>, address: usize) -> Self {
+        let before = earlier.filter(|earlier| earlier.is_of(address)).map(|earlier| earlier.pause.length);
+        let length = before.map_or(Self::SHORTEST, |before| (2 * before).min(Self::LONGEST));
+        Self { address, pause: Period { start: crate::handle::coarse_now(), length } }
+    }
+
+    pub(super) fn is_of(&self, address: usize) -> bool {
+        self.address == address
+    }
+
+    pub(super) fn pause(&self) -> Period {
+        self.pause
+    }
 }
 
 /// A fraction is cut off. The longest durations are as good as for ever.
