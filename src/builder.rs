@@ -116,7 +116,7 @@ fn random_fraction() -> f64 {
 ///     .fail_safe(Duration::from_secs(300))
 ///     .on_error(|error| eprintln!("{error}"))
 ///     .build()?;
-/// let now = routes.get()?;
+/// let now = routes.get()?; // an error only if there is nothing to serve, or for too long
 /// plugins.mark_updated()?; // expires the routes, too
 /// # drop(now);
 /// # Ok(()) }
@@ -146,7 +146,8 @@ impl<T: ?Sized> CachedBuilder<T> {
 
     /// While one thread loads an expired value, the others get the old one instead of waiting.
     ///
-    /// An update is then seen by a check that begins after it *and* after the load.
+    /// An update is then seen by a check that begins after it *and* after the load. A load that hangs leaves them with the old
+    /// value for as long as it does, without an error, unless [`fail_safe`](Self::fail_safe) says how long that may be.
     pub fn stale_while_reloading(mut self) -> Self {
         self.policy.stale_while_reloading = true;
         self
@@ -155,20 +156,27 @@ impl<T: ?Sized> CachedBuilder<T> {
     /// If a load fails, the old value is served for at most `max_staleness`, counted from the beginning of the first load
     /// that failed; only after that do callers get the error.
     ///
-    /// Between two attempts [`retry_pause`](Self::retry_pause) passes, whatever the callers get meanwhile.
+    /// A load that is under way for longer than that counts as failed for those who wait for it or take the old value meanwhile:
+    /// they get [`ErrorKind::Overdue`], and no other load begins before it ends, with whatever it gives then. This does not hold
+    /// for calls with a limit of their own ([`get_fresh`](Cached::get_fresh), [waits](Cached::wait)), nor while there is no old
+    /// value: a first load may last as long as it does. Zero serves no old value after a failure, and lets loads last.
+    ///
+    /// Between two attempts [`retry_pause`](Self::retry_pause) passes, whatever the callers get meanwhile. If the clock is set
+    /// back, as when a checkpoint is restored, both count as over.
     pub fn fail_safe(mut self, max_staleness: Duration) -> Self {
         self.policy.max_staleness = Some(max_staleness);
         self
     }
 
     /// How long to wait after a load that failed before the next one, so that a broken source is not stormed; one second
-    /// unless set. Of use with [`fail_safe`](Self::fail_safe) and for [waits](Cached::wait) alone, and to within the clock's tick, some milliseconds.
+    /// unless set. Of use with [`fail_safe`](Self::fail_safe) and for [waits](Cached::wait) alone, and to within the clock's
+    /// tick, some milliseconds. Without `fail_safe`, each call to [`get`](Cached::get) tries again at once.
     pub fn retry_pause(mut self, pause: Duration) -> Self {
         self.policy.retry_pause = pause;
         self
     }
 
-    /// Called for every load that fails, and whenever eight more loads in a row were each overtaken by an update
+    /// Called for every load that fails, when it has ended, and whenever eight more loads in a row were each overtaken by an update
     /// ([`ErrorKind::Overtaken`]), as happens if the loader marks its own key updated, or one that the value depends on.
     ///
     /// What it may do: see [Callbacks](Self#callbacks).
@@ -180,7 +188,8 @@ impl<T: ?Sized> CachedBuilder<T> {
     /// A value is expired when it is older than this, whatever its generation: a backstop for a source that is also
     /// changed by those who do not know of gensync.
     ///
-    /// To within the clock's tick, some milliseconds; at each use, the clock costs a few nanoseconds.
+    /// To within the clock's tick, some milliseconds; at each use, the clock costs a few nanoseconds. If the clock is set back, the
+    /// value is expired.
     pub fn max_age(mut self, age: Duration) -> Self {
         self.policy.max_age = Some(age);
         self

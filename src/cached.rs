@@ -28,11 +28,11 @@ use crate::process::PerProcess;
 use crate::slot::{CHECKS_PER_LOOK, Count};
 use crate::synchronizer::{GenerationSynchronizer, Ticket};
 use crate::update::{Update, UpdateError};
-use flights::{Failure, Flight, Flights, Log, Next};
-use period::Period;
 #[cfg(feature = "tokio")]
 pub use changed::CachedChanged;
+use flights::{Failure, Flight, Flights, Log, Next};
 pub use map::{CachedMap, Part};
+use period::Period;
 pub use reader::CachedReader;
 
 /// How many loads in a row must have been overtaken by updates before that is reported.
@@ -199,7 +199,7 @@ pub struct Counters {
     pub hits: u64,
     /// Loads that succeeded, the first one included.
     pub reloads: u64,
-    /// Loads that failed.
+    /// Loads that failed, or lasted longer than [`fail_safe`](CachedBuilder::fail_safe) allows; each once.
     pub errors: u64,
     /// Calls that were answered with an expired value: during a load, in a callback, or because loading failed.
     pub stale_answers: u64,
@@ -225,7 +225,7 @@ impl Terms {
 impl<T> Cached<T> {
     /// A value of the source behind `sync`'s key, loaded by `loader` at its first use.
     ///
-    /// The loader must read the source itself, and must not mark its own key updated, nor one that the value depends on. For
+    /// The loader should read the source itself; if it asks for other values, theirs must not ask for this one. It must not mark its own key updated, nor one that the value depends on. For
     /// more choice, see [`builder`](Self::builder).
     pub fn new<E>(sync: GenerationSynchronizer, loader: impl Fn() -> Result<T, E> + Send + Sync + 'static) -> Self
     where
@@ -306,7 +306,15 @@ impl<T: ?Sized> Cached<T> {
     /// # Errors
     ///
     /// [`ErrorKind::Load`] with the loader's error as source, also to those who waited for that load; the value stays
-    /// expired, and the next call tries again. [`ErrorKind::Recursion`] if the loader itself calls this.
+    /// expired, and the next call tries again, at once: a loop that calls this until it succeeds must pause by itself, or
+    /// [`wait`](Self::wait), or be built with [`fail_safe`](CachedBuilder::fail_safe).
+    ///
+    /// [`ErrorKind::Overdue`] if an old value may be served, and another thread's load lasts for longer than that.
+    ///
+    /// [`ErrorKind::Recursion`] if the loader itself calls this, or if the load that this call would wait for waits for this
+    /// thread, by way of other values: else all of these threads would wait for ever. Only threads in calls of this kind are
+    /// seen. If a loader waits by other means for a thread or a task which asks for the value that it is to load, that is
+    /// not, and only [`get_fresh`](Self::get_fresh) ends.
     ///
     /// # Panics
     ///
@@ -636,9 +644,9 @@ impl<T: ?Sized> Cached<T> {
                     }
                     let end = terms.deadline.into_iter().chain(period(began).end(now)).min();
                     let key = self.sync.cache_key().as_str();
-                    flights.wait(log, end, key).map_err(|circle| {
-                        self.sync.explain(Error::from(ErrorKind::Recursion).caused_by(circle))
-                    })?;
+                    flights
+                        .wait(log, end, key)
+                        .map_err(|circle| self.sync.explain(Error::from(ErrorKind::Recursion).caused_by(circle)))?;
                 }
             }
             log = flights.log();
@@ -675,7 +683,9 @@ impl<T: ?Sized> Cached<T> {
     ) -> Result<Arc<Entry<T>>, Error> {
         let is_allowed = |staleness| !Period::new(failure.since, staleness).is_over(coarse_now());
         match (old, self.policy.max_staleness) {
-            (Some(entry), Some(staleness)) if terms.stale_after_failure && is_allowed(staleness) => Ok(self.stale(entry)),
+            (Some(entry), Some(staleness)) if terms.stale_after_failure && is_allowed(staleness) => {
+                Ok(self.stale(entry))
+            }
             _ => Err(self.load_error(failure)),
         }
     }

@@ -145,11 +145,6 @@ mod wait;
 #[cfg(not(loom))]
 mod watch;
 
-#[cfg(all(feature = "tokio", not(loom)))]
-pub use {
-    cached::CachedChanged,
-    changed::{Changed, Changes},
-};
 pub use error::{Error, ErrorKind};
 pub use generation::Generation;
 #[cfg(not(loom))]
@@ -165,4 +160,9 @@ pub use {
     update::{Update, UpdateError, update_all},
     wait::{WaitSet, Waited},
     watch::Watch,
+};
+#[cfg(all(feature = "tokio", not(loom)))]
+pub use {
+    cached::CachedChanged,
+    changed::{Changed, Changes},
 };

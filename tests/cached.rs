@@ -697,7 +697,8 @@ fn a_view_is_of_the_value_that_is_in_place() {
         let load = loads.fetch_add(1, SeqCst) + 1;
         Ok::<_, io::Error>(Settings { routes: vec![format!("/{load}")], greeting: format!("hello {load}") })
     }));
-    let (routes, owned) = (cached.map(|all| &all.routes[..]), CachedMap::new(Arc::clone(&cached), |all| &*all.greeting));
+    let (routes, owned) =
+        (cached.map(|all| &all.routes[..]), CachedMap::new(Arc::clone(&cached), |all| &*all.greeting));
     assert!(routes.get_if_fresh().is_none());
     let old: Part<Settings, [String], _> = routes.get().unwrap();
     assert_eq!((&old[..], &*owned.get().unwrap()), (&["/1".to_owned()][..], "hello 1"));

@@ -126,9 +126,10 @@ mod tasks {
         run(async {
             for _ in 0..5 {
                 cached.get().unwrap();
-                let (_, reloads) = tokio::join!(async { timeout(LIMIT, cached.changed()).await.unwrap().unwrap() }, async {
-                    cached.counters().reloads
-                });
+                let (_, reloads) =
+                    tokio::join!(async { timeout(LIMIT, cached.changed()).await.unwrap().unwrap() }, async {
+                        cached.counters().reloads
+                    });
                 assert!(!cached.peek().is_fresh(), "told too early");
                 assert_eq!(cached.counters().reloads, reloads);
             }

@@ -117,6 +117,8 @@ fn a_wait_that_lets_a_broken_source_rest_ends_when_another_thread_has_loaded() {
     assert!(start.elapsed() >= AGE);
     thread::scope(|scope| {
         let waiters = [scope.spawn(|| cached.wait().unwrap()), scope.spawn(|| cached.wait_past(&known).unwrap())];
+        // So that they are likely to have begun; if not, the test shows less.
+        thread::sleep(5 * AGE);
         set(&source, Ok(2));
         assert_eq!(*cached.get().unwrap(), 2);
         // One that came after this load waits for the next one.

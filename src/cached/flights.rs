@@ -2,7 +2,7 @@
 //!
 //! No code of the user's runs under the mutex: an error is neither shown nor dropped there, and values never come here.
 
-use std::sync::{Arc, Weak, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::ThreadId;
 use std::time::Instant;
 

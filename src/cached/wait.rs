@@ -13,6 +13,22 @@ use crate::wait::{Awaited, SLICE, wait_for_any};
 impl<T: ?Sized> Cached<T> {
     /// Blocks until the value that is in place is expired, and returns the fresh one; if none is in place yet, loads it.
     ///
+    /// ```
+    /// # use gensync::{Cached, GenerationSynchronizer, Table};
+    /// # fn load_routes() -> Result<Vec<String>, std::io::Error> { Ok(Vec::new()) }
+    /// # fn main() -> Result<(), gensync::Error> {
+    /// # let table = Table::options().anonymous()?;
+    /// let routes = Cached::new(GenerationSynchronizer::new(&table, "routes")?, load_routes);
+    /// loop {
+    ///     match routes.wait() {
+    ///         Ok(routes) => println!("{} routes", routes.len()),
+    ///         Err(error) => eprintln!("will be tried again: {error}"), // after the retry_pause
+    ///     }
+    /// #   break;
+    /// }
+    /// # Ok(()) }
+    /// ```
+    ///
     /// As [`GenerationSynchronizer::wait`](crate::GenerationSynchronizer::wait), it ends at once if the value is expired
     /// already, and several updates may be told as one; it also ends when the value is too old, or a key that it depends on is
     /// updated. What counts as in place is up to all threads: one that must act on each new value while others may load it
@@ -34,7 +50,9 @@ impl<T: ?Sized> Cached<T> {
         }
     }
 
-    /// As [`wait`](Self::wait), no longer than `timeout`: `None` says that the time was up. A load is not cut short.
+    /// As [`wait`](Self::wait), no longer than `timeout`: `None` says that the time was up, also while another thread loads or a broken
+    /// source rests. A load that this call runs itself is not cut short. A value that is expired already is told of even
+    /// without a timeout.
     ///
     /// # Errors
     ///
@@ -60,7 +78,8 @@ impl<T: ?Sized> Cached<T> {
         self.wait_until(None, Some(deadline))
     }
 
-    /// Blocks until there is a fresh value other than `known`, which this `Cached` gave, and returns it.
+    /// Blocks until there is a fresh value other than `known`, which this `Cached` gave, and returns it. What a loader
+    /// [shares](Self::new_shared) is another value only if it is another `Arc`.
     ///
     /// # Errors
     ///
