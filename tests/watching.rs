@@ -193,6 +193,99 @@ fn a_descriptor_is_readable_after_a_reset_and_with_a_read_only_table() {
 }
 
 #[test]
+fn descriptors_and_watches_notice_a_file_that_was_deleted_and_made_again() {
+    let (_folder, path) = path();
+    let table = Table::open(&path).unwrap();
+    drop(attach(&table, "key"));
+    let read_only = Table::options().read_only(true).open(&path).unwrap();
+    let syncs = [attach(&table, "key"), attach(&read_only, "key")];
+    let mut watch = Table::open(&path).unwrap().watch();
+    let pollables = syncs.each_ref().map(|sync| sync.pollable().unwrap());
+    for round in 0..3 {
+        std::fs::remove_file(&path).unwrap();
+        in_child(|| drop(attach(&Table::open(&path).unwrap(), "key"))).succeeds();
+        let start = Instant::now();
+        assert_eq!(watch.next_timeout(LIMIT).expect("the watch stays with the old file").label(), "key");
+        for pollable in &pollables {
+            assert!(is_readable(pollable, LIMIT), "round {round}");
+            pollable.acknowledge();
+        }
+        assert!(start.elapsed() < Duration::from_millis(1500), "more than a look or two: {:?}", start.elapsed());
+        in_child(|| _ = attach(&Table::open(&path).unwrap(), "key").mark_updated().unwrap()).succeeds();
+        assert!(pollables.iter().all(|pollable| is_readable(pollable, LIMIT) && pollable.acknowledge()));
+        while watch.next_timeout(NOT_YET).is_some() {}
+    }
+}
+
+#[test]
+fn a_descriptor_is_told_once_of_a_change_that_is_not_adopted_and_twice_a_second_of_a_lost_table() {
+    let (folder, path) = path();
+    let table = Table::open(&path).unwrap();
+    let (sync, writer) = (attach(&table, "key"), attach(&table, "key"));
+    let pollable = sync.pollable().unwrap();
+    writer.mark_updated().unwrap();
+    assert!(is_readable(&pollable, LIMIT) && pollable.acknowledge());
+    assert!(!is_readable(&pollable, NOT_YET), "the same change is told again");
+    drop(folder);
+    let (start, mut told) = (Instant::now(), 0);
+    while start.elapsed() < Duration::from_secs(2) {
+        if is_readable(&pollable, Duration::from_millis(100)) {
+            assert!(pollable.acknowledge() && sync.refresh().is_err());
+            told += 1;
+        }
+    }
+    assert!((1..=5).contains(&told), "{told} times");
+}
+
+#[test]
+fn many_descriptors_of_one_key_and_of_many_are_each_told_of_their_own() {
+    const KEYS: usize = 50;
+    let table = anonymous();
+    let syncs: Vec<_> = (0..KEYS).map(|key| attach(&table, &key.to_string())).collect();
+    let mut pollables: Vec<_> = (0..3 * KEYS).map(|i| Some(syncs[i % KEYS].pollable().unwrap())).collect();
+    for round in 0..4 * KEYS {
+        let key = round * 7 % KEYS;
+        syncs[key].mark_updated().unwrap();
+        for (i, pollable) in pollables.iter().enumerate().filter(|(i, _)| i % KEYS == key) {
+            assert!(is_readable(pollable.as_ref().unwrap(), LIMIT), "{i} in round {round}");
+            assert!(pollable.as_ref().unwrap().acknowledge());
+        }
+        let disturbed = pollables.iter().flatten().filter(|pollable| pollable.acknowledge()).count();
+        assert_eq!(disturbed, 0, "others were told");
+        // Some go, at times the last one of a key, and others come.
+        for i in 0..=round % 3 {
+            pollables[key + i * KEYS] = None;
+        }
+        for i in 0..=round % 3 {
+            pollables[key + i * KEYS] = Some(syncs[key].pollable().unwrap());
+        }
+    }
+}
+
+#[test]
+fn a_child_may_drop_what_it_inherits() {
+    in_child(|| {
+        let table = anonymous();
+        let sync = attach(&table, "key");
+        let mut pollable = Some(sync.pollable().unwrap());
+        for _ in 0..50 {
+            in_child(|| {
+                drop(pollable.take());
+                let own = sync.pollable().unwrap();
+                sync.clone().mark_updated().unwrap();
+                assert!(is_readable(&own, LIMIT));
+            })
+            .succeeds();
+            let pollable = pollable.as_ref().unwrap();
+            assert!(is_readable(pollable, LIMIT), "the parent's was ended");
+            pollable.acknowledge();
+            assert_eq!(notifiers(), 1);
+        }
+    })
+    .succeeds();
+}
+
+#[test]
 fn no_update_is_missed_between_descriptors_that_come_and_go() {
     let table = anonymous();
     let value = &shared_words(1)[0];
