@@ -144,7 +144,17 @@ impl GenerationSynchronizer {
 
     fn assemble(places: Places<Incarnation>, sight: Sight, table: Table, key: CacheKey) -> Self {
         let (seen, countdown, read_only) = (Seen::new(sight), Countdown::new(), table.is_read_only());
-        Self { places, seen, countdown, read_only, table, key, retry: Turn::at(0), vigil: Vigil::new(), pace: Pace::new() }
+        Self {
+            places,
+            seen,
+            countdown,
+            read_only,
+            table,
+            key,
+            retry: Turn::at(0),
+            vigil: Vigil::new(),
+            pace: Pace::new(),
+        }
     }
 
     /// Whether the state must be loaded again: its key was updated since the generation was seen.

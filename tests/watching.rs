@@ -7,10 +7,10 @@ use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
-use gensync::{GenerationSynchronizer, Pollable, Table};
+use gensync::{GenerationSynchronizer, Pollable, Table, WaitSet};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use support::{Child, await_value, in_child, path, shared_words};
+use support::{Child, await_value, in_child, is_overslept, micros, path, shared_words};
 
 const LIMIT: Duration = Duration::from_secs(20);
 const NOT_YET: Duration = Duration::from_millis(20);
@@ -146,6 +146,74 @@ fn a_watch_finds_an_update_whose_maker_was_killed() {
     assert_eq!(watch.next_timeout(NOT_YET), None, "the update has not completed");
     maker.kill();
     assert_eq!(watch.next_timeout(LIMIT).expect("nobody else would look").pending(), 0);
+}
+
+fn is_awaited(table: &Table, key: &str) -> bool {
+    table.slot(key).unwrap().unwrap().is_awaited()
+}
+
+#[test]
+fn who_ends_in_order_does_not_leave_a_mark_that_somebody_waits() {
+    let (_folder, path) = path();
+    for table in [anonymous(), Table::open(&path).unwrap()] {
+        let syncs = ["key", "other"].map(|key| attach(&table, key));
+        let marks = || ["key", "other"].map(|key| is_awaited(&table, key));
+        let long = Duration::from_millis(600);
+        let watch = table.watch();
+        assert_eq!(marks(), [true; 2]);
+        drop(watch);
+        assert_eq!(marks(), [false; 2]);
+        assert!(syncs[0].wait_timeout(long).is_timed_out());
+        assert_eq!(marks(), [false; 2]);
+        assert!(syncs.iter().collect::<WaitSet<'_>>().wait_timeout(long).is_empty());
+        assert_eq!(marks(), [false; 2]);
+        let pollables = [(); 2].map(|()| syncs[0].pollable().unwrap());
+        eventually("nobody says that it waits", || marks() == [true, false]);
+        let [one, other] = pollables;
+        drop(one);
+        assert_eq!(marks(), [true, false], "there is another one");
+        drop(other);
+        // The thread may be looking at that moment.
+        eventually("a descriptor leaves a mark", || marks() == [false; 2]);
+    }
+}
+
+#[test]
+fn who_ends_in_order_does_not_keep_those_who_go_on_from_being_woken() {
+    let (_folder, path) = path();
+    let table = Table::open(&path).unwrap();
+    let words = shared_words(3);
+    let (overslept, change, stop) = (&words[0], &words[1], &words[2]);
+    let syncs = ["key", "other"].map(|key| attach(&table, key));
+    let leavers = [(); 2].map(|()| {
+        in_child(|| {
+            while stop.load(SeqCst) == 0 {
+                drop(table.watch());
+                drop(syncs[0].pollable().unwrap());
+            }
+        })
+    });
+    for round in 0..200 {
+        let waiters = [0, 1].map(|way| {
+            in_child(|| {
+                let start = micros();
+                match way {
+                    0 => assert!(syncs[0].wait_timeout(LIMIT).is_changed()),
+                    _ => assert_eq!(syncs.iter().collect::<WaitSet<'_>>().wait_timeout(LIMIT), [0]),
+                }
+                overslept.fetch_add(is_overslept(start, change.load(SeqCst)).into(), SeqCst);
+            })
+        });
+        waiters.iter().for_each(Child::await_sleep);
+        std::thread::sleep(Duration::from_micros(round * 7 % 1000));
+        change.store(micros(), SeqCst);
+        syncs[0].mark_updated().unwrap();
+        waiters.into_iter().for_each(Child::succeeds);
+        syncs[0].refresh().unwrap();
+    }
+    stop.store(1, SeqCst);
+    leavers.into_iter().for_each(Child::succeeds);
+    assert_eq!(overslept.load(SeqCst), 0, "a wake-up was lost");
 }
 
 #[test]
