@@ -105,7 +105,8 @@ impl Group {
     }
 
     fn has_moved(&self) -> bool {
-        self.place.word().bits() != self.quiet
+        // A mapping that was given back reads as zero, too.
+        self.quiet == 0 || self.place.word().bits() != self.quiet
     }
 
     /// Takes those that are to be told to `due`, and has the next update wake the thread for the others.
@@ -363,6 +364,12 @@ impl Drop for Registration {
         let removed = state.remove(self.id, self.group);
         let is_last = state.by_key.is_empty();
         drop(state);
+        // A task waits for a moment, and mostly again: only a descriptor that is gone is so for good.
+        if let (Some(Entry { target: Target::Descriptor(_), .. }), Some(group)) = &removed
+            && !self.table.is_read_only()
+        {
+            group.place.owner().slots().stop_waiting(std::iter::once(&*group.place));
+        }
         drop(removed);
         if is_last {
             self.table.wake_sleepers();

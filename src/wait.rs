@@ -132,20 +132,46 @@ impl Awaited<'_> {
 
 /// Sleeps until one of the keys was updated.
 pub(crate) fn wait_for_any(awaited: &[Awaited<'_>], deadline: Option<Instant>) -> Waited {
+    let (mut bits, mut is_long) = (Vec::new(), false);
     loop {
         if awaited.iter().any(Awaited::is_news) {
             return Waited::Changed;
         }
         let Some(limit) = time_left(deadline, SLICE) else {
             // A table that cannot be attached to is news only now and then, but what it is for is expired all the time.
-            let is_expired = awaited.iter().any(Awaited::is_expired);
-            return if is_expired { Waited::Changed } else { Waited::TimedOut };
+            if awaited.iter().any(Awaited::is_expired) {
+                return Waited::Changed;
+            }
+            if is_long {
+                leave(bits);
+            }
+            return Waited::TimedOut;
         };
+        is_long |= limit == SLICE;
         match awaited {
-            [one] if !one.sync.table().is_read_only() => sleep_on_key(one, limit),
-            several => sleep_on_tables(several, limit),
+            [one] if !one.sync.table().is_read_only() => sleep_on_key(one, limit, &mut bits),
+            several => sleep_on_tables(several, limit, &mut bits),
         }
     }
+}
+
+/// Clears the waiting bits that a waiter has set, and that no update has cleared.
+fn leave(mut bits: Vec<&Place>) {
+    while let Some(place) = bits.first() {
+        let owner = Arc::clone(place.owner());
+        let is_there = |place: &&Place| Arc::ptr_eq(place.owner(), &owner);
+        owner.slots().stop_waiting(bits.iter().copied().filter(is_there).map(|place| &**place));
+        bits.retain(|place| !is_there(place));
+    }
+}
+
+/// Says that this waits for `awaited`, and notes the place if nobody else had said so. `false` if there is no need to sleep.
+fn await_update<'a>(awaited: &Awaited<'a>, place: &'a Place, bits: &mut Vec<&'a Place>) -> bool {
+    let word = place.await_update();
+    if !word.is_awaited() && word.is_live() {
+        bits.push(place);
+    }
+    awaited.ticket.may_sleep_on(word)
 }
 
 /// Sleeps as long as nothing is to be reported but changes that were reported before, and that too lately to be reported again.
@@ -171,10 +197,10 @@ pub(crate) fn time_left(deadline: Option<Instant>, slice: Duration) -> Option<Du
     (!left.is_zero()).then(|| left.min(slice))
 }
 
-fn sleep_on_key(awaited: &Awaited<'_>, limit: Duration) {
+fn sleep_on_key<'a>(awaited: &Awaited<'a>, limit: Duration, bits: &mut Vec<&'a Place>) {
     let place = awaited.sync.place();
     let armed = place.wake.arm();
-    match awaited.ticket.may_sleep_on(place.await_update()) {
+    match await_update(awaited, place, bits) {
         true => place.wake.sleep(armed, limit),
         // There is news, or no table: then it is for the next look to tell.
         false if place.word().is_live() => {}
@@ -182,8 +208,8 @@ fn sleep_on_key(awaited: &Awaited<'_>, limit: Duration) {
     }
 }
 
-fn sleep_on_tables(awaited: &[Awaited<'_>], limit: Duration) {
-    let places: Vec<&Place> = awaited.iter().map(|awaited| awaited.sync.place()).collect();
+fn sleep_on_tables<'a>(awaited: &[Awaited<'a>], limit: Duration, bits: &mut Vec<&'a Place>) {
+    let places: Vec<&'a Place> = awaited.iter().map(|awaited| awaited.sync.place()).collect();
     let is_blind = |(awaited, place): (&Awaited<'_>, &&Place)| {
         awaited.sync.table().is_read_only() || !place.owner().slots().header().is_live()
     };
@@ -198,7 +224,7 @@ fn sleep_on_tables(awaited: &[Awaited<'_>], limit: Duration) {
     tables.dedup_by(|one, other| Arc::ptr_eq(one, other));
     let words: Vec<&WakeWord> = tables.iter().map(|table| &table.slots().header().wake.word).collect();
     let armed: Vec<_> = words.into_iter().map(|word| (word, word.arm())).collect();
-    if awaited.iter().zip(places).all(|(awaited, place)| awaited.ticket.may_sleep_on(place.await_update())) {
+    if awaited.iter().zip(places).all(|(awaited, place)| await_update(awaited, place, bits)) {
         WakeWord::sleep_on_any(&armed, limit);
     }
 }

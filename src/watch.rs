@@ -45,7 +45,8 @@ impl Table {
     ///
     /// # Progress
     ///
-    /// Each change costs a look at all slots of the table, and the update that makes it a call of the system.
+    /// Each change costs a look at all slots of the table, and the update that makes it a call of the system. So does dropping
+    /// the watch, which takes back that somebody waits: those who really do are woken, and go back to sleep.
     #[must_use]
     pub fn watch(&self) -> Watch {
         let incarnation = Arc::clone(self.latest());
@@ -134,6 +135,15 @@ impl Watch {
             let _ = self.incarnation.recover(slot);
         }
         word.is_live()
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        if !self.table.is_read_only() {
+            let slots = self.incarnation.slots();
+            slots.stop_waiting(slots.claimed(slots.memory().reachable()).map(|(_, _, slot)| slot));
+        }
     }
 }
 

@@ -15,6 +15,7 @@ pub(crate) struct Pace {
     /// How often that was reported.
     reports: AtomicU32,
     /// How many reports tasks were given in a row without a pause.
+    #[cfg(feature = "tokio")]
     row: AtomicU32,
 }
 
@@ -24,12 +25,16 @@ impl Pace {
     const SHORTEST: u64 = 10;
     const LONGEST: u64 = 1000;
 
-    /// A task that is given so many reports in a row lets others run.
-    const MOST_IN_A_ROW: u32 = 128;
-
     pub(crate) fn new() -> Self {
         let zero = || AtomicU64::new(0);
-        Self { seen: zero(), present: zero(), last: zero(), reports: AtomicU32::new(0), row: AtomicU32::new(0) }
+        Self {
+            seen: zero(),
+            present: zero(),
+            last: zero(),
+            reports: AtomicU32::new(0),
+            #[cfg(feature = "tokio")]
+            row: AtomicU32::new(0),
+        }
     }
 
     fn is_same(&self, seen: Sight, present: Sight) -> bool {
@@ -56,6 +61,13 @@ impl Pace {
         self.last.store(now, Ordering::Relaxed);
         self.reports.store(before.saturating_add(1), Ordering::Relaxed);
     }
+}
+
+// ORDERING: as above.
+#[cfg(feature = "tokio")]
+impl Pace {
+    /// A task that is given so many reports in a row lets others run.
+    const MOST_IN_A_ROW: u32 = 128;
 
     /// Whether a task lets others run before it is given a report, which `is_repeated` if it was given it before. If so,
     /// it need not do so again for this one.
