@@ -1,6 +1,7 @@
 //! How a `Cached` is built.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::cached::Cached;
@@ -13,8 +14,8 @@ type OnError = Box<dyn Fn(&Error) + Send + Sync>;
 type OnPair<T> = Box<dyn Fn(&T, &T) + Send + Sync>;
 
 /// What a `Cached` does, and when.
-pub(crate) struct Policy<T> {
-    pub(crate) loader: Box<dyn Fn() -> Result<T, Source> + Send + Sync>,
+pub(crate) struct Policy<T: ?Sized> {
+    pub(crate) loader: Box<dyn Fn() -> Result<Arc<T>, Source> + Send + Sync>,
     pub(crate) dependencies: Vec<GenerationSynchronizer>,
     pub(crate) max_age: Option<Duration>,
     pub(crate) jitter: f64,
@@ -28,7 +29,7 @@ pub(crate) struct Policy<T> {
     pub(crate) verification: Option<Verification<T>>,
 }
 
-pub(crate) struct Verification<T> {
+pub(crate) struct Verification<T: ?Sized> {
     every: u64,
     /// The hits that might have been verified.
     hits: Count,
@@ -36,7 +37,7 @@ pub(crate) struct Verification<T> {
     pub(crate) compare: OnPair<T>,
 }
 
-impl<T> Verification<T> {
+impl<T: ?Sized> Verification<T> {
     /// To be asked at each hit.
     pub(crate) fn is_due(&self) -> bool {
         self.hits.add_one().is_multiple_of(self.every)
@@ -48,8 +49,20 @@ impl<T> Policy<T> {
     where
         E: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
+        Self::shared(move || loader().map(Arc::new))
+    }
+}
+
+impl<T: ?Sized> Policy<T> {
+    pub(crate) fn shared<A: Into<Arc<T>>, E>(loader: impl Fn() -> Result<A, E> + Send + Sync + 'static) -> Self
+    where
+        E: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
         Self {
-            loader: Box::new(move || loader().map_err(|error| Source::from(error.into()))),
+            loader: Box::new(move || match loader() {
+                Ok(value) => Ok(value.into()),
+                Err(error) => Err(Source::from(error.into())),
+            }),
             dependencies: Vec::new(),
             max_age: None,
             jitter: 0.0,
@@ -63,27 +76,22 @@ impl<T> Policy<T> {
         }
     }
 
-    /// When a value that was loaded at `now` is too old. Both are milliseconds.
-    pub(crate) fn expiry(&self, now: u64) -> u64 {
-        let Some(max_age) = self.max_age else { return u64::MAX };
-        let age = milliseconds(max_age);
-        let shorter = if self.jitter > 0.0 { (age as f64 * self.jitter * random_fraction()) as u64 } else { 0 };
-        now.saturating_add(age.saturating_sub(shorter))
+    /// How old the next value may become.
+    pub(crate) fn next_age(&self) -> Duration {
+        match self.max_age {
+            None | Some(Duration::MAX) => Duration::MAX,
+            Some(age) if self.jitter > 0.0 => {
+                let shorter = age.as_secs_f64() * (1.0 - self.jitter * random_fraction());
+                Duration::try_from_secs_f64(shorter).unwrap_or(age)
+            }
+            Some(age) => age,
+        }
     }
 
-    /// In milliseconds.
-    pub(crate) fn retry_pause(&self) -> u64 {
-        milliseconds(self.retry_pause)
+    /// How long calls that do not wait for a new value keep from trying again after a load that failed.
+    pub(crate) fn pause_of_calls(&self) -> Duration {
+        if self.max_staleness.is_some() { self.retry_pause } else { Duration::ZERO }
     }
-
-    /// When to try again after a load that failed at `now`. Both are milliseconds.
-    pub(crate) fn retry(&self, now: u64) -> u64 {
-        if self.max_staleness.is_some() { now.saturating_add(milliseconds(self.retry_pause)) } else { now }
-    }
-}
-
-fn milliseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// From 0 to 1. Asked of the system, as forked children would have any other generator's state in common.
@@ -108,7 +116,7 @@ fn random_fraction() -> f64 {
 ///     .fail_safe(Duration::from_secs(300))
 ///     .on_error(|error| eprintln!("{error}"))
 ///     .build()?;
-/// let now = routes.get()?;
+/// let now = routes.get()?; // an error only if there is nothing to serve, or for too long
 /// plugins.mark_updated()?; // expires the routes, too
 /// # drop(now);
 /// # Ok(()) }
@@ -126,25 +134,20 @@ fn random_fraction() -> f64 {
 ///
 /// If a callback panics, so does the call that loaded; the next one goes on as usual.
 #[must_use = "a builder does nothing until `build` is called"]
-pub struct CachedBuilder<T> {
+pub struct CachedBuilder<T: ?Sized> {
     sync: GenerationSynchronizer,
     policy: Policy<T>,
 }
 
-impl<T> CachedBuilder<T> {
-    pub(crate) fn new<E>(
-        sync: GenerationSynchronizer,
-        loader: impl Fn() -> Result<T, E> + Send + Sync + 'static,
-    ) -> Self
-    where
-        E: Into<Box<dyn std::error::Error + Send + Sync>>,
-    {
-        Self { sync, policy: Policy::new(loader) }
+impl<T: ?Sized> CachedBuilder<T> {
+    pub(crate) fn new(sync: GenerationSynchronizer, policy: Policy<T>) -> Self {
+        Self { sync, policy }
     }
 
     /// While one thread loads an expired value, the others get the old one instead of waiting.
     ///
-    /// An update is then seen by a check that begins after it *and* after the load.
+    /// An update is then seen by a check that begins after it *and* after the load. A load that hangs leaves them with the old
+    /// value for as long as it does, without an error, unless [`fail_safe`](Self::fail_safe) says how long that may be.
     pub fn stale_while_reloading(mut self) -> Self {
         self.policy.stale_while_reloading = true;
         self
@@ -153,20 +156,27 @@ impl<T> CachedBuilder<T> {
     /// If a load fails, the old value is served for at most `max_staleness`, counted from the beginning of the first load
     /// that failed; only after that do callers get the error.
     ///
-    /// Between two attempts [`retry_pause`](Self::retry_pause) passes, whatever the callers get meanwhile.
+    /// A load that is under way for longer than that counts as failed for those who wait for it or take the old value meanwhile:
+    /// they get [`ErrorKind::Overdue`], and no other load begins before it ends, with whatever it gives then. This does not hold
+    /// for calls with a limit of their own ([`get_fresh`](Cached::get_fresh), [waits](Cached::wait)), nor while there is no old
+    /// value: a first load may last as long as it does. Zero serves no old value after a failure, and lets loads last.
+    ///
+    /// Between two attempts [`retry_pause`](Self::retry_pause) passes, whatever the callers get meanwhile. If the clock is set
+    /// back, as when a checkpoint is restored, both count as over.
     pub fn fail_safe(mut self, max_staleness: Duration) -> Self {
         self.policy.max_staleness = Some(max_staleness);
         self
     }
 
     /// How long to wait after a load that failed before the next one, so that a broken source is not stormed; one second
-    /// unless set. Of use with [`fail_safe`](Self::fail_safe) and for [waits](Cached::wait) alone, and to within the clock's tick, some milliseconds.
+    /// unless set. Of use with [`fail_safe`](Self::fail_safe) and for [waits](Cached::wait) alone, and to within the clock's
+    /// tick, some milliseconds. Without `fail_safe`, each call to [`get`](Cached::get) tries again at once.
     pub fn retry_pause(mut self, pause: Duration) -> Self {
         self.policy.retry_pause = pause;
         self
     }
 
-    /// Called for every load that fails, and whenever eight more loads in a row were each overtaken by an update
+    /// Called for every load that fails, when it has ended, and whenever eight more loads in a row were each overtaken by an update
     /// ([`ErrorKind::Overtaken`]), as happens if the loader marks its own key updated, or one that the value depends on.
     ///
     /// What it may do: see [Callbacks](Self#callbacks).
@@ -178,7 +188,8 @@ impl<T> CachedBuilder<T> {
     /// A value is expired when it is older than this, whatever its generation: a backstop for a source that is also
     /// changed by those who do not know of gensync.
     ///
-    /// To within the clock's tick, some milliseconds; at each use, the clock costs a few nanoseconds.
+    /// To within the clock's tick, some milliseconds; at each use, the clock costs a few nanoseconds. If the clock is set back, the
+    /// value is expired.
     pub fn max_age(mut self, age: Duration) -> Self {
         self.policy.max_age = Some(age);
         self
@@ -250,7 +261,7 @@ impl<T> CachedBuilder<T> {
     }
 }
 
-impl<T> fmt::Debug for CachedBuilder<T> {
+impl<T: ?Sized> fmt::Debug for CachedBuilder<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("CachedBuilder").field("sync", &self.sync).finish_non_exhaustive()
     }

@@ -2,12 +2,19 @@
 
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "tokio")]
+mod changed;
 mod flights;
+mod period;
+mod pollable;
+mod projection;
 mod reader;
 mod wait;
+mod waits;
 
 use std::fmt;
 use std::iter;
+use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -20,8 +27,12 @@ use crate::generation::Generation;
 use crate::handle::coarse_now;
 use crate::slot::Count;
 use crate::synchronizer::{GenerationSynchronizer, Ticket};
-use crate::update::UpdateError;
-use flights::{Failure, Flight, Flights, Next};
+use crate::update::{Update, UpdateError};
+#[cfg(feature = "tokio")]
+pub use changed::CachedChanged;
+use flights::{Failure, Flight, Flights, Log, Next};
+use period::Period;
+pub use projection::{CachedProjection, Part};
 pub use reader::CachedReader;
 
 /// How many loads in a row must have been overtaken by updates before that is reported.
@@ -65,23 +76,26 @@ const OVERTAKEN: u64 = 8;
 /// ([`stale_while_reloading`](CachedBuilder::stale_while_reloading), [`get_stale_ok`](Self::get_stale_ok)). A load that
 /// began after a call to `get` is good enough for that call, even if an update has overtaken it: every update that was
 /// complete before the call is in it. So a call to `get` waits for two loads at most, and runs one at most.
-pub struct Cached<T> {
+pub struct Cached<T: ?Sized> {
     current: ArcSwapOption<Entry<T>>,
     sync: GenerationSynchronizer,
     hits: Count,
     policy: Policy<T>,
     flights: ForkLocal<Flights>,
     tally: Tally,
+    /// What tasks were told last.
+    #[cfg(feature = "tokio")]
+    reported: ArcSwapOption<period::Report>,
 }
 
 /// A value and what it was loaded at, never changed.
-pub(crate) struct Entry<T> {
+pub(crate) struct Entry<T: ?Sized> {
     value: Arc<T>,
     ticket: Ticket,
     /// As many as the policy has dependencies.
     dependencies: Box<[Ticket]>,
-    /// When it will be too old, in milliseconds of the coarse clock.
-    expires: u64,
+    /// For how long it is not too old.
+    age: Period,
 }
 
 /// A value, and the generation that it was loaded at. From [`Cached::snapshot`].
@@ -91,14 +105,72 @@ pub(crate) struct Entry<T> {
 /// [`verify`](CachedBuilder::verify) give several values of one generation.
 #[derive(Debug)]
 #[non_exhaustive]
-pub struct Snapshot<T> {
+pub struct Snapshot<T: ?Sized> {
     /// The value.
     pub value: Arc<T>,
-    /// The generation of the key when the load of the value began; `None` if no table could be attached to.
+    /// The generation of the key when the load of the value began; `None` if no table could be attached to, or the value was
+    /// [invalidated](Cached::invalidate).
     pub generation: Option<Generation>,
 }
 
-impl<T> Entry<T> {
+impl<T: ?Sized> Clone for Snapshot<T> {
+    /// The same value, which is not cloned itself.
+    fn clone(&self) -> Self {
+        Self { value: Arc::clone(&self.value), generation: self.generation }
+    }
+}
+
+/// What is in place in a [`Cached`], from [`Cached::peek`].
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Peek<T: ?Sized> {
+    /// No value: none was loaded yet.
+    Nothing,
+    /// A value that the next [`get`](Cached::get) loads again.
+    Expired(Snapshot<T>),
+    /// A value that `get` would give as it is.
+    Fresh(Snapshot<T>),
+}
+
+impl<T: ?Sized> Peek<T> {
+    /// The value, fresh or not.
+    #[must_use]
+    pub fn value(&self) -> Option<&Arc<T>> {
+        self.snapshot().map(|snapshot| &snapshot.value)
+    }
+
+    /// The value with its generation, fresh or not.
+    #[must_use]
+    pub fn snapshot(&self) -> Option<&Snapshot<T>> {
+        match self {
+            Self::Nothing => None,
+            Self::Expired(snapshot) | Self::Fresh(snapshot) => Some(snapshot),
+        }
+    }
+
+    /// Whether there is a value that is fresh.
+    #[must_use]
+    pub fn is_fresh(&self) -> bool {
+        matches!(self, Self::Fresh(_))
+    }
+}
+
+impl<T: ?Sized> Clone for Peek<T> {
+    fn clone(&self) -> Self {
+        match self {
+            Self::Nothing => Self::Nothing,
+            Self::Expired(snapshot) => Self::Expired(snapshot.clone()),
+            Self::Fresh(snapshot) => Self::Fresh(snapshot.clone()),
+        }
+    }
+}
+
+// A loader or a callback that panics leaves the value that was in place, whole, and lets the next thread load; see
+// `Flight`. What a closure of the user's keeps for itself is not seen through a `Cached`.
+impl<T: RefUnwindSafe + ?Sized> UnwindSafe for Cached<T> {}
+impl<T: RefUnwindSafe + ?Sized> RefUnwindSafe for Cached<T> {}
+
+impl<T: ?Sized> Entry<T> {
     fn value(&self) -> Arc<T> {
         Arc::clone(&self.value)
     }
@@ -130,7 +202,7 @@ pub struct Counters {
     pub hits: u64,
     /// Loads that succeeded, the first one included.
     pub reloads: u64,
-    /// Loads that failed.
+    /// Loads that failed, or lasted longer than [`fail_safe`](CachedBuilder::fail_safe) allows; each once.
     pub errors: u64,
     /// Calls that were answered with an expired value: during a load, in a callback, or because loading failed.
     pub stale_answers: u64,
@@ -159,7 +231,7 @@ impl Terms {
 impl<T> Cached<T> {
     /// A value of the source behind `sync`'s key, loaded by `loader` at its first use.
     ///
-    /// The loader must read the source itself, and must not mark its own key updated, nor one that the value depends on. For
+    /// The loader should read the source itself; if it asks for other values, theirs must not ask for this one. It must not mark its own key updated, nor one that the value depends on. For
     /// more choice, see [`builder`](Self::builder).
     pub fn new<E>(sync: GenerationSynchronizer, loader: impl Fn() -> Result<T, E> + Send + Sync + 'static) -> Self
     where
@@ -176,13 +248,62 @@ impl<T> Cached<T> {
     where
         E: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        CachedBuilder::new(sync, loader)
+        CachedBuilder::new(sync, Policy::new(loader))
+    }
+}
+
+impl<T: ?Sized> Cached<T> {
+    /// As [`new`](Self::new), with a loader that gives an `Arc` or what becomes one: for values that have no size of their own,
+    /// such as `str`, slices and trait objects, and for loaders that share what they give.
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    ///
+    /// use gensync::{Cached, GenerationSynchronizer, Table};
+    ///
+    /// # fn main() -> Result<(), gensync::Error> {
+    /// let table = Table::options().anonymous()?;
+    /// let load = || Ok::<String, std::io::Error>("hello".to_owned());
+    /// let greeting = Cached::<str>::new_shared(GenerationSynchronizer::new(&table, "greeting")?, load);
+    /// let now: Arc<str> = greeting.get()?;
+    /// assert_eq!(&*now, "hello");
+    /// # Ok(()) }
+    /// ```
+    pub fn new_shared<A: Into<Arc<T>>, E>(
+        sync: GenerationSynchronizer,
+        loader: impl Fn() -> Result<A, E> + Send + Sync + 'static,
+    ) -> Self
+    where
+        E: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        Self::assemble(sync, Policy::shared(loader))
+    }
+
+    /// As [`builder`](Self::builder), with a loader as of [`new_shared`](Self::new_shared).
+    pub fn builder_shared<A: Into<Arc<T>>, E>(
+        sync: GenerationSynchronizer,
+        loader: impl Fn() -> Result<A, E> + Send + Sync + 'static,
+    ) -> CachedBuilder<T>
+    where
+        E: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        CachedBuilder::new(sync, Policy::shared(loader))
     }
 
     pub(crate) fn assemble(sync: GenerationSynchronizer, policy: Policy<T>) -> Self {
         let flights = ForkLocal::new();
+        let sync = sync.without_following();
         let (current, hits, tally) = (ArcSwapOption::empty(), Count::default(), Tally::default());
-        Self { current, sync, hits, policy, flights, tally }
+        Self {
+            current,
+            sync,
+            hits,
+            policy,
+            flights,
+            tally,
+            #[cfg(feature = "tokio")]
+            reported: ArcSwapOption::empty(),
+        }
     }
 
     /// The value, fresh: no update that was complete before the call is missing in it, unless the value was built to allow
@@ -191,7 +312,15 @@ impl<T> Cached<T> {
     /// # Errors
     ///
     /// [`ErrorKind::Load`] with the loader's error as source, also to those who waited for that load; the value stays
-    /// expired, and the next call tries again. [`ErrorKind::Recursion`] if the loader itself calls this.
+    /// expired, and the next call tries again, at once: a loop that calls this until it succeeds must pause by itself, or
+    /// [`wait`](Self::wait), or be built with [`fail_safe`](CachedBuilder::fail_safe).
+    ///
+    /// [`ErrorKind::Overdue`] if an old value may be served, and another thread's load lasts for longer than that.
+    ///
+    /// [`ErrorKind::Recursion`] if the loader itself calls this, or if the load that this call would wait for waits for this
+    /// thread, by way of other values: else all of these threads would wait for ever. Only threads in calls of this kind are
+    /// seen. If a loader waits by other means for a thread or a task which asks for the value that it is to load, that is
+    /// not, and only [`get_fresh`](Self::get_fresh) ends.
     ///
     /// # Panics
     ///
@@ -280,6 +409,42 @@ impl<T> Cached<T> {
         }
     }
 
+    /// What is in place, and whether it is fresh, without loading it, waiting for it or counting as a use: for a health check
+    /// or a debug page, and for loaders and callbacks as well.
+    ///
+    /// ```
+    /// use gensync::{Cached, GenerationSynchronizer, Peek, Table};
+    ///
+    /// # fn main() -> Result<(), gensync::Error> {
+    /// let table = Table::options().anonymous()?;
+    /// let routes = Cached::new(GenerationSynchronizer::new(&table, "routes")?, || Ok::<_, std::io::Error>(vec!["/"]));
+    /// assert!(matches!(routes.peek(), Peek::Nothing));
+    /// routes.get()?;
+    /// assert!(routes.peek().is_fresh());
+    /// routes.mark_updated()?;
+    /// let old = routes.peek();
+    /// assert!(!old.is_fresh());
+    /// assert_eq!(**old.value().unwrap(), ["/"]);
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Progress
+    ///
+    /// As [`get`](Self::get) while the value is fresh.
+    #[must_use]
+    pub fn peek(&self) -> Peek<T> {
+        match &*self.current.load() {
+            None => Peek::Nothing,
+            Some(entry) if self.is_fresh(entry) => Peek::Fresh(entry.snapshot()),
+            Some(entry) => Peek::Expired(entry.snapshot()),
+        }
+    }
+
+    /// A view of a part of the value, which `project` finds in it. See [`CachedProjection`].
+    pub fn map<U: ?Sized, F: Fn(&T) -> &U + Clone>(&self, project: F) -> CachedProjection<T, U, &Self, F> {
+        CachedProjection::new(self, project)
+    }
+
     fn entry(&self) -> Result<Arc<Entry<T>>, Error> {
         match self.fresh(true, Arc::clone) {
             Some(entry) => Ok(entry),
@@ -294,14 +459,79 @@ impl<T> Cached<T> {
     ///
     /// As there.
     pub fn update<R, E>(&self, commit: impl FnOnce() -> Result<R, E>) -> Result<R, UpdateError<E>> {
-        // By another one of the key, as the value's own has not seen what is not loaded.
-        self.sync.clone().update(commit)
+        self.sync.update(commit)
     }
 
-    /// The synchronizer of the value's key, for other ways to announce an update. What it has
-    /// [seen](GenerationSynchronizer::sync_gen) is the generation of the value in place, so that other ways to wait, such as
-    /// [`pollable`](GenerationSynchronizer::pollable), tell when the value's own key was updated. So an update of its own would
-    /// count as seen: announce by a clone of it, or by [`update`](Self::update).
+    /// Begins a crash-safe update, to be finished when the source was changed: see
+    /// [`GenerationSynchronizer::begin_update`]. The value is expired when it has ended, in this process as in all others.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    ///
+    /// # Progress
+    ///
+    /// As there.
+    pub fn begin_update(&self) -> Result<Update<'_>, Error> {
+        self.sync.begin_update()
+    }
+
+    /// Announces that the source was updated, and returns the new generation: the value is expired in all processes, in this
+    /// one too, which has not loaded it either. See [`update`](Self::update) for a commit whose announcement cannot be lost.
+    ///
+    /// # Errors
+    ///
+    /// As [`GenerationSynchronizer::mark_updated`].
+    ///
+    /// # Progress
+    ///
+    /// As there, and a look at a clock each time.
+    pub fn mark_updated(&self) -> Result<Generation, Error> {
+        self.sync.mark_updated()
+    }
+
+    /// Has all processes load the value again, though nothing was changed. For this process only, see
+    /// [`invalidate`](Self::invalidate).
+    ///
+    /// # Errors
+    ///
+    /// As [`GenerationSynchronizer::clear`].
+    ///
+    /// # Progress
+    ///
+    /// As [`mark_updated`](Self::mark_updated).
+    pub fn clear(&self) -> Result<(), Error> {
+        self.sync.clear()
+    }
+
+    /// Expires the value in this process only: the next call loads it, also if a load that is in flight ends first, and also
+    /// in the [pause](CachedBuilder::retry_pause) after one that failed. Other processes do not notice, nor does a value in
+    /// which this one is a [dependency](CachedBuilder::depends_on).
+    ///
+    /// The old value is kept, and served where this `Cached` was built to serve it. A [`CachedReader`] notices within 64 of its
+    /// uses, and a [wait](Self::wait) that is under way within half a second.
+    ///
+    /// # Progress
+    ///
+    /// Takes a lock of the value's, which is never held for long.
+    pub fn invalidate(&self) {
+        let old = self.flights.get().invalidate(|| {
+            let entry = self.current.load_full()?;
+            let (value, dependencies, age) = (entry.value(), entry.dependencies.clone(), entry.age);
+            self.sync.adopt(Ticket::VOID);
+            self.current.swap(Some(Arc::new(Entry { value, ticket: Ticket::VOID, dependencies, age })))
+        });
+        // Not under the lock.
+        drop(old);
+        self.ring_alarms();
+    }
+
+    /// The synchronizer of the value's key. What it has [seen](GenerationSynchronizer::sync_gen) is the generation of the value
+    /// in place: an update that is announced by it is not adopted, as the value is not loaded yet, in this process either.
+    ///
+    /// Whether the value is fresh does not depend on what this synchronizer has seen, so nothing that is done with it can make
+    /// an old value count as fresh. It knows neither of [`depends_on`](CachedBuilder::depends_on) nor of
+    /// [`max_age`](CachedBuilder::max_age): wait by the methods of the `Cached`.
     #[must_use]
     pub fn synchronizer(&self) -> &GenerationSynchronizer {
         &self.sync
@@ -358,15 +588,19 @@ impl<T> Cached<T> {
         Some(pick(loaded.as_ref().unwrap_or(entry)))
     }
 
+    /// The keys that values are made of.
+    fn keys(&self) -> impl Iterator<Item = &GenerationSynchronizer> {
+        iter::once(&self.sync).chain(&self.policy.dependencies)
+    }
+
     /// The keys that `entry` is made of, each with its ticket.
     fn tickets(&self, entry: &Entry<T>) -> impl Iterator<Item = (&GenerationSynchronizer, Ticket)> {
-        let dependencies = self.policy.dependencies.iter().zip(entry.dependencies.iter().copied());
-        iter::once((&self.sync, entry.ticket)).chain(dependencies)
+        self.keys().zip(iter::once(entry.ticket).chain(entry.dependencies.iter().copied()))
     }
 
     fn is_fresh(&self, entry: &Entry<T>) -> bool {
         self.tickets(entry).all(|(sync, ticket)| !sync.is_expired_since(ticket))
-            && (self.policy.max_age.is_none() || coarse_now() < entry.expires)
+            && (self.policy.max_age.is_none() || !entry.age.is_over(coarse_now()))
     }
 
     /// Whether an update has come between the beginning of the load and now.
@@ -398,11 +632,28 @@ impl<T> Cached<T> {
                 Next::Rest => {
                     return current.map(|entry| self.stale(entry)).ok_or_else(|| self.sync.error(ErrorKind::Recursion));
                 }
-                Next::Wait => match current.filter(|_| terms.stale_while_reloading) {
-                    Some(entry) => return Ok(self.stale(entry)),
-                    None if flights.wait(log, terms.deadline) => {}
-                    None => return Err(self.sync.error(ErrorKind::Deadline)),
-                },
+                Next::Wait { began, unread_since } => {
+                    let now = coarse_now();
+                    let allowed = self.allowed_staleness(&current, terms);
+                    let period = |since| Period::new(since, allowed);
+                    match current {
+                        Some(entry) if terms.stale_while_reloading && !period(unread_since).is_over(now) => {
+                            return Ok(self.stale(entry));
+                        }
+                        _ if period(began).is_over(now) => return Err(self.overdue(&flights, log, began, allowed)),
+                        _ => {}
+                    }
+                    // Nobody need keep an old value for this call's sake.
+                    drop(current);
+                    if terms.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                        return Err(self.sync.error(ErrorKind::Deadline));
+                    }
+                    let end = terms.deadline.into_iter().chain(period(began).end(now)).min();
+                    let key = self.sync.cache_key().as_str();
+                    flights
+                        .wait(log, end, key)
+                        .map_err(|circle| self.sync.explain(Error::from(ErrorKind::Recursion).caused_by(circle)))?;
+                }
             }
             log = flights.log();
         }
@@ -413,6 +664,22 @@ impl<T> Cached<T> {
         entry
     }
 
+    /// How long a load may last before it counts as failed for a call that waits for it; as for ever, if there is nothing that
+    /// could be too old, or the call has a limit of its own.
+    fn allowed_staleness(&self, current: &Option<Arc<Entry<T>>>, terms: Terms) -> Duration {
+        let allowed = self.policy.max_staleness.filter(|allowed| !allowed.is_zero() && current.is_some());
+        allowed.filter(|_| terms.stale_after_failure).unwrap_or(Duration::MAX)
+    }
+
+    #[cold]
+    fn overdue(&self, flights: &Flights, log: Log, began: u64, allowed: Duration) -> Error {
+        if flights.is_first_to_find_overdue(log) {
+            self.tally.errors.add_one();
+        }
+        let lasted = Duration::from_millis(coarse_now().saturating_sub(began));
+        self.sync.error(ErrorKind::Overdue { lasted, allowed })
+    }
+
     /// What a caller gets whose load failed, or who waited for one that did.
     fn after_failure(
         &self,
@@ -420,9 +687,9 @@ impl<T> Cached<T> {
         old: Option<Arc<Entry<T>>>,
         terms: Terms,
     ) -> Result<Arc<Entry<T>>, Error> {
-        let age = Duration::from_millis(coarse_now().saturating_sub(failure.since));
+        let is_allowed = |staleness| !Period::new(failure.since, staleness).is_over(coarse_now());
         match (old, self.policy.max_staleness) {
-            (Some(entry), Some(max_staleness)) if terms.stale_after_failure && age <= max_staleness => {
+            (Some(entry), Some(staleness)) if terms.stale_after_failure && is_allowed(staleness) => {
                 Ok(self.stale(entry))
             }
             _ => Err(self.load_error(failure)),
@@ -448,16 +715,23 @@ impl<T> Cached<T> {
         self.tally.longest.raise_to(start.elapsed().as_micros() as u64);
         match outcome {
             Ok(value) => {
-                let expires = self.policy.expiry(coarse_now());
-                let entry = Arc::new(Entry { value: Arc::new(value), ticket, dependencies, expires });
-                let old = self.current.swap(Some(Arc::clone(&entry)));
-                self.sync.adopt(ticket);
+                let age = Period::new(coarse_now(), self.policy.next_age());
+                let (entry, old) = flight.place(|is_invalidated| {
+                    let ticket = if is_invalidated { Ticket::VOID } else { ticket };
+                    let entry = Arc::new(Entry { value, ticket, dependencies, age });
+                    let old = self.current.swap(Some(Arc::clone(&entry)));
+                    (entry, old)
+                });
+                self.sync.adopt(entry.ticket);
                 self.tally.reloads.add_one();
                 let is_overtaken = self.is_overtaken(&entry);
                 if is_overtaken {
                     self.tally.overtaken.add_one();
                 }
                 let overtaken = flight.succeed(is_overtaken);
+                if self.policy.max_age.is_some() {
+                    self.set_alarms(entry.age.due());
+                }
                 if let (Some(on_reload), Some(old)) = (&self.policy.on_reload, &old) {
                     on_reload(&old.value, &entry.value);
                 }
@@ -473,9 +747,11 @@ impl<T> Cached<T> {
                 Ok(entry)
             }
             Err(error) => {
-                self.tally.errors.add_one();
+                if !flight.is_overdue() {
+                    self.tally.errors.add_one();
+                }
                 let ended = coarse_now();
-                let retry = self.policy.retry(ended);
+                let retry = Period::new(ended, self.policy.pause_of_calls());
                 let mut failure = Failure { error, since, ended, retry, load: flight.number() };
                 match verified {
                     None => flight.fail(&mut failure),
@@ -523,7 +799,7 @@ impl<T> Cached<T> {
     }
 }
 
-impl<T> fmt::Debug for Cached<T> {
+impl<T: ?Sized> fmt::Debug for Cached<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Cached").field("sync", &self.sync).field("counters", &self.counters()).finish_non_exhaustive()
     }

@@ -5,13 +5,19 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::thread::sleep;
+use std::time::Duration;
 
 use futures_core::Stream;
 
 use crate::error::Error;
 use crate::generation::Generation;
+use crate::handle::coarse_now;
 use crate::notifier::{Registration, Target};
-use crate::synchronizer::GenerationSynchronizer;
+use crate::synchronizer::{GenerationSynchronizer, Ticket};
+
+/// How long a poll blocks that fails as the one before did.
+const MOMENT: Duration = Duration::from_millis(1);
 
 impl GenerationSynchronizer {
     /// Is ready when the generation is not the one seen, that is when [`is_expired`](Self::is_expired) is `true`:
@@ -19,6 +25,10 @@ impl GenerationSynchronizer {
     ///
     /// All descriptors and tasks of a [`Table`](crate::Table) in one process share one thread, which begins with the first and
     /// ends with the last.
+    ///
+    /// A change is reported until it is adopted. So that a loop whose loads fail neither keeps the processor busy nor other
+    /// tasks from running, the same change is reported again only after the task has yielded once, and 10 milliseconds after
+    /// the last time; twice as long after each further one, up to a second. Another change ends the pause at once.
     ///
     /// ```
     /// # use gensync::{GenerationSynchronizer, Table};
@@ -31,8 +41,10 @@ impl GenerationSynchronizer {
     /// loop {
     ///     sync.changed().await?;
     ///     let ticket = sync.ticket();
-    ///     load_routes().await?;
-    ///     sync.adopt(ticket);
+    ///     match load_routes().await {
+    ///         Ok(()) => sync.adopt(ticket),
+    ///         Err(error) => eprintln!("will be tried again: {error}"), // after a pause, which grows
+    ///     }
     /// #   break;
     /// }
     /// # Ok(()) }
@@ -49,11 +61,14 @@ impl GenerationSynchronizer {
     ///
     /// # Progress
     ///
-    /// Polling it does not wait for updates, but is not wait-free: it takes a lock that all tasks and descriptors of the table
-    /// share in this process, for the time of a look at a key, while the thread may hold it for a look at each key that is waited
-    /// for. It allocates; the first poll may start the thread. A look makes the system calls that
-    /// [`is_expired`](Self::is_expired) may make. Dropping the future takes the lock as well, and wakes the thread if it was the
-    /// last.
+    /// This call does nothing. A `poll` of the future never sleeps until there is a change. It reads a clock, and up to twice
+    /// a second it looks at the file's path. If there is no change, it takes a lock that only threads of this process have,
+    /// which the thread holds while it looks at one word of each key that is waited for; the first such `poll` of a future
+    /// allocates, and may start the thread. While a change is paused, it may make one system call to wake the thread. If the
+    /// table was replaced, `poll` attaches to the successor, with all that this takes: opening, mapping and retiring files. If
+    /// a `poll` fails because no thread can be started, as the one before did, it blocks for a millisecond, since nothing
+    /// else could slow a loop down; each 128th yields. Dropping the future takes the same lock; the last one wakes the
+    /// thread, by one system call.
     pub fn changed(&self) -> Changed<'_> {
         Changed { sync: self, registration: None }
     }
@@ -74,26 +89,57 @@ impl GenerationSynchronizer {
     ///
     /// # Progress
     ///
-    /// As [`changed`](Self::changed).
+    /// This call allocates. The stream's `poll_next` and dropping it are as those of [`changed`](Self::changed).
     pub fn changes(&self) -> Changes {
         Changes { sync: self.clone(), registration: None }
     }
 
     fn poll_news(&self, context: &Context<'_>, registration: &mut Option<Registration>) -> Poll<Result<(), Error>> {
         let ticket = self.seen_ticket();
-        if self.is_news(ticket) {
-            return Poll::Ready(Ok(()));
+        // Of what was reported before, there is news when that is due again, or when it has changed once more.
+        let repeat = self.repeat(ticket);
+        let (awaited, pause) = repeat.map_or((ticket, None), |(pause, present)| (present, Some(pause)));
+        if pause == Some(0) || self.is_news(awaited) {
+            return self.report(context, ticket, pause.is_some());
         }
         let waker = context.waker().clone();
-        match registration {
-            Some(registration) if !registration.is_inherited() => registration.set_waker(waker, ticket),
-            _ => match Registration::new(self.clone(), Target::Task(Some(waker))) {
+        if registration.as_ref().is_none_or(Registration::is_inherited) {
+            match Registration::new(self, awaited, Target::Task(None)) {
                 Ok(new) => *registration = Some(new),
-                Err(error) => return Poll::Ready(Err(error)),
-            },
+                Err(error) => return self.fail(context, error),
+            }
+        }
+        if let Some(registration) = registration {
+            registration.set_waker(waker, awaited, pause.map(|pause| coarse_now() + pause));
         }
         // There may have been an update just before it was registered.
-        if self.is_news(ticket) { Poll::Ready(Ok(())) } else { Poll::Pending }
+        if self.is_news(awaited) {
+            return self.report(context, ticket, pause.is_some());
+        }
+        self.pace().end_row();
+        Poll::Pending
+    }
+
+    fn report(&self, context: &Context<'_>, ticket: Ticket, is_repeated: bool) -> Poll<Result<(), Error>> {
+        if self.pace().yields(is_repeated) {
+            context.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        self.pace().continue_row();
+        self.note_report(ticket);
+        Poll::Ready(Ok(()))
+    }
+
+    /// Without a thread, nothing can wake the task later.
+    pub(crate) fn fail(&self, context: &Context<'_>, error: Error) -> Poll<Result<(), Error>> {
+        if self.pace().yields(false) {
+            context.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        if self.pace().continue_row() {
+            sleep(MOMENT);
+        }
+        Poll::Ready(Err(error))
     }
 }
 

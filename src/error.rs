@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use nix::errno::Errno;
 
@@ -225,8 +226,25 @@ pub enum ErrorKind {
     /// Another thread was still loading the value of a [`Cached`](crate::Cached) at the deadline.
     #[error("the value was still being loaded at the deadline; take the old one with get_stale_ok, or allow more time")]
     Deadline,
-    /// The loader of a [`Cached`](crate::Cached) asked for the very value that it is to load.
-    #[error("the loader asks for the value that it is to load; let it read the source itself")]
+    /// A load of a [`Cached`](crate::Cached) has lasted longer than an old value may be served
+    /// ([`fail_safe`](crate::CachedBuilder::fail_safe)), and counts as failed.
+    #[error(
+        "the value has been loading for {lasted:?}, longer than an old one may be served, {allowed:?}; see what the loader \
+         waits for, and give it a time limit of its own"
+    )]
+    #[non_exhaustive]
+    Overdue {
+        /// How long it has lasted so far.
+        lasted: Duration,
+        /// How long an old value may be served.
+        allowed: Duration,
+    },
+    /// The loader of a [`Cached`](crate::Cached) asked for the very value that it is to load, itself or by way of other values,
+    /// which may be loaded in other threads. In the latter case, the source says which keys' loads wait for each other.
+    #[error(
+        "the loader asks for the value that it is to load, itself or by other values' loaders; let it read the source itself, \
+         and let loaders ask for each other's values in one direction only"
+    )]
     Recursion,
     /// Each of several loads of a [`Cached`](crate::Cached) in a row was overtaken by an update, of its key or of one that it
     /// depends on.
@@ -296,6 +314,12 @@ impl Error {
         let mut error = Self::new(ErrorKind::Load { reason: source.to_string() });
         error.0.source = Some(Arc::clone(source));
         error
+    }
+
+    #[cfg(not(loom))]
+    pub(crate) fn caused_by(mut self, source: impl std::error::Error + Send + Sync + 'static) -> Self {
+        self.0.source = Some(Arc::new(source));
+        self
     }
 
     pub(crate) fn io(action: &'static str, source: &io::Error) -> Self {

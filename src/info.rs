@@ -91,8 +91,9 @@ impl SlotInfo {
         self.is_abandoned
     }
 
-    /// Whether somebody waits for the key, or for any key of the table, or did until it was killed or its time was up. Each
-    /// update ends it, until those who are woken wait again.
+    /// Whether somebody waits for the key, or for any key of the table; or did until it was killed, until its time was up within
+    /// half a second, or, a task, until its future was dropped. Each update ends it, until those who are woken wait again; so
+    /// does a longer wait whose time is up, a [`Watch`](crate::Watch) that is dropped, and the last descriptor of a process.
     #[must_use]
     pub fn is_awaited(&self) -> bool {
         self.is_awaited

@@ -149,14 +149,12 @@ mod wait;
 #[cfg(not(loom))]
 mod watch;
 
-#[cfg(all(feature = "tokio", not(loom)))]
-pub use changed::{Changed, Changes};
 pub use error::{Error, ErrorKind};
 pub use generation::Generation;
 #[cfg(not(loom))]
 pub use {
     builder::CachedBuilder,
-    cached::{Cached, CachedReader, Counters, Snapshot},
+    cached::{Cached, CachedProjection, CachedReader, Counters, Part, Peek, Snapshot},
     handle::Table,
     info::{Occupancy, SlotInfo, Stats, TableInfo, TableState},
     key::{CacheKey, KeyNormalizer},
@@ -166,4 +164,9 @@ pub use {
     update::{Update, UpdateError, update_all},
     wait::{WaitSet, Waited},
     watch::Watch,
+};
+#[cfg(all(feature = "tokio", not(loom)))]
+pub use {
+    cached::CachedChanged,
+    changed::{Changed, Changes},
 };

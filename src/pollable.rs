@@ -7,9 +7,12 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::error::Error;
 use crate::notifier::{Registration, Target};
-use crate::synchronizer::GenerationSynchronizer;
+use crate::synchronizer::{GenerationSynchronizer, Ticket};
 
 /// A descriptor that becomes readable when a key was updated: for `poll`, `epoll` and what is made of them.
+///
+/// It becomes so once for each change, or for several at a time, whether or not that is adopted; and twice a second while the
+/// table cannot be attached to. A load that fails must be tried again by a timer of the program's own.
 ///
 /// Made by [`GenerationSynchronizer::pollable`]. It is the process's own: a child that was forked since shares its parent's,
 /// and must make one for itself.
@@ -26,9 +29,14 @@ use crate::synchronizer::GenerationSynchronizer;
 /// let pollable = sync.pollable()?;
 /// # GenerationSynchronizer::new(&table, "routes")?.mark_updated()?;
 /// loop {
-///     poll(&mut [PollFd::new(pollable.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE)?; // among others
-///     if pollable.acknowledge() {
-///         sync.refresh_with(load_routes)?;
+///     // A load that failed is tried again by and by, as nothing else asks for it.
+///     let timeout = if sync.is_expired() { PollTimeout::from(1000u16) } else { PollTimeout::NONE };
+///     poll(&mut [PollFd::new(pollable.as_fd(), PollFlags::POLLIN)], timeout)?; // among others
+///     pollable.acknowledge();
+///     if sync.is_expired()
+///         && let Err(error) = sync.refresh_with(load_routes)
+///     {
+///         eprintln!("will be tried again: {error}");
 ///     }
 /// #   break;
 /// }
@@ -37,10 +45,31 @@ use crate::synchronizer::GenerationSynchronizer;
 #[derive(Debug)]
 pub struct Pollable {
     descriptor: Arc<EventFd>,
-    _registration: Registration,
+    registrations: Vec<Arc<Registration>>,
 }
 
 impl Pollable {
+    /// Readable when one of the keys is not what its ticket saw. There must be one.
+    pub(crate) fn of_keys(keys: &[(&GenerationSynchronizer, Ticket)]) -> Result<Self, Error> {
+        let descriptor = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
+            .map_err(|errno| keys[0].0.explain(Error::system("making a descriptor to poll", errno)))?;
+        let descriptor = Arc::new(descriptor);
+        let register = |(sync, ticket): &(&GenerationSynchronizer, Ticket)| {
+            Registration::new(sync, *ticket, Target::Descriptor(Arc::clone(&descriptor))).map(Arc::new)
+        };
+        let registrations = keys.iter().map(register).collect::<Result<_, _>>()?;
+        Ok(Self { descriptor, registrations })
+    }
+
+    pub(crate) fn first(&self) -> Option<&Arc<Registration>> {
+        self.registrations.first()
+    }
+
+    pub(crate) fn make_readable(&self) {
+        // It fails if nobody has read it for 2^64 - 2 times, and then it is readable.
+        let _ = self.descriptor.write(1);
+    }
+
     /// Makes it unreadable until the next update; `false` if it was already. To be called before the state is loaded, so that
     /// an update during the load makes it readable again.
     ///
@@ -77,12 +106,11 @@ impl GenerationSynchronizer {
     ///
     /// # Progress
     ///
-    /// Takes a lock, which no other process has a part in, for the time of a look at each key that is waited for.
+    /// Makes a descriptor, and takes a lock that only threads of this process have, which the thread holds while it looks at
+    /// one word of each key that is waited for. The first one starts the thread. If the table was replaced, it attaches to the
+    /// successor, which is opened and mapped. Dropping the [`Pollable`] takes the same lock, closes the descriptor, and wakes
+    /// the thread if it was the last one.
     pub fn pollable(&self) -> Result<Pollable, Error> {
-        let descriptor = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
-            .map_err(|errno| self.explain(Error::system("making a descriptor to poll", errno)))?;
-        let descriptor = Arc::new(descriptor);
-        let registration = Registration::new(self.clone(), Target::Descriptor(Arc::clone(&descriptor)))?;
-        Ok(Pollable { descriptor, _registration: registration })
+        Pollable::of_keys(&[(self, self.seen_ticket())])
     }
 }

@@ -5,6 +5,8 @@
 //! An update is a release, a check an acquire, of the same generation word.
 
 mod local;
+#[cfg(not(loom))]
+mod pace;
 mod wake;
 
 use crate::generation::Generation;
@@ -16,6 +18,8 @@ pub(crate) use local::Seen;
 pub(crate) use local::{
     CheckBudget, Confirmation, Count, HighWater, LastTried, Published, Stopwatch, Turn, Users, Vigil,
 };
+#[cfg(not(loom))]
+pub(crate) use pace::Pace;
 #[cfg(not(loom))]
 pub(crate) use wake::Armed;
 pub(crate) use wake::WakeWord;
@@ -69,6 +73,12 @@ impl Word {
     /// Whether this is `other`, whoever waits.
     pub(crate) fn is_same(self, other: Self) -> bool {
         (self.0 ^ other.0) & !WAITING_BIT == 0
+    }
+
+    /// The same, while somebody waits.
+    #[cfg(not(loom))]
+    pub(crate) fn awaited(self) -> Self {
+        Self(self.0 | WAITING_BIT)
     }
 
     /// Whether somebody may sleep until the generation moves on.

@@ -11,7 +11,7 @@ use crate::key::CacheKey;
 use crate::layout::Slot;
 use crate::lock::Held;
 use crate::mapping::Places;
-use crate::slot::{CheckBudget, LastTried, Seen, Sight, Turn, Vigil, Word};
+use crate::slot::{CheckBudget, LastTried, Pace, Seen, Sight, Turn, Vigil, Word};
 
 /// How often to ask for a pending update's lock while others take it and let go of it.
 const ROUNDS: u32 = 16;
@@ -52,6 +52,8 @@ pub struct GenerationSynchronizer {
     seen: Seen,
     budget: CheckBudget,
     read_only: bool,
+    /// Whether updates take the slow path: what cannot be made, or is not adopted.
+    is_detoured: bool,
     // The rest is for what is done seldom.
     table: Table,
     key: CacheKey,
@@ -61,6 +63,38 @@ pub struct GenerationSynchronizer {
     tried: LastTried,
     /// One for all clones, as what was seen tells of losses by the numbers that they have there.
     vigil: Arc<Vigil>,
+    /// How soon those who wait are told again of what they do not adopt.
+    pace: Pace,
+}
+
+/// What a look at a key finds for those who wait for it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct News {
+    word: Word,
+    is_live: bool,
+    /// Whether time alone may make the state expired.
+    is_doubtful: bool,
+    /// Whether those who have seen nothing are told of a table that cannot be attached to.
+    may_retry: bool,
+    read_only: bool,
+}
+
+impl News {
+    /// Whether there is any for `ticket`; `sync` is what gave this.
+    pub(crate) fn is_for(self, sync: &GenerationSynchronizer, ticket: Ticket) -> bool {
+        let is_same = self.is_live && ticket.sight.is(self.word) && !self.is_doubtful;
+        !is_same && (self.may_retry || ticket.sight != Sight::NOTHING) && sync.is_overtaken(ticket.sight)
+    }
+
+    /// The word of which there is no news for those to whom there was none; zero if there may be, as a pending update must be
+    /// looked after.
+    pub(crate) fn quiet(self) -> u64 {
+        match self.is_live && !self.is_doubtful && self.word.pending() == 0 {
+            true if self.read_only => self.word.bits(),
+            true => self.word.awaited().bits(),
+            false => 0,
+        }
+    }
 }
 
 impl Clone for GenerationSynchronizer {
@@ -145,8 +179,14 @@ impl GenerationSynchronizer {
 
     fn assemble(places: Places<Incarnation>, sight: Sight, table: Table, key: CacheKey, vigil: Arc<Vigil>) -> Self {
         let (seen, budget, read_only) = (Seen::new(sight), CheckBudget::new(), table.is_read_only());
-        let (retry, tried) = (Turn::every(PAUSE), LastTried::default());
-        Self { places, seen, budget, read_only, table, key, retry, tried, vigil }
+        let (retry, tried, pace, is_detoured) = (Turn::every(PAUSE), LastTried::default(), Pace::new(), read_only);
+        Self { places, seen, budget, read_only, is_detoured, table, key, retry, tried, vigil, pace }
+    }
+
+    /// Does not adopt its own updates from here on: for a holder whose state is not what it writes. A clone does.
+    pub(crate) fn without_following(mut self) -> Self {
+        self.is_detoured = true;
+        self
     }
 
     /// Whether the state must be loaded again: its key was updated since the generation was seen.
@@ -358,11 +398,45 @@ impl GenerationSynchronizer {
         (!is_lost || self.retry.is_due(coarse_now())) && self.is_overtaken(ticket.sight)
     }
 
-    /// Whether there is news for `ticket`. If not, whoever makes it wakes those who sleep on the table's wake word; but for a
-    /// table that this process cannot write to.
-    pub(crate) fn await_news(&self, ticket: Ticket) -> bool {
-        let is_blind = || self.read_only || !self.places.slot().word().is_live();
-        self.is_news(ticket) || !is_blind() && !ticket.may_sleep_on(self.places.latest().await_update())
+    /// Has the next update wake those who sleep on the table's wake word, unless this process cannot write to the table, and
+    /// tells what there is now.
+    pub(crate) fn await_news(&self) -> News {
+        let place = self.places.latest();
+        let is_live = place.word().is_live() && self.table.is_latest(place.owner());
+        let word = if self.read_only || !is_live { place.word() } else { place.await_update() };
+        let may_retry = is_live || self.retry.is_due(coarse_now());
+        News { word, is_live, is_doubtful: self.table.is_doubtful(), may_retry, read_only: self.read_only }
+    }
+
+    /// What was reported of the change that somebody with `ticket` finds now: for how many milliseconds it is not to be
+    /// reported again, and a ticket for all that comes after it. `None` if there is none, or it was not reported yet.
+    pub(crate) fn repeat(&self, ticket: Ticket) -> Option<(u64, Ticket)> {
+        let present = self.unadopted(ticket)?;
+        Some((self.pace.pause(ticket.sight, present.sight, coarse_now())?, present))
+    }
+
+    /// Notes that somebody with `ticket` is told that there is news. It does not count if that was sooner than is due: the
+    /// time was up, or another thread was told as well.
+    pub(crate) fn note_report(&self, ticket: Ticket) {
+        let now = coarse_now();
+        if let Some(present) = self.unadopted(ticket)
+            && matches!(self.pace.pause(ticket.sight, present.sight, now), None | Some(0))
+        {
+            self.pace.report(ticket.sight, present.sight, now);
+        }
+    }
+
+    /// What somebody with `ticket` could adopt. A table that cannot be attached to has a pace of its own.
+    fn unadopted(&self, ticket: Ticket) -> Option<Ticket> {
+        let word = self.places.slot().word();
+        let present = Ticket::of(self.vigil.sight(word), self.places.slot());
+        (word.is_live() && present.sight != ticket.sight).then_some(present)
+    }
+
+    /// How reports to tasks are paced.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn pace(&self) -> &Pace {
+        &self.pace
     }
 
     /// Whether nothing has happened since `ticket` was taken: no update, and none that is pending.
@@ -515,8 +589,8 @@ impl GenerationSynchronizer {
 
     #[inline]
     fn bump(&self, follow: impl FnOnce(Word)) -> Result<Generation, Error> {
-        if self.read_only {
-            return self.refuse();
+        if self.is_detoured {
+            return self.bump_detoured();
         }
         let before = self.places.slot().bump();
         let Some(generation) = before.updated_unawaited() else {
@@ -524,6 +598,13 @@ impl GenerationSynchronizer {
         };
         follow(before);
         if self.budget.spend() { Ok(generation) } else { self.revalidate_after(generation) }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn bump_detoured(&self) -> Result<Generation, Error> {
+        self.check_writable()?;
+        self.bump_slow(self.places.slot().bump(), |_| ())
     }
 
     pub(crate) fn check_writable(&self) -> Result<(), Error> {
@@ -608,7 +689,7 @@ impl GenerationSynchronizer {
         let before = self.announce(place, place.finish_update());
         match before.updated() {
             Some(generation) => {
-                if knows {
+                if knows && !self.is_detoured {
                     self.seen.follow(before);
                 }
                 Ok(generation)

@@ -37,7 +37,10 @@
 //!
 //! - The bit may be cleared by an updater that meant others. He then moves the wake word on, so who set it in vain does not
 //!   fall asleep, or is woken, and goes round again.
-//! - A waiter that died leaves a bit and an armed wake word, which cost the next update one call of the system.
+//! - A waiter that leaves without a change may clear the bit, and wakes the others as an updater does, so that each sets it
+//!   again. That would be a storm if many waited for moments only: so it is for one that has slept through a whole slice, and
+//!   was the one to set the bit; for one that watches the whole table; and for the last descriptor of a key in a process.
+//! - A waiter that died, or left sooner, leaves a bit and an armed wake word, which cost the next update one call of the system.
 //! - An updater that died after his change leaves sleepers. So nobody sleeps long at a time.
 //!
 //! Each slot has a wake word for those who wait for its key, and the table one for those who wait for several.
@@ -192,6 +195,20 @@ impl<M: Memory> Slots<M> {
         slot.end_waiting();
         slot.wake.wake();
         self.header().wake.word.wake();
+    }
+
+    /// Nobody of this process waits for `slots` any more. Others may, who are woken to say so again.
+    pub(crate) fn stop_waiting<'a>(&self, slots: impl Iterator<Item = &'a Slot>) {
+        let mut is_changed = false;
+        for slot in slots.filter(|slot| slot.word().is_awaited()) {
+            // In this order: who says again that it waits, as it is woken, must not lose its bit to this.
+            slot.end_waiting();
+            slot.wake.wake();
+            is_changed = true;
+        }
+        if is_changed {
+            self.header().wake.word.wake();
+        }
     }
 
     /// The slots of the first `segments` segments that somebody has begun to claim.

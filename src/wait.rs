@@ -21,6 +21,7 @@ pub(crate) const SLICE: Duration = Duration::from_millis(500);
 /// How a wait ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use = "it says whether the state is expired"]
+#[non_exhaustive]
 pub enum Waited {
     /// The generation is not the one seen any more: the state must be loaded again.
     Changed,
@@ -49,8 +50,10 @@ impl GenerationSynchronizer {
     /// If the state [is expired](Self::is_expired) already, that ends it at once, so that none is missed between a check and a wait. Several
     /// updates may be told as one. Any number of threads and processes may wait for one key.
     ///
-    /// While the table cannot be attached to, which counts as expired, this returns twice a second or when the time is up, so
-    /// that a loop of waiting and loading does not become a storm.
+    /// A change ends each wait until it is adopted. So that a loop whose loads fail does not become a storm, a wait that begins
+    /// with a change that was reported before reports it 10 milliseconds after the last time; twice as long after each further
+    /// one, up to a second. Another change ends this pause at once, and so does the end of the time. While the table
+    /// cannot be attached to, which counts as expired, this returns twice a second or when the time is up.
     ///
     /// ```
     /// # use gensync::{GenerationSynchronizer, Table};
@@ -62,7 +65,9 @@ impl GenerationSynchronizer {
     /// # other.mark_updated()?;
     /// loop {
     ///     sync.wait();
-    ///     sync.refresh_with(load_routes)?;
+    ///     if let Err(error) = sync.refresh_with(load_routes) {
+    ///         eprintln!("will be tried again: {error}"); // after a pause, which grows
+    ///     }
     /// #   break;
     /// }
     /// # Ok(()) }
@@ -73,7 +78,8 @@ impl GenerationSynchronizer {
     /// Blocking, without polling: the thread sleeps on a futex, and looks for itself twice a second. So it also notices,
     /// within a second, that the table's file was deleted, and within half a second an update whose maker was killed in the
     /// middle of it. Signals do not end it. With a read-only table, where nothing can be left to tell that somebody waits,
-    /// it looks every 10 milliseconds.
+    /// it looks every 10 milliseconds. If the table was replaced, it attaches to the successor: opening, mapping and
+    /// retiring files.
     pub fn wait(&self) {
         let _ = self.wait_until(self.seen_ticket(), None);
     }
@@ -97,7 +103,13 @@ impl GenerationSynchronizer {
     }
 
     fn wait_until(&self, ticket: Ticket, deadline: Option<Instant>) -> Waited {
-        wait_for_any(&[Awaited { sync: self, ticket }], deadline)
+        let awaited = [Awaited { sync: self, ticket }];
+        pause(&awaited, deadline);
+        let waited = wait_for_any(&awaited, deadline);
+        if waited.is_changed() {
+            self.note_report(ticket);
+        }
+        waited
     }
 }
 
@@ -120,18 +132,64 @@ impl Awaited<'_> {
 
 /// Sleeps until one of the keys was updated.
 pub(crate) fn wait_for_any(awaited: &[Awaited<'_>], deadline: Option<Instant>) -> Waited {
+    let (mut bits, mut is_long) = (Vec::new(), false);
     loop {
         if awaited.iter().any(Awaited::is_news) {
             return Waited::Changed;
         }
         let Some(limit) = time_left(deadline, SLICE) else {
             // A table that cannot be attached to is news only now and then, but what it is for is expired all the time.
-            let is_expired = awaited.iter().any(Awaited::is_expired);
-            return if is_expired { Waited::Changed } else { Waited::TimedOut };
+            if awaited.iter().any(Awaited::is_expired) {
+                return Waited::Changed;
+            }
+            if is_long {
+                leave(bits);
+            }
+            return Waited::TimedOut;
         };
+        is_long |= limit == SLICE;
         match awaited {
-            [one] if !one.sync.table().is_read_only() => sleep_on_key(one, limit),
-            several => sleep_on_tables(several, limit),
+            [one] if !one.sync.table().is_read_only() => sleep_on_key(one, limit, &mut bits),
+            several => sleep_on_tables(several, limit, &mut bits),
+        }
+    }
+}
+
+/// Clears the waiting bits that a waiter has set, and that no update has cleared.
+fn leave(mut bits: Vec<&Place>) {
+    while let Some(place) = bits.first() {
+        let owner = Arc::clone(place.owner());
+        let is_there = |place: &&Place| Arc::ptr_eq(place.owner(), &owner);
+        owner.slots().stop_waiting(bits.iter().copied().filter(is_there).map(|place| &**place));
+        bits.retain(|place| !is_there(place));
+    }
+}
+
+/// Says that this waits for `awaited`, and notes the place if nobody else had said so. `false` if there is no need to sleep.
+fn await_update<'a>(awaited: &Awaited<'a>, place: &'a Place, bits: &mut Vec<&'a Place>) -> bool {
+    let word = place.await_update();
+    if !word.is_awaited() && word.is_live() {
+        bits.push(place);
+    }
+    awaited.ticket.may_sleep_on(word)
+}
+
+/// Sleeps as long as nothing is to be reported but changes that were reported before, and that too lately to be reported again.
+fn pause(awaited: &[Awaited<'_>], deadline: Option<Instant>) {
+    // The clock of the pauses is behind the one of the sleeps by up to a tick, so that one sleep may be too short.
+    loop {
+        let mut least = None;
+        let mut further = Vec::with_capacity(awaited.len());
+        for one in awaited {
+            let repeat = one.sync.repeat(one.ticket);
+            least = least.into_iter().chain(repeat.map(|(pause, _)| pause)).min();
+            further.push(Awaited { sync: one.sync, ticket: repeat.map_or(one.ticket, |(_, present)| present) });
+        }
+        let Some(pause @ 1..) = least else { return };
+        let end = Instant::now().checked_add(Duration::from_millis(pause));
+        let is_changed = wait_for_any(&further, deadline.into_iter().chain(end).min()).is_changed();
+        if is_changed || time_left(deadline, SLICE).is_none() {
+            return;
         }
     }
 }
@@ -143,10 +201,10 @@ pub(crate) fn time_left(deadline: Option<Instant>, slice: Duration) -> Option<Du
     (!left.is_zero()).then(|| left.min(slice))
 }
 
-fn sleep_on_key(awaited: &Awaited<'_>, limit: Duration) {
+fn sleep_on_key<'a>(awaited: &Awaited<'a>, limit: Duration, bits: &mut Vec<&'a Place>) {
     let place = awaited.sync.place();
     let armed = place.wake.arm();
-    match awaited.ticket.may_sleep_on(place.await_update()) {
+    match await_update(awaited, place, bits) {
         true => place.wake.sleep(armed, limit),
         // There is news, or no table: then it is for the next look to tell.
         false if place.word().is_live() => {}
@@ -154,8 +212,8 @@ fn sleep_on_key(awaited: &Awaited<'_>, limit: Duration) {
     }
 }
 
-fn sleep_on_tables(awaited: &[Awaited<'_>], limit: Duration) {
-    let places: Vec<&Place> = awaited.iter().map(|awaited| awaited.sync.place()).collect();
+fn sleep_on_tables<'a>(awaited: &[Awaited<'a>], limit: Duration, bits: &mut Vec<&'a Place>) {
+    let places: Vec<&'a Place> = awaited.iter().map(|awaited| awaited.sync.place()).collect();
     let is_blind = |(awaited, place): (&Awaited<'_>, &&Place)| {
         awaited.sync.table().is_read_only() || !place.owner().slots().header().is_live()
     };
@@ -170,7 +228,7 @@ fn sleep_on_tables(awaited: &[Awaited<'_>], limit: Duration) {
     tables.dedup_by(|one, other| Arc::ptr_eq(one, other));
     let words: Vec<&WakeWord> = tables.iter().map(|table| &table.slots().header().wake.word).collect();
     let armed: Vec<_> = words.into_iter().map(|word| (word, word.arm())).collect();
-    if awaited.iter().zip(places).all(|(awaited, place)| awaited.ticket.may_sleep_on(place.await_update())) {
+    if awaited.iter().zip(places).all(|(awaited, place)| await_update(awaited, place, bits)) {
         WakeWord::sleep_on_any(&armed, limit);
     }
 }
@@ -214,7 +272,8 @@ impl<'a> WaitSet<'a> {
     }
 
     /// Blocks until one of the generations is not the one seen, and returns the positions of all that are not. They are
-    /// told again by the next wait if their states are not loaded before.
+    /// told again by the next wait if their states are not loaded before; after a pause that grows, as
+    /// [`GenerationSynchronizer::wait`] has it, unless there is another change.
     ///
     /// # Panics
     ///
@@ -252,9 +311,11 @@ impl<'a> WaitSet<'a> {
 
     fn wait_until(&self, deadline: Option<Instant>) -> Vec<usize> {
         let awaited: Vec<_> = self.0.iter().map(|sync| Awaited { sync, ticket: sync.seen_ticket() }).collect();
+        pause(&awaited, deadline);
         while wait_for_any(&awaited, deadline).is_changed() {
             let changed = awaited.iter().enumerate().filter(|(_, awaited)| awaited.is_expired());
             let changed: Vec<_> = changed.map(|(position, _)| position).collect();
+            changed.iter().for_each(|&position| awaited[position].sync.note_report(awaited[position].ticket));
             if !changed.is_empty() {
                 return changed;
             }
@@ -272,5 +333,25 @@ impl<'a> FromIterator<&'a GenerationSynchronizer> for WaitSet<'a> {
 impl<'a> Extend<&'a GenerationSynchronizer> for WaitSet<'a> {
     fn extend<I: IntoIterator<Item = &'a GenerationSynchronizer>>(&mut self, syncs: I) {
         self.0.extend(syncs);
+    }
+}
+
+impl<'a> IntoIterator for WaitSet<'a> {
+    type Item = &'a GenerationSynchronizer;
+    type IntoIter = std::vec::IntoIter<Self::Item>;
+
+    /// The synchronizers by position.
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.into_iter()
+    }
+}
+
+impl<'s, 'a> IntoIterator for &'s WaitSet<'a> {
+    type Item = &'a GenerationSynchronizer;
+    type IntoIter = std::iter::Copied<std::slice::Iter<'s, Self::Item>>;
+
+    /// As [`members`](WaitSet::members).
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.iter().copied()
     }
 }

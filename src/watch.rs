@@ -45,7 +45,8 @@ impl Table {
     ///
     /// # Progress
     ///
-    /// Each change costs a look at all slots of the table, and the update that makes it a call of the system.
+    /// Each change costs a look at all slots of the table, and the update that makes it a call of the system. So does dropping
+    /// the watch, which takes back that somebody waits: those who really do are woken, and go back to sleep.
     #[must_use]
     pub fn watch(&self) -> Watch {
         let incarnation = Arc::clone(self.latest());
@@ -62,7 +63,8 @@ impl Watch {
     /// # Progress
     ///
     /// Blocking, without polling, as [`wait`](crate::GenerationSynchronizer::wait); with a read-only table, it looks every 10
-    /// milliseconds.
+    /// milliseconds. Each look goes through all slots, allocates for what it finds, and asks for the locks of updates that
+    /// are pending. If the table was replaced, its successor is opened and mapped.
     pub fn next_timeout(&mut self, timeout: Duration) -> Option<SlotInfo> {
         self.next_until(Instant::now().checked_add(timeout))
     }
@@ -133,6 +135,15 @@ impl Watch {
             let _ = self.incarnation.recover(slot);
         }
         word.is_live()
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        if !self.table.is_read_only() {
+            let slots = self.incarnation.slots();
+            slots.stop_waiting(slots.claimed(slots.memory().reachable()).map(|(_, _, slot)| slot));
+        }
     }
 }
 

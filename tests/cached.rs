@@ -5,12 +5,15 @@ mod support;
 
 use std::error::Error as _;
 use std::io;
+use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use gensync::{Cached, ErrorKind, GenerationSynchronizer, UpdateError};
+use gensync::{
+    Cached, CachedProjection, CachedReader, ErrorKind, GenerationSynchronizer, Part, Peek, Snapshot, UpdateError,
+};
 use support::await_value;
 use support::source::*;
 
@@ -560,4 +563,186 @@ fn the_synchronizer_of_a_value_has_seen_what_is_in_place() {
         cached.synchronizer().wait();
         assert_eq!(*cached.get().unwrap(), value);
     }
+}
+
+#[test]
+fn whatever_is_done_with_its_synchronizer_an_old_value_is_not_fresh() {
+    let table = anonymous();
+    let (source, _, loader) = source();
+    let cached = Cached::new(sync(&table), loader);
+    cached.get().unwrap();
+    let own = cached.synchronizer();
+    let deeds: [&dyn Fn(); 7] = [
+        &|| _ = own.mark_updated().unwrap(),
+        &|| own.clear().unwrap(),
+        &|| own.update(|| Ok::<_, io::Error>(())).unwrap(),
+        &|| _ = own.begin_update().unwrap().finish().unwrap(),
+        &|| _ = cached.mark_updated().unwrap(),
+        &|| cached.clear().unwrap(),
+        &|| _ = cached.begin_update().unwrap().finish().unwrap(),
+    ];
+    let mut value = 1;
+    for deed in deeds {
+        for adopt in [&|| (), &|| _ = own.refresh().unwrap(), &|| own.adopt(own.ticket())] as [&dyn Fn(); 3] {
+            value += 1;
+            set(&source, Ok(value));
+            deed();
+            assert!(own.is_expired(), "the value is not loaded");
+            adopt();
+            assert!(cached.get_if_fresh().is_none() && !cached.peek().is_fresh());
+            assert_eq!(*cached.wait_deadline(Instant::now()).unwrap().unwrap(), value);
+            assert!(!own.is_expired());
+        }
+    }
+    // A clone is the caller's own, and follows its own updates.
+    let clone = own.clone();
+    clone.mark_updated().unwrap();
+    assert!(!clone.is_expired() && own.is_expired());
+}
+
+#[test]
+fn a_value_is_marked_by_itself_in_other_processes_as_well() {
+    let table = anonymous();
+    let (_, loads, loader) = source();
+    let loader = Arc::new(loader);
+    let values = [loader.clone(), loader].map(|loader| Cached::new(sync(&table), move || loader()));
+    values.iter().for_each(|value| _ = value.get().unwrap());
+    let before = values[0].snapshot().unwrap().generation.unwrap();
+    assert_eq!(values[0].mark_updated().unwrap().get(), before.get() + 1);
+    assert!(values.iter().all(|value| value.get_if_fresh().is_none()));
+    values[1].clear().unwrap();
+    values.iter().for_each(|value| _ = value.get().unwrap());
+    assert_eq!(loads.load(SeqCst), 4);
+}
+
+#[test]
+fn peeking_tells_what_is_there_and_loads_nothing() {
+    let table = anonymous();
+    let (_, loads, loader) = source();
+    let cached = Cached::builder(sync(&table), loader).max_age(HOUR).build().unwrap();
+    assert!(matches!(cached.peek(), Peek::Nothing));
+    assert!(cached.peek().value().is_none() && cached.peek().snapshot().is_none() && !cached.peek().is_fresh());
+    let snapshot = cached.snapshot().unwrap();
+    let hits = cached.counters().hits;
+    let Peek::Fresh(fresh) = cached.peek() else { panic!("it was loaded just now") };
+    assert!(Arc::ptr_eq(&fresh.value, &snapshot.value) && fresh.generation == snapshot.generation);
+    cached.mark_updated().unwrap();
+    let Peek::Expired(old) = cached.peek().clone() else { panic!("it was updated") };
+    assert!(Arc::ptr_eq(&old.value, &snapshot.value) && old.generation == snapshot.generation);
+    assert_eq!((loads.load(SeqCst), cached.counters().hits), (1, hits));
+}
+
+#[test]
+fn an_invalidated_value_is_loaded_again_in_this_place_only() {
+    let table = anonymous();
+    let (source, loads, loader) = source();
+    let loader = Arc::new(loader);
+    let [here, there] = [loader.clone(), loader].map(|loader| Cached::new(sync(&table), move || loader()));
+    here.invalidate();
+    assert!(matches!(here.peek(), Peek::Nothing));
+    assert_eq!((*here.get().unwrap(), *there.get().unwrap()), (1, 1));
+    let mut reader = CachedReader::new(&here);
+    reader.get().unwrap();
+    set(&source, Ok(2));
+    here.invalidate();
+    let Peek::Expired(old) = here.peek() else { panic!("fresh") };
+    assert_eq!((*old.value, old.generation), (1, None));
+    assert!(here.get_if_fresh().is_none());
+    assert_eq!((*here.get().unwrap(), *there.get().unwrap(), loads.load(SeqCst)), (2, 1, 3));
+    assert!((0..64).any(|_| *reader.get().unwrap() == 2));
+    // Also in the pause after a failure, and the old value is still there to be served.
+    let (source, loads, loader) = self::source();
+    let cached = Cached::builder(sync(&table), loader).fail_safe(HOUR).retry_pause(HOUR).build().unwrap();
+    cached.get().unwrap();
+    set(&source, Err("down"));
+    for loaded in 2..5 {
+        cached.invalidate();
+        assert_eq!(*cached.get().unwrap(), 1);
+        assert_eq!(*cached.get().unwrap(), 1);
+        assert_eq!(loads.load(SeqCst), loaded);
+    }
+    set(&source, Ok(2));
+    cached.invalidate();
+    assert_eq!(*cached.get().unwrap(), 2);
+}
+
+#[test]
+fn a_value_that_is_invalidated_while_it_is_loaded_is_loaded_again() {
+    let table = anonymous();
+    let begun = Arc::default();
+    let (open, loader) = gated(&begun);
+    let cached = Cached::new(sync(&table), loader);
+    cached.get().unwrap();
+    cached.mark_updated().unwrap();
+    thread::scope(|scope| {
+        let pilot = scope.spawn(|| *cached.get().unwrap());
+        await_value(&begun, 2);
+        cached.invalidate();
+        let waiter = scope.spawn(|| *cached.get().unwrap());
+        open.send(()).unwrap();
+        open.send(()).unwrap();
+        assert_eq!((pilot.join().unwrap(), waiter.join().unwrap()), (2, 3));
+    });
+    assert_eq!((*cached.get().unwrap(), cached.counters().reloads), (3, 3));
+}
+
+#[test]
+fn a_view_is_of_the_value_that_is_in_place() {
+    #[derive(Debug)]
+    struct Settings {
+        routes: Vec<String>,
+        greeting: String,
+    }
+    let table = anonymous();
+    let loads = AtomicU64::new(0);
+    let cached = Arc::new(Cached::new(sync(&table), move || {
+        let load = loads.fetch_add(1, SeqCst) + 1;
+        Ok::<_, io::Error>(Settings { routes: vec![format!("/{load}")], greeting: format!("hello {load}") })
+    }));
+    let (routes, owned) =
+        (cached.map(|all| &all.routes[..]), CachedProjection::new(Arc::clone(&cached), |all| &*all.greeting));
+    assert!(routes.get_if_fresh().is_none());
+    let old: Part<Settings, [String], _> = routes.get().unwrap();
+    assert_eq!((&old[..], &*owned.get().unwrap()), (&["/1".to_owned()][..], "hello 1"));
+    cached.mark_updated().unwrap();
+    assert!(routes.get_if_fresh().is_none());
+    assert_eq!((&*routes.get_stale_ok().unwrap(), &*old.clone()), (&["/2".to_owned()][..], &["/1".to_owned()][..]));
+    assert_eq!(&*owned.get_fresh(Instant::now()).unwrap(), "hello 2");
+    assert_eq!(Part::whole(&old).greeting, "hello 1");
+    assert_eq!((routes.cached().counters().reloads, format!("{old:?}")), (2, r#"["/1"]"#.to_owned()));
+}
+
+#[test]
+fn a_value_may_have_no_size_of_its_own() {
+    let table = anonymous();
+    let greeting = Cached::<str>::new_shared(sync(&table), || Ok::<_, io::Error>("hello".to_owned()));
+    let snapshot: Snapshot<str> = greeting.snapshot().unwrap();
+    assert_eq!((&*greeting.get().unwrap(), &*snapshot.clone().value), ("hello", "hello"));
+    assert_eq!(CachedReader::new(&greeting).get().unwrap(), "hello");
+    assert_eq!(&*greeting.map(|text| &text[..1]).get().unwrap(), "h");
+    let display = Cached::<dyn std::fmt::Display + Send + Sync>::builder_shared(sync(&table), || {
+        Ok::<Arc<dyn std::fmt::Display + Send + Sync>, io::Error>(Arc::new(7))
+    })
+    .on_reload(|old, new| assert_eq!(old.to_string(), new.to_string()))
+    .build()
+    .unwrap();
+    assert_eq!(display.get().unwrap().to_string(), "7");
+    // A loader may give what it gave before: that is no other value than the known one.
+    let shared: Arc<[u8]> = Arc::new([1, 2]);
+    let again = shared.clone();
+    let same = Cached::<[u8]>::new_shared(sync(&table), move || Ok::<_, io::Error>(again.clone()));
+    assert!(Arc::ptr_eq(&same.get().unwrap(), &shared));
+}
+
+#[test]
+fn a_value_goes_through_a_caught_panic() {
+    fn check<T: UnwindSafe + RefUnwindSafe>() {}
+    check::<Cached<Vec<u64>>>();
+    check::<Cached<str>>();
+    check::<Snapshot<u64>>();
+    check::<Peek<u64>>();
+    check::<CachedReader<u64, Arc<Cached<u64>>>>();
+    check::<GenerationSynchronizer>();
+    check::<gensync::Table>();
+    check::<gensync::Ticket>();
 }

@@ -7,9 +7,9 @@ use std::fmt;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
-use std::sync::{Arc, Mutex, Weak, mpsc};
+use std::sync::{Arc, Barrier, Mutex, OnceLock, Weak, mpsc};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use gensync::{Cached, ErrorKind, GenerationSynchronizer};
 use support::source::*;
@@ -357,4 +357,247 @@ fn a_loader_that_forks_returns_in_both() {
     }
     assert!(matches!(waitpid(Pid::from_raw(child), None).unwrap(), WaitStatus::Exited(_, 7)));
     assert_eq!(cached.counters().reloads, 1);
+}
+
+/// The error, and what caused it, down to the first cause.
+fn causes(error: &gensync::Error) -> Vec<&(dyn std::error::Error + 'static)> {
+    let mut next: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    let mut causes = Vec::new();
+    while let Some(cause) = next {
+        causes.push(cause);
+        next = cause.source();
+    }
+    causes
+}
+
+fn is_recursion(error: &gensync::Error) -> bool {
+    let errors = causes(error).into_iter().filter_map(|cause| cause.downcast_ref::<gensync::Error>());
+    errors.into_iter().any(|error| *error.kind() == ErrorKind::Recursion)
+}
+
+type Values = Arc<OnceLock<Vec<Cached<u64>>>>;
+
+/// Values whose loaders each ask for the next one's, and the last one's for the first one's. The first loads all begin before
+/// one of them asks.
+fn circle(length: usize) -> Values {
+    let table = anonymous();
+    let (values, barrier) = (Values::default(), Arc::new(Barrier::new(length)));
+    let value = |i: usize| {
+        let (next, barrier, loads) = (Arc::downgrade(&values), barrier.clone(), AtomicU64::new(0));
+        let sync = GenerationSynchronizer::new(&table, format!("key-{i}")).unwrap();
+        Cached::new(sync, move || {
+            if loads.fetch_add(1, SeqCst) == 0 {
+                barrier.wait();
+            }
+            let values = next.upgrade().unwrap();
+            values.get().unwrap()[(i + 1) % length].get().map(|value| *value)
+        })
+    };
+    assert!(values.set((0..length).map(value).collect()).is_ok());
+    values
+}
+
+/// Each value is asked for in a thread of its own; gives their errors, or fails if one hangs.
+fn errors_of(values: &Values, spawn: impl Fn(Box<dyn FnOnce() + Send>)) -> Vec<gensync::Error> {
+    let length = values.get().unwrap().len();
+    let (answer, answered) = mpsc::channel();
+    for i in 0..length {
+        let (values, answer) = (values.clone(), answer.clone());
+        spawn(Box::new(move || answer.send(values.get().unwrap()[i].get().unwrap_err()).unwrap()));
+    }
+    (0..length).map(|_| answered.recv_timeout(support::LIMIT).expect("a thread hangs")).collect()
+}
+
+#[test]
+fn loaders_that_ask_for_each_others_values_in_several_threads_are_told_so() {
+    for length in [2, 3, 7] {
+        let errors = errors_of(&circle(length), |work| _ = thread::spawn(work));
+        assert!(errors.iter().all(is_recursion), "{errors:?}");
+        let mut texts = errors.iter().flat_map(causes).map(ToString::to_string);
+        let circle = texts.find(|text| text.contains("wait for each other")).unwrap();
+        assert!((0..length).all(|i| circle.contains(&format!("\"key-{i}\" for"))), "{circle}");
+    }
+}
+
+#[test]
+fn loaders_that_ask_for_each_others_values_in_one_thread_are_told_so() {
+    let values = circle(1);
+    assert!(is_recursion(&values.get().unwrap()[0].get().unwrap_err()));
+}
+
+#[test]
+fn loads_in_tasks_that_wait_for_each_other_are_told_so() {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let errors = errors_of(&circle(2), |work| _ = runtime.spawn_blocking(work));
+    assert!(errors.iter().all(is_recursion), "{errors:?}");
+}
+
+#[test]
+fn a_forked_child_finds_its_own_circles_whatever_the_parents_threads_wait_for() {
+    let table = anonymous();
+    let begun = Arc::default();
+    let (open, loader) = gated(&begun);
+    let cached = Cached::new(sync(&table), loader);
+    cached.get().unwrap();
+    sync(&table).mark_updated().unwrap();
+    let stop = AtomicU64::new(0);
+    thread::scope(|scope| {
+        let pilot = scope.spawn(|| cached.get().unwrap());
+        await_value(&begun, 2);
+        // These go on and off the list all the time.
+        let waiters = [(); 2].map(|()| {
+            scope.spawn(|| {
+                while stop.load(SeqCst) == 0 {
+                    let _ = cached.get_fresh(Instant::now() + Duration::from_micros(50));
+                }
+            })
+        });
+        for _ in 0..30 {
+            in_child(|| {
+                let errors = errors_of(&circle(2), |work| _ = thread::spawn(work));
+                assert!(errors.iter().all(is_recursion));
+            })
+            .succeeds();
+        }
+        stop.store(1, SeqCst);
+        waiters.into_iter().for_each(|waiter| waiter.join().unwrap());
+        open.send(()).unwrap();
+        pilot.join().unwrap();
+    });
+}
+
+#[test]
+fn loads_that_wait_for_each_other_in_no_circle_are_not_told_so() {
+    const VALUES: usize = 4;
+    let table = anonymous();
+    let values = Values::default();
+    let value = |i: usize| {
+        let lower = Arc::downgrade(&values);
+        let ask = move || -> Result<u64, gensync::Error> {
+            let values = lower.upgrade().unwrap();
+            (0..i).try_fold(1, |sum, j| Ok(sum + *values.get().unwrap()[j].get()?))
+        };
+        let ask_again = ask.clone();
+        let sync = GenerationSynchronizer::new(&table, format!("key-{i}")).unwrap();
+        Cached::builder(sync, ask).on_reload(move |_, _| _ = ask_again().unwrap()).build().unwrap()
+    };
+    assert!(values.set((0..VALUES).map(value).collect()).is_ok());
+    let values = values.get().unwrap();
+    thread::scope(|scope| {
+        for thread in 0..VALUES {
+            scope.spawn(move || {
+                for round in 0..2000 {
+                    values[(thread + round) % VALUES].mark_updated().unwrap();
+                    let i = (thread * 3 + round / 2) % VALUES;
+                    assert_eq!(*values[i].get().unwrap(), 1 << i);
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn a_thread_that_a_loader_starts_and_waits_for_ends_at_its_deadline() {
+    let table = anonymous();
+    let cached = Arc::new_cyclic(|itself: &Weak<Cached<u64>>| {
+        let itself = itself.clone();
+        Cached::new(sync(&table), move || {
+            let itself = itself.upgrade().unwrap();
+            let soon = Instant::now() + Duration::from_millis(5);
+            thread::spawn(move || itself.get_fresh(soon)).join().unwrap().map(|value| *value)
+        })
+    });
+    let error = cached.get().unwrap_err();
+    let cause = error.source().unwrap().downcast_ref::<gensync::Error>().unwrap();
+    assert_eq!(*cause.kind(), ErrorKind::Deadline);
+}
+
+#[test]
+fn a_load_that_lasts_longer_than_an_old_value_may_be_served_counts_as_failed() {
+    let table = anonymous();
+    let is_overdue = |error: gensync::Error| matches!(error.kind(), ErrorKind::Overdue { .. });
+    for stale_while_reloading in [true, false] {
+        let begun = Arc::default();
+        let (open, loader) = gated(&begun);
+        let builder = Cached::builder(sync(&table), loader)
+            .fail_safe(Duration::from_millis(200))
+            .max_age(Duration::from_millis(20));
+        let builder = if stale_while_reloading { builder.stale_while_reloading() } else { builder };
+        let cached = builder.build().unwrap();
+        cached.get().unwrap();
+        thread::sleep(Duration::from_millis(40));
+        thread::scope(|scope| {
+            let pilot = scope.spawn(|| *cached.get().unwrap());
+            await_value(&begun, 2);
+            let start = Instant::now();
+            // The gate is closed all the time.
+            let error = loop {
+                match cached.get() {
+                    Ok(value) => assert!(stale_while_reloading && *value == 1, "there is no other one"),
+                    Err(error) => break error,
+                }
+                assert!(start.elapsed() < support::LIMIT, "stale without bound");
+            };
+            assert!(is_overdue(error));
+            assert!(start.elapsed() > Duration::from_millis(100), "not allowed to be stale");
+            assert!(is_overdue(cached.get().unwrap_err()) && is_overdue(cached.get_stale_ok().unwrap_err()));
+            assert_eq!(cached.counters().errors, 1, "one load, however many find it");
+            // These have a limit of their own.
+            let soon = Instant::now() + Duration::from_millis(5);
+            assert_eq!(*cached.get_fresh(soon).unwrap_err().kind(), ErrorKind::Deadline);
+            let patient = scope.spawn(|| *cached.get_fresh(Instant::now() + HOUR).unwrap());
+            open.send(()).unwrap();
+            // In case the patient one came too late.
+            let _ = open.send(());
+            assert_eq!(pilot.join().unwrap(), 2);
+            assert!(patient.join().unwrap() >= 2);
+        });
+        assert_eq!(cached.counters().errors, 1);
+    }
+}
+
+#[test]
+fn a_load_that_hangs_and_fails_in_the_end_is_counted_once() {
+    let table = anonymous();
+    let begun = Arc::default();
+    let (open, loader) = gated(&begun);
+    let cached = Cached::builder(sync(&table), loader).fail_safe(Duration::from_millis(50)).build().unwrap();
+    cached.get().unwrap();
+    cached.mark_updated().unwrap();
+    thread::scope(|scope| {
+        let pilot = scope.spawn(|| cached.get());
+        await_value(&begun, 2);
+        assert!(matches!(cached.get().unwrap_err().kind(), ErrorKind::Overdue { .. }));
+        drop(open);
+        let error = pilot.join().unwrap().unwrap_err();
+        assert!(matches!(error.kind(), ErrorKind::Load { .. }), "an old value was served for too long");
+    });
+    assert_eq!(cached.counters().errors, 1);
+}
+
+#[test]
+fn a_first_load_may_last_as_long_as_it_does() {
+    let table = anonymous();
+    let (open, gate) = mpsc::channel::<()>();
+    let (gate, begun) = (Mutex::new(gate), Arc::new(AtomicU64::new(0)));
+    let cached = Cached::builder(sync(&table), {
+        let begun = begun.clone();
+        move || {
+            begun.fetch_add(1, SeqCst);
+            gate.lock().unwrap().recv()?;
+            Ok::<_, mpsc::RecvError>(1)
+        }
+    })
+    .fail_safe(Duration::from_millis(1))
+    .build()
+    .unwrap();
+    thread::scope(|scope| {
+        let pilot = scope.spawn(|| *cached.get().unwrap());
+        await_value(&begun, 1);
+        let waiter = scope.spawn(|| *cached.get().unwrap());
+        thread::sleep(Duration::from_millis(30));
+        open.send(()).unwrap();
+        assert_eq!((pilot.join().unwrap(), waiter.join().unwrap()), (1, 1));
+    });
+    assert_eq!(cached.counters().errors, 0);
 }

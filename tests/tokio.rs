@@ -1,15 +1,17 @@
-//! Guards against tasks that sleep through a change, or cost a thread each.
+//! Guards against tasks that sleep through a change, keep others from running, or cost a thread each.
 #![cfg(feature = "tokio")]
 
 mod support;
 
+use std::os::fd::AsFd as _;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::task::{Context, Wake, Waker};
 use std::time::{Duration, Instant};
 
 use gensync::{GenerationSynchronizer, Table};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use support::{await_value, in_child, path, shared_words};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -227,4 +229,249 @@ fn a_task_with_a_read_only_table_is_not_woken_again_and_again_for_updates_that_w
         assert!(polls > 3 && wakes < 3, "woken {wakes} times for nothing");
     })
     .succeeds();
+}
+
+/// What a loop is limited to that finds the same change for `time`: the first report, and then ever longer pauses.
+fn most_reports(time: Duration) -> u32 {
+    // 10, 20, 40 to 640 milliseconds are over after 1.27 seconds.
+    8 + time.as_millis() as u32 / 1000
+}
+
+#[test]
+fn a_loop_whose_loads_fail_lets_others_run_and_goes_slowly() {
+    const TIME: Duration = Duration::from_secs(1);
+    let (_folder, path) = path();
+    let table = Table::open(&path).unwrap();
+    let read_only = Table::options().read_only(true);
+    drop(attach(&table, "key"));
+    let anonymous = Table::options().anonymous().unwrap();
+    drop(attach(&anonymous, "key"));
+    for (writer, table) in [(&table, &table), (&anonymous, &anonymous), (&table, &read_only.open(&path).unwrap())] {
+        let (writer, sync) = (attach(writer, "key"), attach(table, "key"));
+        in_runtime(async || {
+            writer.mark_updated().unwrap();
+            let mut loads = 0;
+            let retries = async {
+                loop {
+                    sync.changed().await.unwrap();
+                    loads += 1;
+                    let _ = sync.refresh_with(|| Err::<(), _>("the source is down"));
+                }
+            };
+            assert!(timeout(TIME, retries).await.is_err());
+            assert!((3..=most_reports(TIME)).contains(&loads), "{loads} loads");
+            // Another change ends the pause, which has grown to more than this.
+            let start = Instant::now();
+            let next = async {
+                tokio::time::sleep(NOT_YET).await;
+                writer.mark_updated().unwrap();
+            };
+            let (changed, ()) = tokio::join!(timeout(LIMIT, sync.changed()), next);
+            changed.unwrap().unwrap();
+            assert!(start.elapsed() < Duration::from_millis(300), "{:?}", start.elapsed());
+            // And the next one after a success comes at once.
+            sync.refresh().unwrap();
+            assert!(timeout(NOT_YET, sync.changed()).await.is_err());
+            writer.mark_updated().unwrap();
+            timeout(LIMIT, sync.changed()).await.unwrap().unwrap();
+        });
+    }
+}
+
+#[test]
+fn a_loop_that_is_told_of_ever_new_changes_lets_others_run() {
+    let table = Table::options().anonymous().unwrap();
+    let (sync, writer) = (attach(&table, "key"), attach(&table, "key"));
+    in_runtime(async || {
+        let endless = async {
+            loop {
+                writer.mark_updated().unwrap();
+                sync.changed().await.unwrap();
+                sync.refresh().unwrap();
+            }
+        };
+        assert!(timeout(NOT_YET, endless).await.is_err());
+        let mut changes = sync.changes();
+        let endless = async {
+            loop {
+                writer.mark_updated().unwrap();
+                changes.next().await.unwrap().unwrap();
+            }
+        };
+        assert!(timeout(NOT_YET, endless).await.is_err());
+    });
+}
+
+#[test]
+fn a_select_whose_other_branch_is_always_ready_does_not_keep_a_repeated_change_back() {
+    let table = Table::options().anonymous().unwrap();
+    let (sync, writer) = (attach(&table, "key"), attach(&table, "key"));
+    in_runtime(async || {
+        writer.mark_updated().unwrap();
+        let start = Instant::now();
+        let mut reports = 0;
+        while reports < 3 {
+            assert!(start.elapsed() < LIMIT, "{reports} reports");
+            tokio::select! {
+                changed = sync.changed() => {
+                    changed.unwrap();
+                    reports += 1;
+                }
+                () = tokio::task::yield_now() => {}
+            }
+        }
+    });
+}
+
+#[test]
+fn a_stream_is_told_of_the_first_update_after_a_reset_without_delay() {
+    let (_folder, path) = path();
+    let table = Table::open(&path).unwrap();
+    let (sync, writer) = (attach(&table, "key"), attach(&table, "key"));
+    in_runtime(async || {
+        let mut changes = sync.changes();
+        let mut late = 0;
+        for _ in 0..10 {
+            assert!(timeout(NOT_YET, changes.next()).await.is_err());
+            in_child(|| table.reset().unwrap()).succeeds();
+            timeout(LIMIT, changes.next()).await.expect("the reset is a change").unwrap().unwrap();
+            // A process that helps with the reset may announce it once more.
+            while timeout(NOT_YET, changes.next()).await.is_ok() {}
+            let start = Instant::now();
+            in_child(|| _ = writer.mark_updated().unwrap()).succeeds();
+            timeout(LIMIT, changes.next()).await.unwrap().unwrap().unwrap();
+            late += u32::from(start.elapsed() > Duration::from_millis(300));
+        }
+        assert_eq!(late, 0, "the thread had to look for itself");
+    });
+}
+
+#[test]
+fn a_task_notices_a_file_that_was_deleted_and_made_again() {
+    let (_folder, path) = path();
+    let table = Table::open(&path).unwrap();
+    let sync = attach(&table, "key");
+    in_runtime(async || {
+        let (mut changes, mut late) = (sync.changes(), 0);
+        for _ in 0..3 {
+            assert!(timeout(NOT_YET, changes.next()).await.is_err());
+            std::fs::remove_file(&path).unwrap();
+            in_child(|| drop(attach(&Table::open(&path).unwrap(), "key"))).succeeds();
+            let start = Instant::now();
+            let (one, other) = tokio::join!(timeout(LIMIT, sync.changed()), timeout(LIMIT, changes.next()));
+            one.unwrap().unwrap();
+            other.unwrap().unwrap().unwrap();
+            late += u32::from(start.elapsed() > Duration::from_millis(1500));
+            sync.refresh().unwrap();
+            in_child(|| _ = attach(&Table::open(&path).unwrap(), "key").mark_updated().unwrap()).succeeds();
+            timeout(LIMIT, sync.changed()).await.unwrap().unwrap();
+            timeout(LIMIT, changes.next()).await.unwrap().unwrap().unwrap();
+            sync.refresh().unwrap();
+        }
+        assert_eq!(late, 0, "it took more than a look or two");
+    });
+}
+
+#[test]
+fn a_runtime_that_ends_while_its_tasks_wait_leaves_nothing_behind() {
+    let table = Table::options().anonymous().unwrap();
+    let (sync, writer) = (attach(&table, "key"), attach(&table, "key"));
+    in_child(|| {
+        let before = threads();
+        for round in 0..20 {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+            runtime.block_on(async {
+                for _ in 0..100 {
+                    let own = sync.clone();
+                    tokio::spawn(async move { own.changed().await });
+                }
+                tokio::task::yield_now().await;
+            });
+            match round % 2 {
+                0 => drop(runtime),
+                // Told while nobody runs them any more.
+                _ => {
+                    writer.mark_updated().unwrap();
+                    sync.refresh().unwrap();
+                    runtime.shutdown_background();
+                }
+            }
+        }
+        let start = Instant::now();
+        while threads() > before {
+            assert!(start.elapsed() < LIMIT, "the thread outlives the last task");
+            std::thread::yield_now();
+        }
+        run(async {
+            writer.mark_updated().unwrap();
+            timeout(LIMIT, sync.changed()).await.unwrap().unwrap();
+        });
+    })
+    .succeeds();
+}
+
+#[test]
+fn futures_and_a_runtime_that_a_fork_inherits_may_be_dropped_there() {
+    let table = Table::options().anonymous().unwrap();
+    let sync = attach(&table, "key");
+    in_child(|| {
+        let mut changed = Some(Box::pin(sync.changed()));
+        let mut changes = Some(sync.changes());
+        run(async {
+            assert!(timeout(NOT_YET, changed.as_mut().unwrap()).await.is_err());
+            assert!(timeout(NOT_YET, changes.as_mut().unwrap().next()).await.is_err());
+        });
+        for _ in 0..20 {
+            in_child(|| {
+                drop((changed.take(), changes.take()));
+                run(async {
+                    assert!(timeout(NOT_YET / 10, sync.changed()).await.is_err());
+                });
+                drop(table.clone());
+            })
+            .succeeds();
+        }
+        run(async {
+            attach(&table, "key").mark_updated().unwrap();
+            timeout(LIMIT, changed.unwrap()).await.unwrap().unwrap();
+            timeout(LIMIT, changes.unwrap().next()).await.unwrap().unwrap().unwrap();
+        });
+    })
+    .succeeds();
+}
+
+/// What an update of one key costs while very many tasks wait for others, for people: run it with `--ignored --nocapture`.
+#[test]
+#[ignore = "measures, and proves nothing"]
+fn how_soon_one_task_among_many_is_woken() {
+    for (tasks, keys) in [(10_000, 1), (10_000, 100), (10_000, 10_000), (100_000, 1), (100_000, 100_000)] {
+        let table = Table::options().capacity(1 << 18).anonymous().unwrap();
+        run(async {
+            let (mut set, waiting) = (JoinSet::new(), Arc::new(AtomicUsize::new(0)));
+            for task in 0..tasks {
+                let sync = attach(&table, format!("key {}", task % keys));
+                let waiting = Arc::clone(&waiting);
+                set.spawn(async move {
+                    waiting.fetch_add(1, SeqCst);
+                    sync.changed().await.unwrap();
+                });
+            }
+            let (sync, writer) = (attach(&table, "own"), attach(&table, "own"));
+            let pollable = sync.pollable().unwrap();
+            while waiting.load(SeqCst) < tasks {
+                tokio::task::yield_now().await;
+            }
+            let mut times = vec![];
+            for _ in 0..40 {
+                std::thread::sleep(NOT_YET);
+                let start = Instant::now();
+                writer.mark_updated().unwrap();
+                poll(&mut [PollFd::new(pollable.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE).unwrap();
+                times.push(start.elapsed());
+                assert!(pollable.acknowledge());
+            }
+            times.sort_unstable();
+            println!("{tasks} tasks, {keys} keys: {:?}, at best {:?}", times[times.len() / 2], times[0]);
+        });
+    }
 }

@@ -3,6 +3,7 @@
 mod support;
 
 use std::path::Path;
+use std::sync::Barrier;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
@@ -543,7 +544,9 @@ fn waiters_find_out_that_the_file_was_deleted_or_replaced() {
                 std::fs::rename(&other, &path).unwrap();
             }
         }
+        let start = Instant::now();
         waiters.into_iter().for_each(Child::succeeds);
+        assert!(start.elapsed() < Duration::from_millis(1500), "more than a look or two: {:?}", start.elapsed());
         // From then on they are together again.
         assert!(syncs[0].wait_timeout(LIMIT).is_changed());
         syncs[0].refresh().unwrap();
@@ -604,6 +607,102 @@ fn a_state_that_cannot_be_known_to_be_fresh_is_never_told_to_be_when_the_time_is
         let moment = Duration::from_micros(100);
         assert!(syncs[0].wait_timeout(moment).is_changed());
         assert_eq!(syncs.iter().collect::<WaitSet<'_>>().wait_timeout(moment), [0, 1]);
+    }
+}
+
+/// What a loop is limited to that finds the same change for `time`: the first report, and then ever longer pauses.
+fn most_reports(time: Duration) -> u32 {
+    // 10, 20, 40 to 640 milliseconds are over after 1.27 seconds.
+    8 + time.as_millis() as u32 / 1000
+}
+
+#[test]
+fn a_loop_whose_loads_fail_goes_slowly_and_takes_another_change_at_once() {
+    const TIME: Duration = Duration::from_secs(1);
+    let (_folder, path) = path();
+    let (file, memory) = (Table::open(&path).unwrap(), anonymous());
+    [&file, &memory].iter().for_each(|table| drop([attach(table, "key"), attach(table, "other")]));
+    for (writers, table) in [(&file, &file), (&memory, &memory), (&file, &read_only(&path))] {
+        for way in WAYS {
+            let syncs = ["key", "other"].map(|key| attach(table, key));
+            let writer = attach(writers, "key");
+            writer.mark_updated().unwrap();
+            let (start, mut loads) = (Instant::now(), 0);
+            while start.elapsed() < TIME {
+                assert!(way(&syncs, LIMIT));
+                let _ = syncs[0].refresh_with(|| Err::<(), _>("the source is down"));
+                loads += 1;
+            }
+            assert!((3..=most_reports(start.elapsed())).contains(&loads), "{loads} loads");
+            // The end of the time ends the pause, but what is reported is still so.
+            let start = Instant::now();
+            assert!(way(&syncs, NOT_YET));
+            assert!(start.elapsed() < LIMIT / 40, "the time was up");
+            // So does another change.
+            assert!(way(&syncs, LIMIT));
+            let start = Instant::now();
+            std::thread::scope(|scope| {
+                let waiter = scope.spawn(|| assert!(way(&syncs, LIMIT)));
+                std::thread::sleep(NOT_YET);
+                writer.mark_updated().unwrap();
+                waiter.join().unwrap();
+            });
+            assert!(start.elapsed() < LIMIT / 40, "{:?}", start.elapsed());
+            // What was adopted is not waited for, and the next change is new.
+            syncs[0].refresh().unwrap();
+            assert!(!way(&syncs, NOT_YET));
+            writer.mark_updated().unwrap();
+            assert!(way(&syncs, LIMIT));
+        }
+    }
+}
+
+#[test]
+fn a_member_of_a_set_that_cannot_be_loaded_does_not_delay_the_others() {
+    let table = anonymous();
+    let syncs = ["bad", "good"].map(|key| attach(&table, key));
+    let set: WaitSet<'_> = syncs.iter().collect();
+    let writers = ["bad", "good"].map(|key| attach(&table, key));
+    writers[0].mark_updated().unwrap();
+    // Until the pause is half a second or more.
+    (0..7).for_each(|_| assert_eq!(set.wait(), [0]));
+    let mut late = 0;
+    for _ in 0..5 {
+        writers[1].mark_updated().unwrap();
+        let start = Instant::now();
+        assert_eq!(set.wait(), [0, 1]);
+        late += u32::from(start.elapsed() > Duration::from_millis(200));
+        syncs[1].refresh().unwrap();
+    }
+    assert_eq!(late, 0);
+    assert_eq!(syncs.iter().collect::<WaitSet<'_>>().into_iter().count(), set.members().len());
+    assert!((&set).into_iter().zip(&syncs).all(|(one, other)| std::ptr::eq(one, other)));
+}
+
+#[test]
+fn threads_that_wait_with_one_synchronizer_are_all_told_at_once() {
+    let table = anonymous();
+    let (sync, writer) = (attach(&table, "key"), attach(&table, "key"));
+    for _ in 0..10 {
+        let slept = Barrier::new(9);
+        std::thread::scope(|scope| {
+            let waiters = [(); 8].map(|()| {
+                scope.spawn(|| {
+                    slept.wait();
+                    let start = Instant::now();
+                    assert!(sync.wait_timeout(LIMIT).is_changed());
+                    start.elapsed()
+                })
+            });
+            slept.wait();
+            std::thread::sleep(NOT_YET);
+            writer.mark_updated().unwrap();
+            for waiter in waiters {
+                let elapsed = waiter.join().unwrap();
+                assert!(elapsed < Duration::from_millis(400), "{elapsed:?}");
+            }
+        });
+        sync.refresh().unwrap();
     }
 }
 

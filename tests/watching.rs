@@ -7,10 +7,10 @@ use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
-use gensync::{GenerationSynchronizer, Pollable, Table};
+use gensync::{GenerationSynchronizer, Pollable, Table, WaitSet};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use support::{Child, await_value, in_child, path, shared_words};
+use support::{Child, await_value, in_child, is_overslept, micros, path, shared_words};
 
 const LIMIT: Duration = Duration::from_secs(20);
 const NOT_YET: Duration = Duration::from_millis(20);
@@ -148,6 +148,74 @@ fn a_watch_finds_an_update_whose_maker_was_killed() {
     assert_eq!(watch.next_timeout(LIMIT).expect("nobody else would look").pending(), 0);
 }
 
+fn is_awaited(table: &Table, key: &str) -> bool {
+    table.slot(key).unwrap().unwrap().is_awaited()
+}
+
+#[test]
+fn who_ends_in_order_does_not_leave_a_mark_that_somebody_waits() {
+    let (_folder, path) = path();
+    for table in [anonymous(), Table::open(&path).unwrap()] {
+        let syncs = ["key", "other"].map(|key| attach(&table, key));
+        let marks = || ["key", "other"].map(|key| is_awaited(&table, key));
+        let long = Duration::from_millis(600);
+        let watch = table.watch();
+        assert_eq!(marks(), [true; 2]);
+        drop(watch);
+        assert_eq!(marks(), [false; 2]);
+        assert!(syncs[0].wait_timeout(long).is_timed_out());
+        assert_eq!(marks(), [false; 2]);
+        assert!(syncs.iter().collect::<WaitSet<'_>>().wait_timeout(long).is_empty());
+        assert_eq!(marks(), [false; 2]);
+        let pollables = [(); 2].map(|()| syncs[0].pollable().unwrap());
+        eventually("nobody says that it waits", || marks() == [true, false]);
+        let [one, other] = pollables;
+        drop(one);
+        assert_eq!(marks(), [true, false], "there is another one");
+        drop(other);
+        // The thread may be looking at that moment.
+        eventually("a descriptor leaves a mark", || marks() == [false; 2]);
+    }
+}
+
+#[test]
+fn who_ends_in_order_does_not_keep_those_who_go_on_from_being_woken() {
+    let (_folder, path) = path();
+    let table = Table::open(&path).unwrap();
+    let words = shared_words(3);
+    let (overslept, change, stop) = (&words[0], &words[1], &words[2]);
+    let syncs = ["key", "other"].map(|key| attach(&table, key));
+    let leavers = [(); 2].map(|()| {
+        in_child(|| {
+            while stop.load(SeqCst) == 0 {
+                drop(table.watch());
+                drop(syncs[0].pollable().unwrap());
+            }
+        })
+    });
+    for round in 0..200 {
+        let waiters = [0, 1].map(|way| {
+            in_child(|| {
+                let start = micros();
+                match way {
+                    0 => assert!(syncs[0].wait_timeout(LIMIT).is_changed()),
+                    _ => assert_eq!(syncs.iter().collect::<WaitSet<'_>>().wait_timeout(LIMIT), [0]),
+                }
+                overslept.fetch_add(is_overslept(start, change.load(SeqCst)).into(), SeqCst);
+            })
+        });
+        waiters.iter().for_each(Child::await_sleep);
+        std::thread::sleep(Duration::from_micros(round * 7 % 1000));
+        change.store(micros(), SeqCst);
+        syncs[0].mark_updated().unwrap();
+        waiters.into_iter().for_each(Child::succeeds);
+        syncs[0].refresh().unwrap();
+    }
+    stop.store(1, SeqCst);
+    leavers.into_iter().for_each(Child::succeeds);
+    assert_eq!(overslept.load(SeqCst), 0, "a wake-up was lost");
+}
+
 #[test]
 fn a_descriptor_is_readable_after_each_update() {
     let (_folder, path) = path();
@@ -190,6 +258,99 @@ fn a_descriptor_is_readable_after_a_reset_and_with_a_read_only_table() {
             pollable.acknowledge();
         }
     }
+}
+
+#[test]
+fn descriptors_and_watches_notice_a_file_that_was_deleted_and_made_again() {
+    let (_folder, path) = path();
+    let table = Table::open(&path).unwrap();
+    drop(attach(&table, "key"));
+    let read_only = Table::options().read_only(true).open(&path).unwrap();
+    let syncs = [attach(&table, "key"), attach(&read_only, "key")];
+    let mut watch = Table::open(&path).unwrap().watch();
+    let pollables = syncs.each_ref().map(|sync| sync.pollable().unwrap());
+    for round in 0..3 {
+        std::fs::remove_file(&path).unwrap();
+        in_child(|| drop(attach(&Table::open(&path).unwrap(), "key"))).succeeds();
+        let start = Instant::now();
+        assert_eq!(watch.next_timeout(LIMIT).expect("the watch stays with the old file").label(), "key");
+        for pollable in &pollables {
+            assert!(is_readable(pollable, LIMIT), "round {round}");
+            pollable.acknowledge();
+        }
+        assert!(start.elapsed() < Duration::from_millis(1500), "more than a look or two: {:?}", start.elapsed());
+        in_child(|| _ = attach(&Table::open(&path).unwrap(), "key").mark_updated().unwrap()).succeeds();
+        assert!(pollables.iter().all(|pollable| is_readable(pollable, LIMIT) && pollable.acknowledge()));
+        while watch.next_timeout(NOT_YET).is_some() {}
+    }
+}
+
+#[test]
+fn a_descriptor_is_told_once_of_a_change_that_is_not_adopted_and_twice_a_second_of_a_lost_table() {
+    let (folder, path) = path();
+    let table = Table::open(&path).unwrap();
+    let (sync, writer) = (attach(&table, "key"), attach(&table, "key"));
+    let pollable = sync.pollable().unwrap();
+    writer.mark_updated().unwrap();
+    assert!(is_readable(&pollable, LIMIT) && pollable.acknowledge());
+    assert!(!is_readable(&pollable, NOT_YET), "the same change is told again");
+    drop(folder);
+    let (start, mut told) = (Instant::now(), 0);
+    while start.elapsed() < Duration::from_secs(2) {
+        if is_readable(&pollable, Duration::from_millis(100)) {
+            assert!(pollable.acknowledge() && sync.refresh().is_err());
+            told += 1;
+        }
+    }
+    assert!((1..=5).contains(&told), "{told} times");
+}
+
+#[test]
+fn many_descriptors_of_one_key_and_of_many_are_each_told_of_their_own() {
+    const KEYS: usize = 50;
+    let table = anonymous();
+    let syncs: Vec<_> = (0..KEYS).map(|key| attach(&table, &key.to_string())).collect();
+    let mut pollables: Vec<_> = (0..3 * KEYS).map(|i| Some(syncs[i % KEYS].pollable().unwrap())).collect();
+    for round in 0..4 * KEYS {
+        let key = round * 7 % KEYS;
+        syncs[key].mark_updated().unwrap();
+        for (i, pollable) in pollables.iter().enumerate().filter(|(i, _)| i % KEYS == key) {
+            assert!(is_readable(pollable.as_ref().unwrap(), LIMIT), "{i} in round {round}");
+            assert!(pollable.as_ref().unwrap().acknowledge());
+        }
+        let disturbed = pollables.iter().flatten().filter(|pollable| pollable.acknowledge()).count();
+        assert_eq!(disturbed, 0, "others were told");
+        // Some go, at times the last one of a key, and others come.
+        for i in 0..=round % 3 {
+            pollables[key + i * KEYS] = None;
+        }
+        for i in 0..=round % 3 {
+            pollables[key + i * KEYS] = Some(syncs[key].pollable().unwrap());
+        }
+    }
+}
+
+#[test]
+fn a_child_may_drop_what_it_inherits() {
+    in_child(|| {
+        let table = anonymous();
+        let sync = attach(&table, "key");
+        let mut pollable = Some(sync.pollable().unwrap());
+        for _ in 0..50 {
+            in_child(|| {
+                drop(pollable.take());
+                let own = sync.pollable().unwrap();
+                sync.clone().mark_updated().unwrap();
+                assert!(is_readable(&own, LIMIT));
+            })
+            .succeeds();
+            let pollable = pollable.as_ref().unwrap();
+            assert!(is_readable(pollable, LIMIT), "the parent's was ended");
+            pollable.acknowledge();
+            assert_eq!(notifiers(), 1);
+        }
+    })
+    .succeeds();
 }
 
 #[test]

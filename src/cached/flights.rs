@@ -2,13 +2,16 @@
 //!
 //! No code of the user's runs under the mutex: an error is neither shown nor dropped there, and values never come here.
 
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::ThreadId;
 use std::time::Instant;
 
+use super::period::Period;
+use super::waits::{Circle, Waiting};
 use crate::error::Source;
 use crate::fork::{OfOneProcess, token};
 use crate::handle::coarse_now;
+use crate::notifier::Registration;
 
 pub(super) struct Flights {
     process: u64,
@@ -20,6 +23,14 @@ pub(super) struct Flights {
 struct State {
     /// Who is loading, or running the callbacks after it.
     pilot: Option<ThreadId>,
+    /// When the pilot took off, in milliseconds of the coarse clock.
+    began: u64,
+    /// The number of the last load that lasted longer than it may.
+    overdue: u64,
+    /// How often the value was invalidated.
+    invalidations: u64,
+    /// Descriptors that are told of the value's age.
+    alarms: Vec<Weak<Registration>>,
     log: Log,
     /// The loads in a row, up to the last one, that were overtaken by updates.
     overtaken: u64,
@@ -54,8 +65,8 @@ pub(super) struct Failure {
     pub(super) since: u64,
     /// When this one ended.
     pub(super) ended: u64,
-    /// When it may be tried again.
-    pub(super) retry: u64,
+    /// What passes before it may be tried again.
+    pub(super) retry: Period,
     /// The number of the load.
     pub(super) load: u64,
 }
@@ -66,8 +77,12 @@ pub(super) enum Next<'a> {
     Look,
     Load(Flight<'a>),
     Fail(Failure),
-    /// To wait: another thread is the pilot.
-    Wait,
+    /// To wait: another thread is the pilot. When it took off, and since when the source has not been read, in milliseconds
+    /// of the coarse clock.
+    Wait {
+        began: u64,
+        unread_since: u64,
+    },
     /// To do with what is in place: the call comes from a callback.
     Rest,
     /// To fail: the call comes from the loader.
@@ -108,13 +123,16 @@ impl Flights {
         let is_own = state.pilot == Some(std::thread::current().id());
         if let Some(failure) = &state.failure {
             let has_waited_for_it = failure.load > before.landed;
-            if has_waited_for_it || !is_in_flight && (is_own || coarse_now() < failure.retry) {
+            if has_waited_for_it || !is_in_flight && (is_own || !failure.retry.is_over(coarse_now())) {
                 return Next::Fail(failure.clone());
             }
         }
         match state.pilot {
             None => Next::Load(self.take_off(&mut state)),
-            Some(_) if !is_own => Next::Wait,
+            Some(_) if !is_own => {
+                let began = state.began;
+                Next::Wait { began, unread_since: state.failure.as_ref().map_or(began, |failure| failure.since) }
+            }
             Some(_) if is_in_flight => Next::Recurse,
             Some(_) => Next::Rest,
         }
@@ -128,21 +146,69 @@ impl Flights {
 
     fn take_off(&self, state: &mut State) -> Flight<'_> {
         state.pilot = Some(std::thread::current().id());
+        state.began = coarse_now();
         state.log.begun += 1;
-        Flight { flights: self, number: state.log.begun, past: None }
+        Flight { flights: self, number: state.log.begun, invalidations: state.invalidations, past: None }
     }
 
-    /// Waits until a load has landed that had not in `seen`, or nobody is the pilot; `false` at the deadline.
-    pub(super) fn wait(&self, seen: Log, deadline: Option<Instant>) -> bool {
-        let is_early = |state: &mut State| state.log.landed == seen.landed && state.pilot.is_some();
-        let state = self.lock();
-        let Some(deadline) = deadline else {
-            drop(self.changed.wait_while(state, is_early).unwrap_or_else(PoisonError::into_inner));
-            return true;
-        };
-        let left = deadline.saturating_duration_since(Instant::now());
-        let waited = self.changed.wait_timeout_while(state, left, is_early);
-        !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
+    /// The thread that a wait which ends when the state has gone on from `seen` still waits for.
+    pub(super) fn awaited(&self, seen: Log) -> Option<ThreadId> {
+        self.lock().awaited(seen)
+    }
+
+    /// Waits until a load has landed that had not in `seen`, or nobody is the pilot, or for that matter until the deadline.
+    /// Fails if the load waits for this thread.
+    pub(super) fn wait(self: &Arc<Self>, seen: Log, deadline: Option<Instant>, key: &str) -> Result<(), Circle> {
+        let _waiting = Waiting::new(self, seen, key)?;
+        self.sleep(deadline, |state| state.awaited(seen).is_some());
+        Ok(())
+    }
+
+    /// Sleeps until no load has succeeded since the one that failed last, which was to be tried again later, or until the
+    /// deadline.
+    pub(super) fn rest(&self, deadline: Option<Instant>) {
+        self.sleep(deadline, |state| state.failure.is_some());
+    }
+
+    fn sleep(&self, deadline: Option<Instant>, is_early: impl Fn(&State) -> bool) {
+        let (state, is_early) = (self.lock(), |state: &mut State| is_early(state));
+        match deadline.map(|deadline| deadline.saturating_duration_since(Instant::now())) {
+            None => drop(self.changed.wait_while(state, is_early)),
+            Some(left) => drop(self.changed.wait_timeout_while(state, left, is_early)),
+        }
+    }
+
+    pub(super) fn add_alarm(&self, registration: &Arc<Registration>) {
+        let mut state = self.lock();
+        state.alarms.retain(|alarm| alarm.strong_count() > 0);
+        state.alarms.push(Arc::downgrade(registration));
+    }
+
+    pub(super) fn alarms(&self) -> Vec<Arc<Registration>> {
+        self.lock().alarms.iter().filter_map(Weak::upgrade).collect()
+    }
+
+    /// The load that is in flight after `seen` has lasted longer than it may. Returns whether that was not known.
+    pub(super) fn is_first_to_find_overdue(&self, seen: Log) -> bool {
+        std::mem::replace(&mut self.lock().overdue, seen.begun) != seen.begun
+    }
+
+    /// Runs `change`, which makes the value in place void. A load that is in flight loads a void one as well.
+    pub(super) fn invalidate<R>(&self, change: impl FnOnce() -> R) -> R {
+        let mut state = self.lock();
+        state.invalidations += 1;
+        let past = state.failure.take();
+        let result = change();
+        drop(state);
+        self.changed.notify_all();
+        drop(past);
+        result
+    }
+}
+
+impl State {
+    fn awaited(&self, seen: Log) -> Option<ThreadId> {
+        self.pilot.filter(|_| self.log.landed == seen.landed)
     }
 }
 
@@ -150,6 +216,7 @@ impl Flights {
 pub(super) struct Flight<'a> {
     flights: &'a Flights,
     number: u64,
+    invalidations: u64,
     /// The failure that this flight has put an end to. As a field, it is dropped when the next flight may begin.
     past: Option<Failure>,
 }
@@ -157,6 +224,21 @@ pub(super) struct Flight<'a> {
 impl Flight<'_> {
     pub(super) fn number(&self) -> u64 {
         self.number
+    }
+
+    /// Whether the load has lasted longer than it may, which was counted then.
+    pub(super) fn is_overdue(&self) -> bool {
+        !self.flights.is_inherited() && self.flights.lock().overdue == self.number
+    }
+
+    /// Runs `place`, which puts the value in place; and tells it whether the value was invalidated since the load began.
+    pub(super) fn place<R>(&self, place: impl FnOnce(bool) -> R) -> R {
+        // As in `record`.
+        if self.flights.is_inherited() {
+            return place(false);
+        }
+        let state = self.flights.lock();
+        place(state.invalidations != self.invalidations)
     }
 
     /// The load succeeded, and the value is in place. Returns how many in a row have been overtaken; `None` in a child that

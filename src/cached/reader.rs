@@ -37,7 +37,7 @@ use crate::synchronizer::Ticket;
 /// });
 /// # Ok(()) }
 /// ```
-pub struct CachedReader<T, C: Deref<Target = Cached<T>>> {
+pub struct CachedReader<T: ?Sized, C: Deref<Target = Cached<T>>> {
     cached: C,
     value: Option<Arc<T>>,
     /// What tells that the value is fresh; void if that takes more than a ticket.
@@ -52,7 +52,7 @@ pub struct CachedReader<T, C: Deref<Target = Cached<T>>> {
 /// So many milliseconds pass between two times at which a reader writes to what other threads use.
 const PAUSE: u64 = 100;
 
-impl<T, C: Deref<Target = Cached<T>>> CachedReader<T, C> {
+impl<T: ?Sized, C: Deref<Target = Cached<T>>> CachedReader<T, C> {
     /// Of a reference to a `Cached`, or an `Arc` of one. Nothing is loaded yet.
     pub fn new(cached: C) -> Self {
         Self { cached, value: None, ticket: Ticket::VOID, budget: CheckBudget::new(), uncounted: 0, counted: 0 }
@@ -99,7 +99,7 @@ impl<T, C: Deref<Target = Cached<T>>> CachedReader<T, C> {
             self.counted = now;
             self.count();
         }
-        if is_unchanged && self.cached.sync.confirms(self.ticket) {
+        if is_unchanged && self.cached.sync.confirms(self.ticket) && self.has_value_in_place() {
             self.uncounted += 1;
             return Ok(());
         }
@@ -112,19 +112,26 @@ impl<T, C: Deref<Target = Cached<T>>> CachedReader<T, C> {
         Ok(())
     }
 
+    /// Another thread may have invalidated it.
+    fn has_value_in_place(&self) -> bool {
+        let current = self.cached.current.load();
+        let present = current.as_ref().map(|entry| &entry.value);
+        present.zip(self.value.as_ref()).is_some_and(|(present, value)| Arc::ptr_eq(present, value))
+    }
+
     fn count(&mut self) {
         self.cached.hits.add(std::mem::take(&mut self.uncounted));
     }
 }
 
-impl<T, C: Deref<Target = Cached<T>>> Drop for CachedReader<T, C> {
+impl<T: ?Sized, C: Deref<Target = Cached<T>>> Drop for CachedReader<T, C> {
     fn drop(&mut self) {
         self.uncounted += u64::from(self.budget.spent());
         self.count();
     }
 }
 
-impl<T: fmt::Debug, C: Deref<Target = Cached<T>>> fmt::Debug for CachedReader<T, C> {
+impl<T: fmt::Debug + ?Sized, C: Deref<Target = Cached<T>>> fmt::Debug for CachedReader<T, C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("CachedReader")
             .field("cached", &*self.cached)

@@ -1,16 +1,33 @@
 //! Waiting for the next value.
 
-use std::sync::Arc;
-use std::thread::sleep;
+use std::ptr;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
+use super::period::Period;
 use super::{Cached, Entry, Terms};
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 use crate::handle::coarse_now;
-use crate::wait::{Awaited, Waited, wait_for_any};
+use crate::wait::{Awaited, SLICE, wait_for_any};
 
-impl<T> Cached<T> {
+impl<T: ?Sized> Cached<T> {
     /// Blocks until the value that is in place is expired, and returns the fresh one; if none is in place yet, loads it.
+    ///
+    /// ```
+    /// # use gensync::{Cached, GenerationSynchronizer, Table};
+    /// # fn load_routes() -> Result<Vec<String>, std::io::Error> { Ok(Vec::new()) }
+    /// # fn main() -> Result<(), gensync::Error> {
+    /// # let table = Table::options().anonymous()?;
+    /// let routes = Cached::new(GenerationSynchronizer::new(&table, "routes")?, load_routes);
+    /// loop {
+    ///     match routes.wait() {
+    ///         Ok(routes) => println!("{} routes", routes.len()),
+    ///         Err(error) => eprintln!("will be tried again: {error}"), // after the retry_pause
+    ///     }
+    /// #   break;
+    /// }
+    /// # Ok(()) }
+    /// ```
     ///
     /// As [`GenerationSynchronizer::wait`](crate::GenerationSynchronizer::wait), it ends at once if the value is expired
     /// already, and several updates may be told as one; it also ends when the value is too old, or a key that it depends on is
@@ -33,7 +50,9 @@ impl<T> Cached<T> {
         }
     }
 
-    /// As [`wait`](Self::wait), no longer than `timeout`: `None` says that the time was up. A load is not cut short.
+    /// As [`wait`](Self::wait), no longer than `timeout`: `None` says that the time was up, also while another thread loads or a broken
+    /// source rests. A load that this call runs itself is not cut short. A value that is expired already is told of even
+    /// without a timeout.
     ///
     /// # Errors
     ///
@@ -59,7 +78,8 @@ impl<T> Cached<T> {
         self.wait_until(None, Some(deadline))
     }
 
-    /// Blocks until there is a fresh value other than `known`, which this `Cached` gave, and returns it.
+    /// Blocks until there is a fresh value other than `known`, which this `Cached` gave, and returns it. What a loader
+    /// [shares](Self::new_shared) is another value only if it is another `Arc`.
     ///
     /// # Errors
     ///
@@ -78,29 +98,74 @@ impl<T> Cached<T> {
 
     /// Until there is a fresh value that is not `known`; any other than the present one if none is.
     fn wait_until(&self, known: Option<&Arc<T>>, deadline: Option<Instant>) -> Result<Option<Arc<T>>, Error> {
-        let known = |entry: &Arc<Entry<T>>| known.is_none_or(|known| Arc::ptr_eq(known, &entry.value));
-        if let Some(entry) = self.current.load_full().filter(known) {
-            let awaited: Vec<_> = self.tickets(&entry).map(|(sync, ticket)| Awaited { sync, ticket }).collect();
-            let age = self.policy.max_age.map(|_| entry.expires.saturating_sub(coarse_now()));
-            let expires = age.and_then(|age| Instant::now().checked_add(Duration::from_millis(age)));
-            // Nobody need keep an old value for this one's sake.
-            drop(entry);
-            let end = deadline.into_iter().chain(expires).min();
-            if wait_for_any(&awaited, end) == Waited::TimedOut && end == deadline {
+        // Nobody need keep an old value for this one's sake.
+        let present = self.current.load_full().as_ref().map_or_else(Weak::new, Arc::downgrade);
+        let is_known = |entry: &Arc<Entry<T>>| match known {
+            Some(known) => Arc::ptr_eq(known, &entry.value),
+            None => ptr::eq(present.as_ptr(), Arc::as_ptr(entry)),
+        };
+        loop {
+            if let Some(entry) = self.current.load_full().filter(&is_known)
+                && !self.is_outlived(entry, deadline)
+            {
                 return Ok(None);
             }
-        }
-        if let Some(ended) = self.flights.get().last_failure() {
-            let retry = ended.saturating_add(self.policy.retry_pause()).saturating_sub(coarse_now());
-            let pause = Duration::from_millis(retry);
-            match deadline.map(|deadline| deadline.saturating_duration_since(Instant::now())) {
-                Some(left) if left < pause => {
-                    sleep(left);
-                    return Ok(None);
-                }
-                _ => sleep(pause),
+            if !self.rest_after_failure(deadline) {
+                return Ok(None);
+            }
+            match self.get_slow(Terms { deadline, ..Terms::FRESH }) {
+                Ok(entry) if is_known(&entry) => {}
+                Ok(entry) => return Ok(Some(entry.value())),
+                Err(error) if *error.kind() == ErrorKind::Deadline => return Ok(None),
+                Err(error) => return Err(error),
             }
         }
-        self.get_slow(Terms::FRESH).map(|entry| Some(entry.value()))
+    }
+
+    /// Sleeps until `entry` is expired, or no longer in place; `false` if that is not so at the deadline.
+    fn is_outlived(&self, entry: Arc<Entry<T>>, deadline: Option<Instant>) -> bool {
+        let awaited: Vec<_> = self.tickets(&entry).map(|(sync, ticket)| Awaited { sync, ticket }).collect();
+        let age = self.policy.max_age.map(|_| entry.age);
+        let address = Arc::as_ptr(&entry);
+        drop(entry);
+        loop {
+            let now = coarse_now();
+            if age.is_some_and(|age| age.is_over(now)) {
+                return true;
+            }
+            let end = age.and_then(|age| age.end(now));
+            let slice = Instant::now() + SLICE;
+            let end = deadline.into_iter().chain(end).chain([slice]).min();
+            if wait_for_any(&awaited, end).is_changed() {
+                return true;
+            }
+            // By another thread's invalidation, of which no key tells.
+            if !self.current.load().as_ref().is_some_and(|entry| ptr::eq(Arc::as_ptr(entry), address)) {
+                return true;
+            }
+            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                return age.is_some_and(|age| age.is_over(coarse_now()));
+            }
+        }
+    }
+
+    /// Sleeps until a load that failed may be tried again, or another thread has loaded well; `false` if that is not so at the
+    /// deadline.
+    fn rest_after_failure(&self, deadline: Option<Instant>) -> bool {
+        let flights = self.flights.get();
+        // Not a later one's pause as well: threads that do not wait may fail again and again.
+        let Some(ended) = flights.last_failure() else { return true };
+        let pause = Period::new(ended, self.policy.retry_pause);
+        while flights.last_failure().is_some() {
+            let now = coarse_now();
+            if pause.is_over(now) {
+                break;
+            }
+            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                return false;
+            }
+            flights.rest(deadline.into_iter().chain(pause.end(now)).min());
+        }
+        true
     }
 }

@@ -106,6 +106,32 @@ fn two_waiters_and_two_updaters(on_table: bool) {
 }
 
 #[test]
+fn a_waiter_that_leaves_does_not_keep_others_from_being_woken() {
+    for on_table in [false, true] {
+        model_with(2, move || {
+            let table = table_with_key(2, 1);
+            let seen = Sight::of(table.word());
+            // It was the one to say that somebody waits.
+            let _ = table.slot().await_update();
+            let others = {
+                let (updater, leaver) = (table.clone(), table.clone());
+                [
+                    thread::spawn(move || updater.update()),
+                    thread::spawn(move || leaver.stop_waiting(std::iter::once(leaver.slot()))),
+                ]
+            };
+            if on_table {
+                table.wait_on_table_for(key(0), seen)
+            } else {
+                table.wait_for(key(0), seen)
+            }
+            others.into_iter().for_each(|other| other.join().unwrap());
+            assert_ne!(Sight::of(table.word()), seen);
+        });
+    }
+}
+
+#[test]
 fn a_waiter_does_not_sleep_through_the_end_of_its_table() {
     for on_table in [false, true] {
         model(move || {

@@ -210,7 +210,7 @@ impl CheckBudget {
 
     /// How many uses were spent since the last renewal, but for the one that found nothing left.
     pub(crate) fn spent(&self) -> u32 {
-        self.granted.load(Ordering::Relaxed) - self.left()
+        self.granted.load(Ordering::Relaxed).saturating_sub(self.left())
     }
 
     fn left(&self) -> u32 {

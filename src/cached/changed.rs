@@ -1,0 +1,161 @@
+//! Waiting for a value in tasks.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::ptr;
+use std::sync::{Arc, Weak};
+use std::task::{Context, Poll};
+
+use super::period::{Period, Report};
+use super::{Cached, Entry};
+use crate::error::Error;
+use crate::handle::coarse_now;
+use crate::notifier::{Registration, Target};
+use crate::synchronizer::{GenerationSynchronizer, Ticket};
+use crate::wait::SLICE;
+
+impl<T: ?Sized> Cached<T> {
+    /// Is ready when the value that was in place at the call is expired, by its key, by one that it
+    /// [depends on](crate::CachedBuilder::depends_on) or by its [age](crate::CachedBuilder::max_age); or when another thread has
+    /// replaced it; at once if there is none. It does not load: what should be done then, with a loader that blocks, is a
+    /// [`get`](Self::get) where blocking is allowed.
+    ///
+    /// ```
+    /// # use std::sync::Arc;
+    /// # use gensync::{Cached, GenerationSynchronizer, Table};
+    /// # fn load_routes() -> Result<Vec<String>, std::io::Error> { Ok(Vec::new()) }
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # tokio::runtime::Builder::new_current_thread().build()?.block_on(async {
+    /// # let table = Table::options().anonymous()?;
+    /// let routes = Arc::new(Cached::new(GenerationSynchronizer::new(&table, "routes")?, load_routes));
+    /// loop {
+    ///     routes.changed().await?;
+    ///     let routes = Arc::clone(&routes);
+    ///     match tokio::task::spawn_blocking(move || routes.get()).await? {
+    ///         Ok(routes) => println!("{} routes", routes.len()),
+    ///         Err(error) => eprintln!("will be tried again: {error}"), // after the retry_pause
+    ///     }
+    /// #   break;
+    /// }
+    /// # Ok(()) })}
+    /// ```
+    ///
+    /// After a load that failed, it is not ready before the [`retry_pause`](crate::CachedBuilder::retry_pause) has passed. A
+    /// value that is not loaded though it was reported is reported again after 10 milliseconds, and after twice as long each
+    /// further time, up to a second; also to other tasks.
+    ///
+    /// An age is noticed to within the clock's tick, some milliseconds; that another thread has loaded during a pause, within
+    /// half a second. An [`invalidate`](Self::invalidate) is not noticed by a future that waits already.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel-safe: nothing is lost if the future is dropped before it is ready, as the next one is ready at once if the value
+    /// in place is expired.
+    ///
+    /// # Errors
+    ///
+    /// No thread can be started.
+    ///
+    /// # Progress
+    ///
+    /// As [`GenerationSynchronizer::changed`](crate::GenerationSynchronizer::changed), for each key; no more than it does a
+    /// poll load the value, or wait for a load.
+    pub fn changed(&self) -> CachedChanged<'_, T> {
+        let known = self.current.load_full().as_ref().map_or_else(Weak::new, Arc::downgrade);
+        CachedChanged { cached: self, known, registrations: Vec::new() }
+    }
+
+    /// Until when nothing is to be said of the value in place, of which was said that it is expired, or which could not be
+    /// loaded.
+    fn pause_of_reports(&self, entry: Option<&Arc<Entry<T>>>) -> Option<Period> {
+        let now = coarse_now();
+        let failed = self.flights.get().last_failure().map(|ended| Period::new(ended, self.policy.retry_pause));
+        let reported =
+            self.reported.load_full().filter(|report| report.is_of(address(entry))).map(|report| report.pause());
+        failed.filter(|pause| !pause.is_over(now)).or(reported.filter(|pause| !pause.is_over(now)))
+    }
+}
+
+fn address<T: ?Sized>(entry: Option<&Arc<Entry<T>>>) -> usize {
+    entry.map_or(0, |entry| Arc::as_ptr(entry).addr())
+}
+
+/// The future of [`Cached::changed`].
+#[must_use = "futures do nothing unless they are polled"]
+pub struct CachedChanged<'a, T: ?Sized> {
+    cached: &'a Cached<T>,
+    /// What was in place at the call. Nobody need keep an old value for this one's sake.
+    known: Weak<Entry<T>>,
+    /// One for each key, if there are any.
+    registrations: Vec<Registration>,
+}
+
+impl<T: ?Sized> Future for CachedChanged<'_, T> {
+    type Output = Result<(), Error>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = &mut *self;
+        let (cached, sync) = (this.cached, &this.cached.sync);
+        let entry = cached.current.load_full();
+        let is_replaced = entry.as_ref().is_some_and(|entry| !ptr::eq(Arc::as_ptr(entry), this.known.as_ptr()));
+        let is_expired = || entry.as_ref().is_none_or(|entry| !cached.is_fresh(entry));
+        let pause = cached.pause_of_reports(entry.as_ref()).filter(|_| !is_replaced);
+        let report = || {
+            if sync.pace().yields(false) {
+                context.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            sync.pace().continue_row();
+            if !is_replaced {
+                let earlier = cached.reported.load_full();
+                cached.reported.store(Some(Arc::new(Report::after(earlier.as_deref(), address(entry.as_ref())))));
+            }
+            Poll::Ready(Ok(()))
+        };
+        if is_replaced || pause.is_none() && is_expired() {
+            return report();
+        }
+        // In a pause, what has happened so far is known.
+        let awaited: Vec<(&GenerationSynchronizer, Ticket)> = match &entry {
+            Some(entry) if pause.is_none() => cached.tickets(entry).collect(),
+            _ => cached.keys().map(|sync| (sync, sync.ticket())).collect(),
+        };
+        if this.registrations.iter().any(Registration::is_inherited) {
+            this.registrations.clear();
+        }
+        if this.registrations.is_empty() {
+            for (sync, ticket) in &awaited {
+                match Registration::new(sync, *ticket, Target::Task(None)) {
+                    Ok(registration) => this.registrations.push(registration),
+                    Err(error) => {
+                        this.registrations.clear();
+                        return sync.fail(context, error);
+                    }
+                }
+            }
+        }
+        let now = coarse_now();
+        let soon = now + SLICE.as_millis() as u64;
+        let due = match (&entry, pause) {
+            // Another thread may load it.
+            (_, Some(pause)) => Some(pause.due().min(soon)),
+            (Some(entry), None) => cached.policy.max_age.map(|_| entry.age.due()),
+            (None, None) => None,
+        };
+        for ((_, ticket), registration) in awaited.into_iter().zip(&this.registrations) {
+            registration.set_waker(context.waker().clone(), ticket, due);
+        }
+        // There may have been an update just before they were registered.
+        if pause.is_none() && is_expired() {
+            return report();
+        }
+        sync.pace().end_row();
+        Poll::Pending
+    }
+}
+
+impl<T: ?Sized> std::fmt::Debug for CachedChanged<'_, T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CachedChanged").field("cached", self.cached).finish_non_exhaustive()
+    }
+}

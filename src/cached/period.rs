@@ -1,0 +1,86 @@
+//! Lengths of time on the coarse clock.
+
+use std::time::{Duration, Instant};
+
+/// What is not due before it is over. Times are milliseconds of the coarse clock, which all that waits for a due time reads as
+/// well: a finer one would be ahead of it, by up to a tick.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Period {
+    start: u64,
+    length: u64,
+}
+
+impl Period {
+    pub(super) fn new(start: u64, length: Duration) -> Self {
+        Self { start, length: milliseconds(length) }
+    }
+
+    /// One that starts later than `now` is over: the clock was set back, and nothing may stand still until it has caught up.
+    pub(super) fn is_over(self, now: u64) -> bool {
+        now.wrapping_sub(self.start) >= self.length
+    }
+
+    /// When it will be over, as far as can be said at `now`; `None` if never.
+    pub(super) fn end(self, now: u64) -> Option<Instant> {
+        let left = if self.is_over(now) { 0 } else { self.length - now.wrapping_sub(self.start) };
+        Instant::now().checked_add(Duration::from_millis(left))
+    }
+
+    /// When it will be over, unless the clock is set back.
+    pub(super) fn due(self) -> u64 {
+        self.start.saturating_add(self.length)
+    }
+}
+
+/// That tasks were told of a value which is expired, so that a loop that does not load it goes slowly.
+#[cfg(feature = "tokio")]
+#[derive(Debug)]
+pub(super) struct Report {
+    /// Of what is in place; zero for nothing.
+    address: usize,
+    pause: Period,
+}
+
+#[cfg(feature = "tokio")]
+impl Report {
+    /// Before the second report of one value, in milliseconds; each further one is twice as late, up to `LONGEST`.
+    const SHORTEST: u64 = 10;
+    const LONGEST: u64 = 1000;
+
+    pub(super) fn after(earlier: Option<&Self>, address: usize) -> Self {
+        let before = earlier.filter(|earlier| earlier.is_of(address)).map(|earlier| earlier.pause.length);
+        let length = before.map_or(Self::SHORTEST, |before| (2 * before).min(Self::LONGEST));
+        Self { address, pause: Period { start: crate::handle::coarse_now(), length } }
+    }
+
+    pub(super) fn is_of(&self, address: usize) -> bool {
+        self.address == address
+    }
+
+    pub(super) fn pause(&self) -> Period {
+        self.pause
+    }
+}
+
+/// A fraction is cut off. The longest durations are as good as for ever.
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_period_ends_in_time_or_when_the_clock_is_set_back() {
+        let period = Period::new(10_000, Duration::from_millis(50));
+        assert!([10_000, 10_049].iter().all(|now| !period.is_over(*now)));
+        assert!([10_050, 10_051, u64::MAX].iter().all(|now| period.is_over(*now)));
+        // A restored checkpoint, or another time namespace.
+        assert!([9_999, 5_000, 0].iter().all(|now| period.is_over(*now)), "stands still");
+        let for_ever = Period::new(10_000, Duration::MAX);
+        assert!([10_000, u64::MAX / 2, 0].iter().all(|now| !for_ever.is_over(*now)));
+        assert!(for_ever.end(10_000).is_none());
+        assert!(Period::new(10_000, Duration::ZERO).is_over(10_000));
+    }
+}

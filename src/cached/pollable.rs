@@ -1,0 +1,80 @@
+//! Waiting for a value in an event loop.
+
+use std::sync::Arc;
+
+use super::Cached;
+use crate::error::Error;
+use crate::handle::coarse_now;
+use crate::notifier::Registration;
+use crate::pollable::Pollable;
+
+impl<T: ?Sized> Cached<T> {
+    /// A descriptor that becomes readable when the value may be expired: with each update of its key and of those that it
+    /// [depends on](crate::CachedBuilder::depends_on), and when the value in place reaches its
+    /// [age](crate::CachedBuilder::max_age); at once if it is expired, or there is none. Several of these may be told as one.
+    ///
+    /// It does not load. That a value is loaded anew, which gives it another age, is noticed by itself.
+    ///
+    /// ```
+    /// use gensync::{Cached, GenerationSynchronizer, Table};
+    /// use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    /// # use std::os::fd::AsFd;
+    ///
+    /// # fn load_routes() -> Result<Vec<String>, std::io::Error> { Ok(Vec::new()) }
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let table = Table::options().anonymous()?;
+    /// let routes = Cached::new(GenerationSynchronizer::new(&table, "routes")?, load_routes);
+    /// let pollable = routes.pollable()?;
+    /// loop {
+    ///     // A load that failed is tried again by and by, as nothing else asks for it.
+    ///     let timeout = if routes.peek().is_fresh() { PollTimeout::NONE } else { PollTimeout::from(1000u16) };
+    ///     poll(&mut [PollFd::new(pollable.as_fd(), PollFlags::POLLIN)], timeout)?; // among others
+    ///     pollable.acknowledge();
+    ///     if let Err(error) = routes.get() {
+    ///         eprintln!("will be tried again: {error}");
+    ///     }
+    /// #   break;
+    /// }
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// An age is noticed to within the clock's tick, some milliseconds.
+    ///
+    /// # Errors
+    ///
+    /// As [`GenerationSynchronizer::pollable`](crate::GenerationSynchronizer::pollable).
+    ///
+    /// # Progress
+    ///
+    /// As there, for each key.
+    pub fn pollable(&self) -> Result<Pollable, Error> {
+        let entry = self.current.load_full();
+        let keys = match &entry {
+            Some(entry) => self.tickets(entry).collect::<Vec<_>>(),
+            None => self.keys().map(|sync| (sync, sync.ticket())).collect(),
+        };
+        let pollable = Pollable::of_keys(&keys)?;
+        if let Some(registration) = pollable.first() {
+            self.flights.get().add_alarm(registration);
+        }
+        // What was loaded since knows of it.
+        match self.current.load_full() {
+            None => pollable.make_readable(),
+            Some(present) if entry.is_none() || !self.is_fresh(&present) => pollable.make_readable(),
+            Some(present) => self.set_alarms(present.age.due()),
+        }
+        Ok(pollable)
+    }
+
+    /// Has all descriptors told at `due`, in milliseconds of the coarse clock.
+    pub(super) fn set_alarms(&self, due: u64) {
+        let alarms: Vec<Arc<Registration>> = self.flights.get().alarms();
+        let due = (due < u64::MAX).then_some(due);
+        alarms.iter().for_each(|registration| registration.set_due(due));
+    }
+
+    /// Tells all descriptors.
+    pub(super) fn ring_alarms(&self) {
+        self.set_alarms(coarse_now());
+    }
+}
