@@ -68,7 +68,8 @@
 //!
 //! # Trade-offs and limits
 //!
-//! - One machine. File systems that are shared between machines are refused.
+//! - One machine, with 64-bit pointers: the crate does not compile for other targets. File systems that are shared between
+//!   machines are refused.
 //! - A table grows to 8 GiB at most, and gives nothing back: keys are removed by a
 //!   [`reset`](Table::reset) alone. Each open table takes 8 GiB of address space (less under `ulimit -v`), no memory.
 //! - A file that was deleted or replaced is noticed within 64 checks or a second, whichever is later; a holder that only
@@ -86,6 +87,12 @@
 //!   to nobody. A [`reset`](Table::reset) fails rather than that.
 
 #![cfg_attr(loom, allow(dead_code, reason = "the edge to the operating system is not modelled"))]
+
+#[cfg(not(target_pointer_width = "64"))]
+compile_error!(
+    "gensync needs a target with 64-bit pointers: a table may have 8 GiB, which do not fit into a smaller address space, and \
+     sizes, offsets and counts are tested with 64 bits only"
+);
 
 // For what tests/ and the tests in here share.
 #[cfg(all(test, not(loom)))]
