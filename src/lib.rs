@@ -71,7 +71,8 @@
 //! - One machine, with 64-bit pointers: the crate does not compile for other targets. File systems that are shared between
 //!   machines are refused.
 //! - A table grows to 8 GiB at most, and gives nothing back: keys are removed by a
-//!   [`reset`](Table::reset) alone. Each open table takes 8 GiB of address space (less under `ulimit -v`), no memory.
+//!   [`reset`](Table::reset) alone. An open table takes as much address space as it is long, and grows while the process's
+//!   limits (`ulimit -v`, after `mlockall` `-l`) leave room.
 //! - A file that was deleted or replaced is noticed within 64 checks or a second, whichever is later; a holder that only
 //!   updates notices within 64 updates of the key. What is announced to the old file in between reaches the others when
 //!   somebody who has the old file notices; if all of them end before, it is lost. Prefer `reset`.
