@@ -263,6 +263,10 @@ impl Table {
             return Ok(());
         }
         let Some(next) = self.while_latest(from, self.successor(from))? else { return Ok(()) };
+        // Holders that noticed the last succession after it have written to what was emptied then.
+        if let Some(older) = self.0.incarnations.previous() {
+            older.mapping().empty_again();
+        }
         self.0.incarnations.append(next);
         from.mapping().empty();
         Ok(())
