@@ -304,12 +304,10 @@ impl Source {
         let own = file.file.try_clone().map_err(|error| Error::io("keeping the table's file open", &error))?;
         let mapping = match self {
             #[cfg(feature = "shm")]
-            Self::Named { name, path } => {
-                match Mapping::of_named(own, path, name, facts, file.segments)? {
-                    Some(mapping) => mapping,
-                    None => return Ok(None),
-                }
-            }
+            Self::Named { name, path } => match Mapping::of_named(own, path, name, facts, file.segments)? {
+                Some(mapping) => mapping,
+                None => return Ok(None),
+            },
             _ => Mapping::of_file(own, self.path(), facts, file.segments, options.read_only)?,
         };
         Ok(Some(Incarnation::new(mapping, facts.clone(), self.path())))
@@ -351,11 +349,7 @@ fn open(source: &Source, options: &TableOptions, predecessor: Option<&Incarnatio
     open().map_err(|error: Error| error.at(path))
 }
 
-fn create(
-    path: &Path,
-    options: &TableOptions,
-    predecessor: Option<&Incarnation>,
-) -> Result<(), Error> {
+fn create(path: &Path, options: &TableOptions, predecessor: Option<&Incarnation>) -> Result<(), Error> {
     if !options.create || options.read_only {
         return Err(ErrorKind::NotFound.into());
     }

@@ -41,7 +41,8 @@
 //!   asked for, which ends with the last of them.
 //! - Where freshness cannot be known, the answer is "expired".
 //! - What another process writes into the file causes wrong answers at worst: no undefined behaviour and no panic.
-//!   (Truncating the file is the exception: a SIGBUS. Anonymous tables are sealed against it.)
+//!   (Truncating the file, or punching a hole into it while its disk is full, is the exception: a SIGBUS. Anonymous tables
+//!   are sealed against truncation, and nobody else has their file.)
 //! - A file that is not a table of this version is left untouched.
 //!
 //! # Memory ordering
@@ -73,6 +74,9 @@
 //! - A table grows to 8 GiB at most, and gives nothing back: keys are removed by a
 //!   [`reset`](Table::reset) alone. An open table takes as much address space as it is long, and grows while the process's
 //!   limits (`ulimit -v`, after `mlockall` `-l`) leave room.
+//! - Best kept in memory: in `/dev/shm`, or on another tmpfs. Room that is reserved on a disk is of use only where the file is
+//!   rewritten in place. Btrfs is asked to do so when a table is made there; where extents are shared (a snapshot, or
+//!   `cp --reflink`, on btrfs, XFS and others), an update on a full disk is a SIGBUS.
 //! - A file that was deleted or replaced is noticed within 64 checks or a second, whichever is later; a holder that only
 //!   updates notices within 64 updates of the key. What is announced to the old file in between reaches the others when
 //!   somebody who has the old file notices; if all of them end before, it is lost. Prefer `reset`.

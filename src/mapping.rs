@@ -106,7 +106,8 @@ impl Part {
             .map_err(|errno| Error::system(MAPPING, errno))?;
         let page = page_size();
         // SAFETY: the new range is nobody else's, and reaches to `to`, which is behind `from`.
-        let (base, unused) = unsafe { (base.cast::<u8>().add(from), Self { base: base.cast(), length: from / page * page }) };
+        let (base, unused) =
+            unsafe { (base.cast::<u8>().add(from), Self { base: base.cast(), length: from / page * page }) };
         if unused.length > 0 {
             // SAFETY: nobody has seen these pages.
             unsafe { unused.unmap() };
@@ -253,15 +254,7 @@ impl Mapping {
         Ok(Some(Self::new(first, owner, file, capacity, segments, MAX_SIZE, false)))
     }
 
-    fn new(
-        first: Part,
-        owner: Owner,
-        file: FileRef,
-        capacity: u64,
-        opened: u32,
-        most: u64,
-        read_only: bool,
-    ) -> Self {
+    fn new(first: Part, owner: Owner, file: FileRef, capacity: u64, opened: u32, most: u64, read_only: bool) -> Self {
         let start = |segment| match segment < opened {
             // SAFETY: the first part holds the first `opened` segments.
             true => unsafe { first.base.add(segment_offset(capacity, segment) as usize).as_ptr() },
