@@ -42,7 +42,7 @@
 //! - Where freshness cannot be known, the answer is "expired".
 //! - What another process writes into the file causes wrong answers at worst: no undefined behaviour and no panic.
 //!   (Truncating the file, or punching a hole into it while its disk is full, is the exception: a SIGBUS. Anonymous tables
-//!   are sealed against truncation, and nobody else has their file.)
+//!   are sealed against truncation.)
 //! - A file that is not a table of this version is left untouched.
 //!
 //! # Memory ordering
