@@ -17,7 +17,7 @@ use nix::unistd::{Uid, linkat};
 use crate::error::{Error, ErrorKind};
 use crate::layout::{Facts, HEADER_SIZE, OLDEST, segment_offset, version};
 use crate::lock::{Kind, LentLock, Range, RangeLock, is_held_by_writer};
-use crate::mapping::{DESCRIPTORS, Identity, allocate, check_size_limit};
+use crate::mapping::{DESCRIPTORS, Identity, allocate, check_size_limit, rewrite_in_place};
 use crate::options::{OwnerCheck, TableOptions};
 
 /// How long to wait for another process that replaces the file. It is a matter of microseconds unless that process is
@@ -280,6 +280,7 @@ impl Blueprint {
         // Set afterwards, as the mode given to open is subject to the umask.
         file.set_permissions(std::fs::Permissions::from_mode(self.mode)).map_err(doing("setting the table's mode"))?;
         let end = segment_offset(self.capacity, 1);
+        rewrite_in_place(file.as_fd());
         allocate(file.as_fd(), 0, end)?;
         if self.size > end {
             check_size_limit(self.size)?;

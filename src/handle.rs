@@ -137,7 +137,7 @@ impl Table {
 
     pub(crate) fn create_anonymous(options: TableOptions) -> Result<Self, Error> {
         writable("the anonymous table", "a writable one, as nobody else could create its keys", &options)?;
-        let size = Source::Anonymous.size(options.checked_capacity()?);
+        let size = sparse_size(segment_offset(options.checked_capacity()?, 1));
         let file = TableFile::of_file(Blueprint::new(&options, size)?.anonymous()?, &options)?;
         let mapping = Mapping::of_file(file.file, None, &file.facts, file.segments, false)?;
         let first = Arc::new(Incarnation::new(mapping, file.facts, None));
@@ -336,6 +336,10 @@ impl Table {
             return Ok(());
         }
         let Some(next) = self.while_latest(from, self.successor(from))? else { return Ok(()) };
+        // Holders that noticed the last succession after it have written to what was emptied then.
+        if let Some(older) = self.0.incarnations.previous() {
+            older.mapping().empty_again();
+        }
         self.0.incarnations.append(next);
         self.0.confirmation.confirm(coarse_now());
         from.mapping().empty();
@@ -368,28 +372,16 @@ impl Source {
         }
     }
 
-    /// The least size of a new file.
-    fn size(&self, capacity: u64) -> u64 {
-        if matches!(self, Self::Path(_)) { 0 } else { sparse_size(segment_offset(capacity, 1)) }
-    }
-
     /// Maps `file`; `None` if it has lost its name.
     fn map(&self, file: &TableFile, options: &TableOptions) -> Result<Option<Incarnation>, Error> {
         let facts = &file.facts;
         let own = file.file.try_clone().map_err(|error| Error::io("keeping the table's file open", &error))?;
         let mapping = match self {
             #[cfg(feature = "shm")]
-            Self::Named { name, path } => {
-                // Made by path, it may be as short as its segments; what is mapped at once is all it can grow to.
-                let size = self.size(facts.capacity);
-                if (file.stat()?.st_size as u64) < size {
-                    own.set_len(size).map_err(|error| Error::io("setting the table's size", &error))?;
-                }
-                match Mapping::of_named(own, path, name, facts, file.segments)? {
-                    Some(mapping) => mapping,
-                    None => return Ok(None),
-                }
-            }
+            Self::Named { name, path } => match Mapping::of_named(own, path, name, facts, file.segments)? {
+                Some(mapping) => mapping,
+                None => return Ok(None),
+            },
             _ => Mapping::of_file(own, self.path(), facts, file.segments, options.read_only)?,
         };
         Ok(Some(Incarnation::new(mapping, facts.clone(), self.path())))
@@ -409,7 +401,7 @@ fn open(source: &Source, options: &TableOptions, predecessor: Option<&Incarnatio
     let open = || {
         for _ in 0..ATTEMPTS {
             let Some(file) = TableFile::open(path, options)? else {
-                create(source, path, options, predecessor)?;
+                create(path, options, predecessor)?;
                 continue;
             };
             let Some(incarnation) = source.map(&file, options)? else { continue };
@@ -431,19 +423,14 @@ fn open(source: &Source, options: &TableOptions, predecessor: Option<&Incarnatio
     open().map_err(|error: Error| error.at(path))
 }
 
-fn create(
-    source: &Source,
-    path: &Path,
-    options: &TableOptions,
-    predecessor: Option<&Incarnation>,
-) -> Result<(), Error> {
+fn create(path: &Path, options: &TableOptions, predecessor: Option<&Incarnation>) -> Result<(), Error> {
     if !options.create || options.read_only {
         return Err(ErrorKind::NotFound.into());
     }
     let stat = predecessor.and_then(|predecessor| Some((predecessor, predecessor.mapping().stat().ok()?)));
     let blueprint = match stat {
         Some((predecessor, stat)) => Blueprint::succeeding(predecessor.facts(), &stat, options)?,
-        None => Blueprint::new(options, source.size(options.checked_capacity()?))?,
+        None => Blueprint::new(options, 0)?,
     };
     let floor = predecessor.map_or(Ok(0), floor_of_successor)?;
     // Somebody else's is as good.

@@ -7,7 +7,7 @@
 //!                segment k: C * 2^k slots, appended when a key finds no room in segments 0..k-1
 //! ```
 //!
-//! The file ends where its last segment ends (a named table is sparse to its greatest size instead). Numbers of the
+//! The file ends where its last segment ends (an anonymous table is sparse to its greatest size instead). Numbers of the
 //! fixed part of the header are little-endian; the words that change are in the byte order of the machine that made
 //! the file, which the byte-order mark names.
 //!
@@ -90,7 +90,7 @@ pub(crate) const HEADER_SIZE: usize = 4096;
 pub(crate) const SLOT_SIZE: usize = 128;
 pub(crate) const LABEL_SIZE: usize = 88;
 
-/// Address space that a mapping sets aside, and so the greatest size of a table.
+/// The greatest size of a table.
 pub(crate) const MAX_SIZE: u64 = 8 << 30;
 /// The greatest capacity of segment 0: half of what fits, so that one more segment never overflows the arithmetic.
 pub(crate) const MAX_CAPACITY: u64 = MAX_SIZE / (2 * SLOT_SIZE as u64);

@@ -42,7 +42,8 @@
 //! - Where freshness cannot be known, the answer is "expired"; state that is loaded meanwhile serves for the
 //!   [`outage_ttl`](TableOptions::outage_ttl), a second unless set, so that no use becomes a load each.
 //! - What another process writes into the file causes wrong answers at worst: no undefined behaviour and no panic.
-//!   (Truncating the file is the exception: a SIGBUS. Anonymous tables are sealed against it.)
+//!   (Truncating the file, or punching a hole into it while its disk is full, is the exception: a SIGBUS. Anonymous tables
+//!   are sealed against truncation.)
 //! - A file that is not a table of this version is left untouched.
 //!
 //! # Memory ordering
@@ -69,9 +70,14 @@
 //!
 //! # Trade-offs and limits
 //!
-//! - One machine. File systems that are shared between machines are refused.
+//! - One machine, with 64-bit pointers: the crate does not compile for other targets. File systems that are shared between
+//!   machines are refused.
 //! - A table grows to 8 GiB at most, and gives nothing back: keys are removed by a
-//!   [`reset`](Table::reset) alone. Each open table takes 8 GiB of address space (less under `ulimit -v`), no memory.
+//!   [`reset`](Table::reset) alone. An open table takes as much address space as it is long, and grows while the process's
+//!   limits (`ulimit -v`, after `mlockall` `-l`) leave room.
+//! - Best kept in memory: in `/dev/shm`, or on another tmpfs. Room that is reserved on a disk is of use only where the file is
+//!   rewritten in place. Btrfs is asked to do so when a table is made there; where extents are shared (a snapshot, or
+//!   `cp --reflink`, on btrfs, XFS and others), an update on a full disk is a SIGBUS.
 //! - A file that was deleted or replaced is noticed by the first use that comes a second later, of any kind; a holder whose
 //!   rate of use suddenly falls may make up to 64 uses more. An [`update`](GenerationSynchronizer::update) looks at once, and
 //!   never goes to the old file alone. What [`mark_updated`](GenerationSynchronizer::mark_updated) announces there is announced
@@ -90,6 +96,12 @@
 //!   to nobody. A [`reset`](Table::reset) fails rather than that.
 
 #![cfg_attr(loom, allow(dead_code, reason = "the edge to the operating system is not modelled"))]
+
+#[cfg(not(target_pointer_width = "64"))]
+compile_error!(
+    "gensync needs a target with 64-bit pointers: a table may have 8 GiB, which do not fit into a smaller address space, and \
+     sizes, offsets and counts are tested with 64 bits only"
+);
 
 // For what tests/ and the tests in here share.
 #[cfg(all(test, not(loom)))]

@@ -117,6 +117,13 @@ impl<T> Chain<T> {
         unsafe { &(*self.head.get()).value }
     }
 
+    /// The one before the latest.
+    pub(crate) fn previous(&self) -> Option<&T> {
+        // SAFETY: as in `latest`; a link behind the head is null or as complete as the head, and `previous` does not change
+        // after its link was published.
+        unsafe { (*self.head.get()).previous.as_ref() }.map(|link| &link.value)
+    }
+
     pub(crate) fn append(&self, value: T) {
         let link = Box::into_raw(Box::new(Link { value, previous: std::ptr::null_mut() }));
         loop {

@@ -374,20 +374,27 @@ impl HighWater {
     }
 
     pub(crate) fn get(&self) -> u32 {
-        self.0.load(Ordering::Relaxed) & !Self::CLOSED
+        // ORDERING: acquire pairs with `raise`: what is counted is there.
+        self.0.load(Ordering::Acquire) & !Self::CLOSED
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        // ORDERING: acquire pairs with `close`.
+        self.0.load(Ordering::Acquire) & Self::CLOSED != 0
     }
 
     /// Raises the count to `count`; `false` if it was closed first.
     pub(crate) fn raise(&self, count: u32) -> bool {
-        // ORDERING: relaxed: it caches what the kernel said of the file, which orders nothing; that it is one word
-        // decides between a raise and a closing.
+        // ORDERING: release pairs with `get`: the memory that is counted is mapped, and its address is known. That it is
+        // one word decides between a raise and a closing.
         let raised = |present: u32| (present & Self::CLOSED == 0).then_some(present.max(count));
-        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, raised).is_ok()
+        self.0.fetch_update(Ordering::AcqRel, Ordering::Relaxed, raised).is_ok()
     }
 
     /// Ends the growth, and says where; `None` if it had ended before.
     pub(crate) fn close(&self) -> Option<u32> {
-        let before = self.0.fetch_or(Self::CLOSED, Ordering::Relaxed);
+        // ORDERING: acquire pairs with `raise`: all that was counted is seen.
+        let before = self.0.fetch_or(Self::CLOSED, Ordering::AcqRel);
         (before & Self::CLOSED == 0).then_some(before)
     }
 }

@@ -24,17 +24,34 @@ impl Mount {
         }
     }
 
-    /// One on a disk, of as many bytes, in a file that is deleted at once.
+    /// In memory, without a limit and without `fallocate`.
+    pub(crate) fn ramfs() -> Option<Self> {
+        let folder = tempfile::tempdir().unwrap();
+        match mount(Some("ramfs"), folder.path(), Some("ramfs"), MsFlags::empty(), None::<&str>) {
+            Ok(()) => Some(Self(folder)),
+            Err(error) => {
+                eprintln!("skipped, as a file system cannot be mounted here: {error}");
+                None
+            }
+        }
+    }
+
+    /// One on a disk, of as many bytes.
     pub(crate) fn ext4(size: u64) -> Option<Self> {
+        // Nothing is set aside for root.
+        Self::on_disk("ext4", &["-q", "-m", "0", "-b", "4096"], size)
+    }
+
+    /// In a file that is deleted at once, made by `mkfs.KIND` with `options`.
+    pub(crate) fn on_disk(kind: &str, options: &[&str], size: u64) -> Option<Self> {
         let folder = tempfile::tempdir().unwrap();
         let image = tempfile::NamedTempFile::new().unwrap();
         image.as_file().set_len(size).unwrap();
         let run = |command: &mut Command| command.output().is_ok_and(|output| output.status.success());
-        // Nothing is set aside for root.
-        let is_there = run(Command::new("mkfs.ext4").args(["-q", "-m", "0", "-b", "4096"]).arg(image.path()))
-            && run(Command::new("mount").args(["-o", "loop"]).arg(image.path()).arg(folder.path()));
+        let is_there = run(Command::new(format!("mkfs.{kind}")).args(options).arg(image.path()))
+            && run(Command::new("mount").args(["-t", kind, "-o", "loop"]).arg(image.path()).arg(folder.path()));
         if !is_there {
-            eprintln!("skipped, as a disk cannot be mounted here");
+            eprintln!("skipped, as a disk with {kind} cannot be made and mounted here");
         }
         is_there.then_some(Self(folder))
     }

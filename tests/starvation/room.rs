@@ -14,7 +14,7 @@ use nix::mount::MsFlags;
 
 use super::disk::Mount;
 use super::{assert_recovered, assert_works, attach, attach_all, grow, is_full, names};
-use crate::support::shared_words;
+use crate::support::{in_child, shared_words};
 
 #[test]
 fn a_full_disk_is_an_error_and_existing_keys_go_on_working() {
@@ -250,4 +250,82 @@ fn a_retired_table_that_finds_no_room_for_its_successor_expires_everything_until
     assert!(!cached.synchronizer().is_expired(), "a storm of loads");
     sync.refresh().unwrap();
     assert_recovered(&table, &[sync, elsewhere]);
+}
+
+// File systems that reserve no room, or not for good.
+
+#[test]
+fn a_file_system_without_fallocate_holds_tables_that_grow() {
+    let disks = [Mount::ramfs(), Mount::on_disk("ext2", &["-q", "-m", "0", "-b", "4096"], 32 << 20)];
+    for disk in disks.into_iter().flatten() {
+        let path = disk.path("table");
+        let table = Table::options().capacity(16).open(&path).unwrap();
+        let mut syncs = Vec::new();
+        grow(&table, 6, &mut syncs);
+        assert_recovered(&table, &syncs);
+    }
+}
+
+#[test]
+fn processes_that_grow_a_table_at_once_without_fallocate_lose_nothing() {
+    const KEYS: usize = 1000;
+    const PROCESSES: u64 = 4;
+    let disks = [Mount::ramfs(), Mount::on_disk("ext2", &["-q", "-m", "0", "-b", "4096"], 32 << 20)];
+    for disk in disks.into_iter().flatten() {
+        for round in 0..5 {
+            let path = disk.path(&format!("table{round}"));
+            let table = Table::options().capacity(1).open(&path).unwrap();
+            let children: Vec<_> = (0..PROCESSES)
+                .map(|_| {
+                    in_child(|| {
+                        let table = Table::open(&path).unwrap();
+                        (0..KEYS).for_each(|i| _ = attach(&table, format!("{i}")).unwrap().mark_updated().unwrap());
+                    })
+                })
+                .collect();
+            children.into_iter().for_each(crate::support::Child::succeeds);
+            let keys: Vec<_> = table.slots().collect();
+            assert_eq!(keys.len(), KEYS);
+            assert!(keys.iter().all(|key| key.updates() == PROCESSES), "an update was overwritten");
+        }
+    }
+}
+
+#[test]
+fn a_full_disk_without_fallocate_is_an_error_and_the_table_works_on() {
+    let Some(disk) = Mount::on_disk("ext2", &["-q", "-m", "0", "-b", "4096"], 4 << 20) else { return };
+    let path = disk.path("table");
+    let table = Table::options().capacity(16).open(&path).unwrap();
+    let mut syncs = Vec::new();
+    let error = attach_all(&table, &mut syncs);
+    assert!(is_full(&error), "{error}");
+    assert_eq!(error.path(), Some(&*path));
+    assert_works(&table, &syncs);
+}
+
+#[test]
+fn a_full_btrfs_takes_updates_of_the_keys_that_there_are() {
+    let Some(disk) = Mount::on_disk("btrfs", &["-q", "-m", "single", "-d", "single"], 128 << 20) else { return };
+    let path = disk.path("table");
+    let table = Table::options().capacity(1024).open(&path).unwrap();
+    let mut syncs = Vec::new();
+    grow(&table, 2, &mut syncs);
+    let rounds = |count| {
+        for _ in 0..count {
+            syncs.iter().for_each(|sync| _ = sync.mark_updated().unwrap());
+            // To the disk: what is written next is written anew there.
+            assert!(std::process::Command::new("sync").arg("-f").arg(&path).status().unwrap().success());
+        }
+    };
+    rounds(2);
+    let ballast = File::create(disk.path("ballast")).unwrap();
+    let mut end = 0;
+    for piece in [1 << 20, 4096] {
+        while ballast.write_all_at(&vec![1; piece], end).is_ok() {
+            end += piece as u64;
+        }
+        let _ = ballast.sync_all();
+    }
+    in_child(|| rounds(10)).succeeds();
+    assert!(syncs.iter().all(GenerationSynchronizer::is_expired));
 }
