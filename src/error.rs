@@ -141,13 +141,48 @@ pub enum ErrorKind {
     },
     /// The file system is shared between machines, where a mapping is not.
     #[error(
-        "is on a {found} file system, whose mappings are not coherent between machines; use a local one, such as /dev/shm{}",
-        if *.found == "FUSE" { ", or allow_fuse(true) if no other machine has it mounted" } else { "" }
+        "is on a {found} file system (magic number {magic:#x}), whose mappings are not coherent between machines; use a local \
+         one, such as /dev/shm, or {} if no other machine has it mounted",
+        if *.found == "FUSE" { "allow_fuse(true)".to_owned() } else { format!("allow_file_system({magic:#x})") }
     )]
     #[non_exhaustive]
     NetworkFileSystem {
         /// The file system's name.
         found: &'static str,
+        /// Its magic number.
+        magic: u64,
+    },
+    /// The file system is none of those that are known to be local.
+    #[error(
+        "is on a file system with the magic number {magic:#x}, which is none of those known to keep mappings coherent; use a \
+         local one, such as /dev/shm, or allow_file_system({magic:#x}) if no other machine has it mounted and mappings of \
+         one file in several processes are one memory there"
+    )]
+    #[non_exhaustive]
+    UnknownFileSystem {
+        /// The magic number, as `stat --file-system --format %t` shows it.
+        magic: u64,
+    },
+    /// The table is to be opened read-only on overlayfs by a process that may not write to it.
+    #[error(
+        "is on overlayfs, where the first writer gives the path another file, which a process that reads the present one \
+         never sees; this process may not open it for writing, which would bring that about beforehand; put the table on a \
+         tmpfs or a volume, or let this process write to the file"
+    )]
+    ReadOnlyOverlay,
+    /// The table's file can be neither replaced by another nor removed, at least by this process.
+    #[error("the table's file cannot be replaced or removed: {reason}")]
+    #[non_exhaustive]
+    NotReplaceable {
+        /// What stands in the way, and what to do.
+        reason: String,
+    },
+    /// The folder that the table is to be in does not exist.
+    #[error("no such folder: {} does not exist; make it, or check the path", .folder.display())]
+    #[non_exhaustive]
+    FolderNotFound {
+        /// The first folder of the path that is not there.
+        folder: PathBuf,
     },
     /// No room for another key: the disk, a quota, the file size limit or the greatest size of a table is reached.
     #[error("table full: {reason}; existing keys go on working; {advice}")]
@@ -198,7 +233,7 @@ pub enum ErrorKind {
     /// end, or a process that was stopped while it reset the table.
     #[error(
         "a part of the table's file has been locked for {seconds} s, by an update that does not end or by a stopped process; \
-         `grep -l OFDLCK /proc/*/fdinfo/*` names the processes: let that one go on, or end it"
+         `grep OFDLCK /proc/*/fdinfo/* | grep -v ' 128 143$'` names the processes: let that one go on, or end it"
     )]
     #[non_exhaustive]
     Locked {
@@ -289,7 +324,15 @@ impl Error {
     }
 
     pub(crate) fn io(action: &'static str, source: &io::Error) -> Self {
-        Self::system(action, source.raw_os_error().map_or(Errno::UnknownErrno, Errno::from_raw))
+        match source.raw_os_error() {
+            Some(number) => Self::system(action, Errno::from_raw(number)),
+            // Of the standard library: a path that no call of the system takes.
+            None => {
+                let mut error = Self::new(ErrorKind::System { action });
+                error.0.source = Some(Arc::new(io::Error::new(source.kind(), source.to_string())));
+                error
+            }
+        }
     }
 
     pub(crate) fn at(mut self, path: &Path) -> Self {

@@ -54,15 +54,8 @@ pub(crate) struct RangeLock {
 impl RangeLock {
     /// Takes the lock, if nobody holds one against it. `file` must not share its description with anybody.
     pub(crate) fn try_new(file: File, identity: Identity, range: Range, kind: Kind) -> Result<Option<Self>, Error> {
-        let wanted = match kind {
-            Kind::Shared => libc::F_RDLCK,
-            Kind::Exclusive => libc::F_WRLCK,
-        };
-        match fcntl(&file, FcntlArg::F_OFD_SETLK(&range.describe(wanted))) {
-            Ok(_) => Ok(Some(Self { file: ManuallyDrop::new(file), identity, range, owner: std::process::id() })),
-            Err(Errno::EAGAIN | Errno::EACCES) => Ok(None),
-            Err(errno) => Err(Error::system("locking a part of the table's file", errno)),
-        }
+        let is_taken = set(file.as_fd(), range, Some(kind))?;
+        Ok(is_taken.then(|| Self { file: ManuallyDrop::new(file), identity, range, owner: std::process::id() }))
     }
 
     /// Whether this is a forked child's copy of its parent's.
@@ -88,6 +81,21 @@ impl Drop for RangeLock {
             let _ = fcntl(&*self.file, FcntlArg::F_OFD_SETLK(&self.range.describe(libc::F_UNLCK)));
         }
         let _ = nix::unistd::close(self.file.as_raw_fd());
+    }
+}
+
+/// Makes the lock that `file`'s own description has on the range one of another kind, or none: in one step, so that nobody
+/// else gets it in between. `false` while somebody holds a lock against it; then nothing has changed.
+pub(crate) fn set(file: BorrowedFd<'_>, range: Range, kind: Option<Kind>) -> Result<bool, Error> {
+    let wanted = match kind {
+        Some(Kind::Shared) => libc::F_RDLCK,
+        Some(Kind::Exclusive) => libc::F_WRLCK,
+        None => libc::F_UNLCK,
+    };
+    match fcntl(file, FcntlArg::F_OFD_SETLK(&range.describe(wanted))) {
+        Ok(_) => Ok(true),
+        Err(Errno::EAGAIN | Errno::EACCES) => Ok(false),
+        Err(errno) => Err(Error::system("locking a part of the table's file", errno)),
     }
 }
 
