@@ -137,6 +137,16 @@ impl TableFile {
     /// [`ErrorKind::NotReplaceable`] if not; or it cannot be found out.
     pub(crate) fn check_replaceable(&self, path: &Path) -> Result<(), Error> {
         let place = folder(path);
+        if attributes(path)?.contains(StatxAttributes::MOUNT_ROOT) {
+            let reason = "it is a mount point itself; mount its folder instead, or do it where the file comes from";
+            return not_replaceable(reason.to_owned());
+        }
+        let fixed = StatxAttributes::IMMUTABLE | StatxAttributes::APPEND;
+        for (what, path) in [("the file", path), ("its folder", place)] {
+            if attributes(path)?.intersects(fixed) {
+                return not_replaceable(format!("{what} is immutable or append-only; lift that with `chattr -i -a`"));
+            }
+        }
         match faccessat(AT_FDCWD, place, AccessFlags::W_OK | AccessFlags::X_OK, AtFlags::AT_EACCESS) {
             Err(errno @ (Errno::EACCES | Errno::EPERM)) => {
                 let reason = format!("this process may not write to the folder {} ({})", place.display(), errno.desc());
@@ -155,16 +165,6 @@ impl TableFile {
                 place.display(),
                 stat.st_uid
             ));
-        }
-        if attributes(path)?.contains(StatxAttributes::MOUNT_ROOT) {
-            let reason = "it is a mount point itself; mount its folder instead, or do it where the file comes from";
-            return not_replaceable(reason.to_owned());
-        }
-        let fixed = StatxAttributes::IMMUTABLE | StatxAttributes::APPEND;
-        for (what, path) in [("the file", path), ("its folder", place)] {
-            if attributes(path)?.intersects(fixed) {
-                return not_replaceable(format!("{what} is immutable or append-only; lift that with `chattr -i -a`"));
-            }
         }
         Ok(())
     }

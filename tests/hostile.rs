@@ -494,7 +494,7 @@ fn a_missing_table_or_folder_is_told() {
     assert_eq!(*Table::options().create(false).open(&path).unwrap_err().kind(), ErrorKind::NotFound);
     assert!(!path.exists());
     let error = Table::open(folder.path().join("no/such/folder")).unwrap_err();
-    assert_eq!(*error.kind(), ErrorKind::NotFound);
+    assert!(matches!(error.kind(), ErrorKind::FolderNotFound { folder: found, .. } if *found == folder.path().join("no")));
 }
 
 #[test]
