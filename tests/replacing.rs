@@ -259,12 +259,17 @@ fn many_who_check_during_a_reset_do_not_each_make_a_successor() {
         let checkers: Vec<_> = (0..CHECKERS)
             .map(|_| {
                 in_child(|| {
-                    let sync = attach(&Table::open(&path).unwrap());
+                    let table = Table::open(&path).unwrap();
+                    let sync = attach(&table);
                     words[0].fetch_add(1, SeqCst);
                     for round in 1..=ROUNDS {
-                        while !sync.is_expired() {}
-                        // Moved on, it has given the old table back.
-                        while sync.refresh().is_err() {}
+                        let before = table.info().incarnation;
+                        // Until it has moved on, and given the old table back. Others who do so may expire the new one.
+                        while table.info().incarnation == before {
+                            if sync.is_expired() {
+                                let _ = sync.refresh();
+                            }
+                        }
                         words[0].fetch_add(1, SeqCst);
                         await_value(&words[1], round);
                     }
