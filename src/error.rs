@@ -178,11 +178,13 @@ pub enum ErrorKind {
         reason: String,
     },
     /// The folder that the table is to be in does not exist.
-    #[error("no such folder: {} does not exist; make it, or check the path", .folder.display())]
+    #[error("no such folder: {} {found}; make it, or check the path", .folder.display())]
     #[non_exhaustive]
     FolderNotFound {
         /// The first folder of the path that is not there.
         folder: PathBuf,
+        /// What was found instead.
+        found: &'static str,
     },
     /// No room for another key: the disk, a quota, the file size limit or the greatest size of a table is reached.
     #[error("table full: {reason}; existing keys go on working; {advice}")]

@@ -55,7 +55,8 @@ impl TableFile {
         let mut open = OpenOptions::new();
         open.read(true).write(!options.read_only).custom_flags((OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits());
         let file = match open.open(path) {
-            Ok(file) if options.read_only && is_on_overlay(&file) => match copy_up(path).and_then(|()| open.open(path)) {
+            Ok(file) if options.read_only && is_on_overlay(&file) => match copy_up(path).and_then(|()| open.open(path))
+            {
                 Ok(file) => file,
                 Err(error) if is_missing(&error) => return Ok(None),
                 Err(error) => match Error::io("opening the table's file", &error) {
@@ -155,7 +156,8 @@ impl TableFile {
             result => result.map_err(|errno| Error::system("looking at the table's folder", errno))?,
         }
         let stat = self.stat()?;
-        let around = nix::sys::stat::stat(place).map_err(|errno| Error::system("looking at the table's folder", errno))?;
+        let around =
+            nix::sys::stat::stat(place).map_err(|errno| Error::system("looking at the table's folder", errno))?;
         let user = Uid::effective().as_raw();
         let is_own = |owner: u32| owner == user && check_mapped(owner).is_ok();
         let is_sticky = around.st_mode & nix::libc::S_ISVTX != 0;
@@ -549,7 +551,14 @@ pub(crate) fn missing_folder(path: &Path) -> Error {
     let is_there = |folder: &&Path| std::fs::metadata(folder).is_ok_and(|metadata| metadata.is_dir());
     let missing = folder(path).ancestors().take_while(|folder| !is_there(folder)).last();
     match missing.filter(|folder| !folder.as_os_str().is_empty()) {
-        Some(folder) => ErrorKind::FolderNotFound { folder: folder.to_owned() }.into(),
+        Some(folder) => {
+            let found = match std::fs::symlink_metadata(folder) {
+                Ok(metadata) if metadata.is_symlink() => "is a symbolic link that leads to no folder",
+                Ok(_) => "is not a folder",
+                Err(_) => "does not exist",
+            };
+            ErrorKind::FolderNotFound { folder: folder.to_owned(), found }.into()
+        }
         None => ErrorKind::NotFound.into(),
     }
 }
@@ -675,7 +684,11 @@ pub(crate) fn check_mapped(user: u32) -> Result<(), String> {
         let (first, user) = (first.unwrap_or(0), u64::from(user));
         (first..first.saturating_add(count.unwrap_or(0))).contains(&user)
     });
-    if is_mapped { Ok(()) } else { Err(format!("{user}, as which everybody shows who is not mapped into this user namespace")) }
+    if is_mapped {
+        Ok(())
+    } else {
+        Err(format!("{user}, as which everybody shows who is not mapped into this user namespace"))
+    }
 }
 
 #[cfg(test)]

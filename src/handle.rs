@@ -366,7 +366,9 @@ fn open(source: &Source, options: &TableOptions, predecessor: Option<&Incarnatio
                 continue;
             }
             let _excluded = if is_live { Some(exclude_updates(&incarnation, options.pending_limit)?) } else { None };
-            replace(path, &file, &incarnation, predecessor, || succeeding(&file, options)?.prepare(path)?.stand_by(path))?;
+            replace(path, &file, &incarnation, predecessor, || {
+                succeeding(&file, options)?.prepare(path)?.stand_by(path)
+            })?;
         }
         Err(ErrorKind::Retired.into())
     };

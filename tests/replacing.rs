@@ -289,7 +289,8 @@ fn many_who_check_during_a_reset_do_not_each_make_a_successor() {
         await_value(&words[0], (ROUNDS + 1) * CHECKERS);
         words[1].store(ROUNDS, SeqCst);
         checkers.into_iter().for_each(support::Child::succeeds);
-        let used = statvfs(folder.path()).map(|disk| (disk.blocks() - disk.blocks_free()) * disk.fragment_size()).unwrap();
+        let used =
+            statvfs(folder.path()).map(|disk| (disk.blocks() - disk.blocks_free()) * disk.fragment_size()).unwrap();
         assert!(used < 20 << 20, "{used} bytes are used by one table");
     });
     let is_killed = child.ends_by_kill();
@@ -345,6 +346,9 @@ fn the_error_of_a_first_attempt_says_what_is_wrong_with_the_path() {
         assert!(matches!(error.kind(), ErrorKind::FolderNotFound { folder, .. } if *folder == missing), "{error}");
         assert!(error.to_string().contains(&format!("{} does not exist", missing.display())), "{error}");
     }
+    fs::write(&missing, "").unwrap();
+    let error = Table::open(missing.join("table")).unwrap_err();
+    assert!(error.to_string().contains(&format!("{} is not a folder", missing.display())), "{error}");
     for (path, found) in [("", "empty"), ("/dev/shm/a\0b", "zero byte")] {
         let error = Table::open(path).unwrap_err();
         assert!(matches!(error.kind(), ErrorKind::InvalidInput { .. }), "{error}");
