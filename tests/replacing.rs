@@ -299,6 +299,32 @@ fn many_who_check_during_a_reset_do_not_each_make_a_successor() {
 }
 
 #[test]
+fn who_finds_a_table_that_somebody_else_replaces_makes_no_successor_until_that_one_must_be_stopped() {
+    let (folder, path) = path();
+    let table = Table::open(&path).unwrap();
+    let sync = attach(&table);
+    // As a process leaves it that is stopped in a reset, with the lock.
+    let file = File::options().write(true).open(&path).unwrap();
+    file.lock().unwrap();
+    file.write_all_at(&2_u32.to_le_bytes(), 144).unwrap();
+    let before = (names(folder.path()), fs::metadata(&path).unwrap().ino());
+    for _ in 0..3 {
+        let error = GenerationSynchronizer::new(&table, "new").unwrap_err();
+        assert_eq!(*error.kind(), ErrorKind::Retired);
+        assert!(sync.is_expired(), "fresh, though nobody knows");
+        assert_eq!((names(folder.path()), fs::metadata(&path).unwrap().ino()), before, "a successor was made");
+    }
+    let start = support::micros();
+    while GenerationSynchronizer::new(&table, "new").is_err() {
+        assert!(support::micros() - start < support::LIMIT.as_micros() as u64, "stuck for good");
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    assert!(fs::metadata(&path).unwrap().ino() != before.1);
+    while sync.refresh().is_err() {}
+    assert!(!sync.is_expired());
+}
+
+#[test]
 fn a_reader_opens_a_table_that_is_reset_again_and_again() {
     let (_folder, path) = path();
     let table = Table::open(&path).unwrap();
