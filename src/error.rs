@@ -27,6 +27,8 @@ struct Inner {
     path: Option<PathBuf>,
     key: Option<String>,
     source: Option<Source>,
+    /// The first folder of the path that is not there, and what is there instead.
+    missing: Option<(PathBuf, &'static str)>,
 }
 
 /// Shared, as the error of one load is given to all threads that waited for it.
@@ -177,15 +179,6 @@ pub enum ErrorKind {
         /// What stands in the way, and what to do.
         reason: String,
     },
-    /// The folder that the table is to be in does not exist.
-    #[error("no such folder: {} {found}; make it, or check the path", .folder.display())]
-    #[non_exhaustive]
-    FolderNotFound {
-        /// The first folder of the path that is not there.
-        folder: PathBuf,
-        /// What was found instead.
-        found: &'static str,
-    },
     /// No room for another key: the disk, a quota, the file size limit or the greatest size of a table is reached.
     #[error("table full: {reason}; existing keys go on working; {advice}")]
     #[non_exhaustive]
@@ -204,7 +197,8 @@ pub enum ErrorKind {
     /// The key is empty.
     #[error("the cache key is empty; give at least one character")]
     EmptyKey,
-    /// There is no file at the path, and none may be created.
+    /// There is no file at the path, and none may be created; or there is not even a folder for it, which
+    /// [`Error::missing_folder`] names, and the text.
     #[error(
         "no such table, and it may not be created; check the path, or let a process with create(true) open it first"
     )]
@@ -289,7 +283,7 @@ impl fmt::Display for Shown<'_> {
 
 impl Error {
     pub(crate) fn new(kind: ErrorKind) -> Self {
-        Self(Box::new(Inner { kind, path: None, key: None, source: None }))
+        Self(Box::new(Inner { kind, path: None, key: None, source: None, missing: None }))
     }
 
     /// An error of the operating system, told by its number where that says more than "failed".
@@ -314,6 +308,14 @@ impl Error {
         };
         let mut error = Self::new(kind);
         error.0.source = Some(Arc::new(io::Error::from(errno)));
+        error
+    }
+
+    /// There is no table, as there is no `folder` for it: that `found` says.
+    #[cfg(not(loom))]
+    pub(crate) fn no_folder(folder: &Path, found: &'static str) -> Self {
+        let mut error = Self::new(ErrorKind::NotFound);
+        error.0.missing = Some((folder.to_owned(), found));
         error
     }
 
@@ -359,6 +361,12 @@ impl Error {
         self.0.path.as_deref()
     }
 
+    /// The first folder of the path that is not there, if that is why there is no table.
+    #[must_use]
+    pub fn missing_folder(&self) -> Option<&Path> {
+        self.0.missing.as_ref().map(|(folder, _)| &**folder)
+    }
+
     /// The cache key concerned, where there is one.
     #[must_use]
     pub fn key(&self) -> Option<&str> {
@@ -374,18 +382,24 @@ impl fmt::Display for Error {
         if let Some(key) = &self.0.key {
             write!(f, "key \"{}\": ", key.escape_debug())?;
         }
-        self.0.kind.fmt(f)
+        match &self.0.missing {
+            Some((folder, found)) => {
+                write!(f, "no such folder: {} {found}; make it, or check the path", folder.display())
+            }
+            None => self.0.kind.fmt(f),
+        }
     }
 }
 
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Inner { kind, path, key, source } = &*self.0;
+        let Inner { kind, path, key, source, missing } = &*self.0;
         f.debug_struct("Error")
             .field("kind", kind)
             .field("path", path)
             .field("key", key)
             .field("source", source)
+            .field("missing", missing)
             .finish()
     }
 }

@@ -557,7 +557,7 @@ pub(crate) fn missing_folder(path: &Path) -> Error {
                 Ok(_) => "is not a folder",
                 Err(_) => "does not exist",
             };
-            ErrorKind::FolderNotFound { folder: folder.to_owned(), found }.into()
+            Error::no_folder(folder, found)
         }
         None => ErrorKind::NotFound.into(),
     }

@@ -369,7 +369,7 @@ fn the_error_of_a_first_attempt_says_what_is_wrong_with_the_path() {
     let missing = folder.path().join("no");
     for create in [true, false] {
         let error = Table::options().create(create).open(missing.join("such/folder/table")).unwrap_err();
-        assert!(matches!(error.kind(), ErrorKind::FolderNotFound { folder, .. } if *folder == missing), "{error}");
+        assert_eq!((error.kind(), error.missing_folder()), (&ErrorKind::NotFound, Some(&*missing)));
         assert!(error.to_string().contains(&format!("{} does not exist", missing.display())), "{error}");
     }
     fs::write(&missing, "").unwrap();
