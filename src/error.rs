@@ -28,6 +28,8 @@ struct Inner {
     path: Option<PathBuf>,
     key: Option<String>,
     source: Option<Source>,
+    /// The first folder of the path that is not there, and what is there instead.
+    missing: Option<(PathBuf, &'static str)>,
 }
 
 /// Shared, as the error of one load is given to all threads that waited for it.
@@ -142,13 +144,41 @@ pub enum ErrorKind {
     },
     /// The file system is shared between machines, where a mapping is not.
     #[error(
-        "is on a {found} file system, whose mappings are not coherent between machines; use a local one, such as /dev/shm{}",
-        if *.found == "FUSE" { ", or allow_fuse(true) if no other machine has it mounted" } else { "" }
+        "is on a {found} file system (magic number {magic:#x}), whose mappings are not coherent between machines; use a local \
+         one, such as /dev/shm, or {} if no other machine has it mounted",
+        if *.found == "FUSE" { "allow_fuse(true)".to_owned() } else { format!("allow_file_system({magic:#x})") }
     )]
     #[non_exhaustive]
     NetworkFileSystem {
         /// The file system's name.
         found: &'static str,
+        /// Its magic number.
+        magic: u64,
+    },
+    /// The file system is none of those that are known to be local.
+    #[error(
+        "is on a file system with the magic number {magic:#x}, which is none of those known to keep mappings coherent; use a \
+         local one, such as /dev/shm, or allow_file_system({magic:#x}) if no other machine has it mounted and mappings of \
+         one file in several processes are one memory there"
+    )]
+    #[non_exhaustive]
+    UnknownFileSystem {
+        /// The magic number, as `stat --file-system --format %t` shows it.
+        magic: u64,
+    },
+    /// The table is to be opened read-only on overlayfs by a process that may not write to it.
+    #[error(
+        "is on overlayfs, where the first writer gives the path another file, which a process that reads the present one \
+         never sees; this process may not open it for writing, which would bring that about beforehand; put the table on a \
+         tmpfs or a volume, or let this process write to the file"
+    )]
+    ReadOnlyOverlay,
+    /// The table's file can be neither replaced by another nor removed, at least by this process.
+    #[error("the table's file cannot be replaced or removed: {reason}")]
+    #[non_exhaustive]
+    NotReplaceable {
+        /// What stands in the way, and what to do.
+        reason: String,
     },
     /// No room for another key: the disk, a quota, the file size limit or the greatest size of a table is reached.
     #[error("table full: {reason}; existing keys go on working; {advice}")]
@@ -168,7 +198,8 @@ pub enum ErrorKind {
     /// The key is empty.
     #[error("the cache key is empty; give at least one character")]
     EmptyKey,
-    /// There is no file at the path, and none may be created.
+    /// There is no file at the path, and none may be created; or there is not even a folder for it, which
+    /// [`Error::missing_folder`] names, and the text.
     #[error(
         "no such table, and it may not be created; check the path, or let a process with create(true) open it first"
     )]
@@ -205,7 +236,8 @@ pub enum ErrorKind {
     /// Somebody kept a part of the table's file locked: an [`update`](crate::GenerationSynchronizer::update) that does not
     /// end, or a process that was stopped while it reset the table.
     #[error(
-        "a part of the table's file {}; `grep -l OFDLCK /proc/*/fdinfo/*` names the processes: let that one go on, or end it",
+        "a part of the table's file {}; `grep OFDLCK /proc/*/fdinfo/* | grep -v ' 128 143$'` names the processes: let that one go \
+         on, or end it",
         match .seconds {
             0 => "is locked, by a reset or an update; try again, or allow more time".to_owned(),
             seconds => format!("has been locked for {seconds} s, by an update that does not end or by a stopped process"),
@@ -280,7 +312,7 @@ impl fmt::Display for Shown<'_> {
 
 impl Error {
     pub(crate) fn new(kind: ErrorKind) -> Self {
-        Self(Box::new(Inner { kind, path: None, key: None, source: None }))
+        Self(Box::new(Inner { kind, path: None, key: None, source: None, missing: None }))
     }
 
     /// An error of the operating system, told by its number where that says more than "failed".
@@ -308,6 +340,14 @@ impl Error {
         error
     }
 
+    /// There is no table, as there is no `folder` for it: that `found` says.
+    #[cfg(not(loom))]
+    pub(crate) fn no_folder(folder: &Path, found: &'static str) -> Self {
+        let mut error = Self::new(ErrorKind::NotFound);
+        error.0.missing = Some((folder.to_owned(), found));
+        error
+    }
+
     /// A loader's error.
     #[cfg(not(loom))]
     pub(crate) fn load(source: &Source) -> Self {
@@ -323,7 +363,15 @@ impl Error {
     }
 
     pub(crate) fn io(action: &'static str, source: &io::Error) -> Self {
-        Self::system(action, source.raw_os_error().map_or(Errno::UnknownErrno, Errno::from_raw))
+        match source.raw_os_error() {
+            Some(number) => Self::system(action, Errno::from_raw(number)),
+            // Of the standard library: a path that no call of the system takes.
+            None => {
+                let mut error = Self::new(ErrorKind::System { action });
+                error.0.source = Some(Arc::new(io::Error::new(source.kind(), source.to_string())));
+                error
+            }
+        }
     }
 
     pub(crate) fn at(mut self, path: &Path) -> Self {
@@ -348,6 +396,12 @@ impl Error {
         self.0.path.as_deref()
     }
 
+    /// The first folder of the path that is not there, if that is why there is no table.
+    #[must_use]
+    pub fn missing_folder(&self) -> Option<&Path> {
+        self.0.missing.as_ref().map(|(folder, _)| &**folder)
+    }
+
     /// The cache key concerned, where there is one.
     #[must_use]
     pub fn key(&self) -> Option<&str> {
@@ -363,18 +417,24 @@ impl fmt::Display for Error {
         if let Some(key) = &self.0.key {
             write!(f, "key \"{}\": ", key.escape_debug())?;
         }
-        self.0.kind.fmt(f)
+        match &self.0.missing {
+            Some((folder, found)) => {
+                write!(f, "no such folder: {} {found}; make it, or check the path", folder.display())
+            }
+            None => self.0.kind.fmt(f),
+        }
     }
 }
 
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Inner { kind, path, key, source } = &*self.0;
+        let Inner { kind, path, key, source, missing } = &*self.0;
         f.debug_struct("Error")
             .field("kind", kind)
             .field("path", path)
             .field("key", key)
             .field("source", source)
+            .field("missing", missing)
             .finish()
     }
 }

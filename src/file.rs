@@ -5,31 +5,37 @@ use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, FcntlArg, OFlag, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::stat::{FileStat, fstat};
-use nix::sys::statfs::{self, FsType, fstatfs};
-use nix::unistd::{Uid, linkat};
+use nix::sys::statfs::{self, fstatfs};
+use nix::unistd::{AccessFlags, Gid, Uid, faccessat, getgroups, linkat};
+use rustix::fs::{CWD, StatxAttributes, StatxFlags, statx};
+use rustix::thread::{CapabilitySet, capabilities};
 
 use crate::error::{Error, ErrorKind};
-use crate::layout::{Facts, HEADER_SIZE, OLDEST, segment_offset, version};
-use crate::lock::{Kind, LentLock, Range, RangeLock, is_held_by_writer};
-use crate::mapping::{DESCRIPTORS, Identity, allocate, check_size_limit, rewrite_in_place};
+use crate::handle::with_patience;
+use crate::layout::{Facts, HEADER_SIZE, MAGIC, OLDEST, segment_offset, version};
+use crate::lock::{Kind, LentLock, Range, RangeLock, is_held_by_writer, set};
+use crate::mapping::{BOOT, DESCRIPTORS, Identity, SLOTS, allocate, check_size_limit, rewrite_in_place};
 use crate::options::{OwnerCheck, TableOptions};
 
 /// How long to wait for another process that replaces the file. It is a matter of microseconds unless that process is
 /// stopped; without the lock two replacements may follow each other, and whoever has the first one finds it gone.
-const LOCK_PATIENCE: Duration = Duration::from_secs(2);
+pub(crate) const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 
 /// The bytes that are locked for it: the header's fixed part.
 const REPLACEMENT: Range = Range { start: 0, length: 128 };
 
-/// What a successor is called before it takes its predecessor's name. The same for all, so that a process killed in between
-/// leaves one file at most, which the next one removes.
-const SUCCESSOR: &str = "successor";
+/// What the hidden name of an unfinished table begins with; sixteen random hexadecimal digits follow. Random, as a name that can
+/// be foretold could be taken by somebody else; and short, whatever the table is called.
+const UNFINISHED: &str = ".gensync-";
+
+/// The magic number of FUSE.
+pub(crate) const FUSE: u64 = 0x6573_5546;
 
 /// An open table file whose header was checked.
 #[derive(Debug)]
@@ -52,6 +58,17 @@ impl TableFile {
         let mut open = OpenOptions::new();
         open.read(true).write(!options.read_only).custom_flags((OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits());
         let file = match open.open(path) {
+            Ok(file) if options.read_only && is_on_overlay(&file) => match copy_up(path).and_then(|()| open.open(path))
+            {
+                Ok(file) => file,
+                Err(error) if is_missing(&error) => return Ok(None),
+                Err(error) => match Error::io("opening the table's file", &error) {
+                    refused if matches!(refused.kind(), ErrorKind::Permission | ErrorKind::ReadOnlyFileSystem) => {
+                        return refuse(ErrorKind::ReadOnlyOverlay);
+                    }
+                    error => return Err(error.at(path)),
+                },
+            },
             Ok(file) => file,
             Err(error) if is_missing(&error) => return Ok(None),
             Err(error) if error.raw_os_error() == Some(Errno::ELOOP as i32) => return refuse(ErrorKind::Symlink),
@@ -63,7 +80,7 @@ impl TableFile {
     pub(crate) fn of_file(file: File, options: &TableOptions) -> Result<Self, Error> {
         let metadata = file.metadata().map_err(|error| Error::io("looking at the table's file", &error))?;
         check_type(&metadata)?;
-        check_file_system(&file, options.allow_fuse)?;
+        check_file_system(&file, &options.allowed_file_systems)?;
         options.owner.check(metadata.uid())?;
         let mut page = Vec::with_capacity(HEADER_SIZE);
         read_start(&file, &mut page).map_err(|error| Error::io("reading the table's header", &error))?;
@@ -83,30 +100,127 @@ impl TableFile {
         fstat(&self.file).map_err(|errno| Error::system("looking at the table's file", errno))
     }
 
-    /// Takes the lock under which a file is replaced or renewed. Let go of by dropping what is returned; `None` if it cannot
-    /// be had: see LOCK_PATIENCE.
-    ///
-    /// A process that may only read the file can keep it from being had, but nobody waits for that.
-    pub(crate) fn lock(&self) -> Result<Option<Lock<'_>>, Error> {
+    /// Takes the lock under which a file is replaced or renewed, which is let go of by dropping what is returned. `None` if
+    /// a process that may write the file has it for as long as `patience` lasts, as a stopped one does.
+    pub(crate) fn try_lock(&self, patience: Duration) -> Result<Option<Lock<'_>>, Error> {
         let link = Path::new(DESCRIPTORS).join(self.file.as_raw_fd().to_string());
         let open = || {
             let file = OpenOptions::new().read(true).write(true).open(&link);
             file.map_err(|error| Error::io("opening the table's file again", &error))
         };
-        let start = Instant::now();
-        loop {
-            let lock = match RangeLock::try_new(open, REPLACEMENT, Kind::Exclusive) {
-                Ok(lock) => lock.map(Lock::Own),
-                // Without /proc, without the right to open it once more, or without a descriptor.
-                Err(_) => LentLock::try_new(self.file.as_fd(), REPLACEMENT, Kind::Exclusive)?.map(Lock::Lent),
-            };
-            let is_held = || is_held_by_writer(self.file.as_fd(), REPLACEMENT).unwrap_or(false);
-            if lock.is_some() || start.elapsed() >= LOCK_PATIENCE || !is_held() {
-                return Ok(lock);
+        let attempt = || match RangeLock::try_new(open, REPLACEMENT, Kind::Exclusive) {
+            Ok(lock) => Ok(lock.map(Lock::Own)),
+            // Without /proc, without the right to open it once more, or without a descriptor.
+            Err(_) => {
+                Ok::<_, Error>(LentLock::try_new(self.file.as_fd(), REPLACEMENT, Kind::Exclusive)?.map(Lock::Lent))
             }
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        };
+        let is_held = || is_held_by_writer(self.file.as_fd(), REPLACEMENT).unwrap_or(false);
+        with_patience(patience, || match attempt()? {
+            None if is_held() => Ok(None),
+            // The one that had it may have let go of it between the two.
+            None => Ok(Some(attempt()?.unwrap_or(Lock::KeptByReader))),
+            lock => Ok(lock),
+        })
     }
+
+    /// As [`try_lock`](Self::try_lock); waits as long as is worth it, and then goes on without the lock.
+    pub(crate) fn lock(&self) -> Result<Option<Lock<'_>>, Error> {
+        self.try_lock(LOCK_PATIENCE)
+    }
+
+    /// Whether nobody else has the table open, and no update is in flight. Then nobody opens it, or begins an update, before
+    /// [`hold`](Self::hold) is called.
+    pub(crate) fn try_have_alone(&self) -> Result<bool, Error> {
+        let file = self.file.as_fd();
+        // Who has closed all descriptors holds the table without a lock; its updates have theirs.
+        Ok(set(file, BOOT, Some(Kind::Exclusive))? && set(file, SLOTS, Some(Kind::Exclusive))?)
+    }
+
+    /// Lets everybody know that the table is open, as long as this description of its file is.
+    pub(crate) fn hold(&self) -> Result<(), Error> {
+        let file = self.file.as_fd();
+        set(file, SLOTS, None)?;
+        // Somebody who has the table alone is about to renew it. Does that last, it is a stopped process.
+        with_patience(LOCK_PATIENCE, || set(file, BOOT, Some(Kind::Shared)).map(|is_taken| is_taken.then_some(())))?;
+        Ok(())
+    }
+
+    /// Whether another file can be put in the place of this one, which is at `path`, or none. What can be known of that is asked
+    /// here, as it is too late when the table is retired.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::NotReplaceable`] if not; or it cannot be found out.
+    pub(crate) fn check_replaceable(&self, path: &Path) -> Result<(), Error> {
+        let place = folder(path);
+        if attributes(path)?.contains(StatxAttributes::MOUNT_ROOT) {
+            let reason = "it is a mount point itself; mount its folder instead, or do it where the file comes from";
+            return not_replaceable(reason.to_owned());
+        }
+        let fixed = StatxAttributes::IMMUTABLE | StatxAttributes::APPEND;
+        for (what, path) in [("the file", path), ("its folder", place)] {
+            if attributes(path)?.intersects(fixed) {
+                return not_replaceable(format!("{what} is immutable or append-only; lift that with `chattr -i -a`"));
+            }
+        }
+        match faccessat(AT_FDCWD, place, AccessFlags::W_OK | AccessFlags::X_OK, AtFlags::AT_EACCESS) {
+            Err(errno @ (Errno::EACCES | Errno::EPERM)) => {
+                let reason = format!("this process may not write to the folder {} ({})", place.display(), errno.desc());
+                return not_replaceable(format!("{reason}; let its owner do it"));
+            }
+            result => result.map_err(|errno| Error::system("looking at the table's folder", errno))?,
+        }
+        let stat = self.stat()?;
+        let around =
+            nix::sys::stat::stat(place).map_err(|errno| Error::system("looking at the table's folder", errno))?;
+        let user = Uid::effective().as_raw();
+        let is_own = |owner: u32| owner == user && check_mapped(owner).is_ok();
+        let is_sticky = around.st_mode & nix::libc::S_ISVTX != 0;
+        if is_sticky && !is_own(stat.st_uid) && !is_own(around.st_uid) && !may_act_as_owner(&stat) {
+            return not_replaceable(format!(
+                "the folder {} is sticky, and the file belongs to user {}; let that user or root do it",
+                place.display(),
+                stat.st_uid
+            ));
+        }
+        Ok(())
+    }
+
+    /// Whether this process may make a file that belongs to the same user and group.
+    pub(crate) fn check_owner_can_be_given(&self) -> Result<(), Error> {
+        let stat = self.stat()?;
+        let (user, group) = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
+        let groups = getgroups().unwrap_or_default();
+        let is_own = Uid::effective() == user && (Gid::effective() == group || groups.contains(&group));
+        if is_own || has_capability(CapabilitySet::CHOWN) {
+            return Ok(());
+        }
+        not_replaceable(format!(
+            "it belongs to user {} and group {}, to whom this process cannot give another file; let that user or root do it",
+            stat.st_uid, stat.st_gid
+        ))
+    }
+}
+
+fn not_replaceable(reason: String) -> Result<(), Error> {
+    Err(ErrorKind::NotReplaceable { reason }.into())
+}
+
+fn has_capability(capability: CapabilitySet) -> bool {
+    capabilities(None).is_ok_and(|sets| sets.effective.contains(capability))
+}
+
+/// Root of a user namespace is nobody outside of it, and to files of those who are not mapped into it.
+fn may_act_as_owner(stat: &FileStat) -> bool {
+    has_capability(CapabilitySet::FOWNER) && check_mapped(stat.st_uid).is_ok()
+}
+
+/// What the system says of the file at `path` that makes it one which stays.
+fn attributes(path: &Path) -> Result<StatxAttributes, Error> {
+    let asked = statx(CWD, path, rustix::fs::AtFlags::SYMLINK_NOFOLLOW, StatxFlags::TYPE);
+    let found = asked.map_err(|error| Error::io("looking at the table's file", &error.into()))?;
+    Ok(found.stx_attributes & found.stx_attributes_mask)
 }
 
 /// What [`TableFile::lock`] gives.
@@ -114,6 +228,19 @@ impl TableFile {
 pub(crate) enum Lock<'a> {
     Own(#[expect(dead_code, reason = "held until it is dropped")] RangeLock),
     Lent(#[expect(dead_code, reason = "held until it is dropped")] LentLock<'a>),
+    /// A process that may only read the file keeps it from being had, for which nobody waits.
+    KeptByReader,
+}
+
+/// On overlayfs a file that is only read is the lower one, and stays so for who has it open when others write to another.
+fn is_on_overlay(file: &File) -> bool {
+    fstatfs(file).is_ok_and(|found| found.filesystem_type() == statfs::OVERLAYFS_SUPER_MAGIC)
+}
+
+/// Makes the file at `path` the upper one, without changing what is in it.
+fn copy_up(path: &Path) -> io::Result<()> {
+    let flags = (OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits();
+    OpenOptions::new().write(true).custom_flags(flags).open(path).map(drop)
 }
 
 fn read_start(file: &File, page: &mut Vec<u8>) -> io::Result<()> {
@@ -157,41 +284,59 @@ fn check_type(metadata: &Metadata) -> Result<(), ErrorKind> {
     Err(ErrorKind::NotARegularFile { found })
 }
 
-fn check_file_system(file: &File, allow_fuse: bool) -> Result<(), Error> {
+fn check_file_system(file: &File, allowed: &[u64]) -> Result<(), Error> {
     let kind =
         fstatfs(file).map_err(|errno| Error::system("asking for the file system's type", errno))?.filesystem_type();
-    match network_file_system(kind) {
-        Some("FUSE") if allow_fuse => Ok(()),
-        Some(found) => Err(ErrorKind::NetworkFileSystem { found }.into()),
-        None => Ok(()),
+    // The numbers have 32 bits; some machines extend their sign.
+    let magic = u64::from(kind.0 as u32);
+    if LOCAL.contains(&magic) || allowed.contains(&magic) {
+        return Ok(());
     }
+    Err(match NETWORKS.iter().find(|(number, _)| *number == magic) {
+        Some(&(magic, found)) => ErrorKind::NetworkFileSystem { found, magic },
+        None => ErrorKind::UnknownFileSystem { magic },
+    }
+    .into())
 }
 
-/// The name of a file system whose files may be open on several machines.
-fn network_file_system(kind: FsType) -> Option<&'static str> {
-    // The kernel's numbers (linux/magic.h) that nix has no names for.
-    const CIFS: FsType = FsType(0xff53_4d42);
-    const SMB2: FsType = FsType(0xfe53_4d42);
-    const V9FS: FsType = FsType(0x0102_1997);
-    const CEPH: FsType = FsType(0x00c3_6400);
-    const GFS2: FsType = FsType(0x0116_1970);
-    const OCFS2: FsType = FsType(0x7461_636f);
-    [
-        (statfs::NFS_SUPER_MAGIC, "NFS"),
-        (statfs::SMB_SUPER_MAGIC, "SMB"),
-        (CIFS, "SMB"),
-        (SMB2, "SMB"),
-        (statfs::FUSE_SUPER_MAGIC, "FUSE"),
-        (statfs::AFS_SUPER_MAGIC, "AFS"),
-        (statfs::CODA_SUPER_MAGIC, "Coda"),
-        (V9FS, "9P"),
-        (CEPH, "Ceph"),
-        (GFS2, "GFS2"),
-        (OCFS2, "OCFS2"),
-    ]
-    .into_iter()
-    .find_map(|(number, name)| (number == kind).then_some(name))
-}
+/// The file systems of which all mappings of a file, on the one machine that has it, are the same memory (linux/magic.h).
+const LOCAL: [u64; 11] = [
+    0x0102_1994, // tmpfs, of anonymous memory too
+    0x8584_58f6, // ramfs
+    0xef53,      // ext2, ext3, ext4
+    0x5846_5342, // XFS
+    0x9123_683e, // Btrfs
+    0xf2f5_2010, // F2FS
+    0x2fc1_2fc1, // ZFS
+    0xca45_1a4e, // bcachefs
+    0x3153_464a, // JFS
+    0x3434,      // NILFS
+    0x794c_7630, // overlayfs, which writes to a file of one of the others
+];
+
+/// Those that have a name, of the file systems whose files may be open on several machines.
+const NETWORKS: [(u64, &str); 20] = [
+    (0x6969, "NFS"),
+    (0x517b, "SMB"),
+    (0xff53_4d42, "SMB"),
+    (0xfe53_4d42, "SMB"),
+    (FUSE, "FUSE"),
+    (0x5346_414f, "AFS"),
+    (0x6b41_4653, "AFS"),
+    (0x7375_7245, "Coda"),
+    (0x0102_1997, "9P"),
+    (0x00c3_6400, "Ceph"),
+    (0x0116_1970, "GFS2"),
+    (0x7461_636f, "OCFS2"),
+    (0x0bd0_0bd0, "Lustre"),
+    (0x4750_4653, "GPFS"),
+    (0x1983_0326, "BeeGFS"),
+    (0xaad7_aaea, "PanFS"),
+    (0xbeef_dead, "StorNext"),
+    (0x786f_4256, "vboxsf"),
+    (0xbacb_acbc, "vmhgfs"),
+    (0x7c7c_6673, "prl_fs"),
+];
 
 /// What a new table is made of.
 #[derive(Debug)]
@@ -203,13 +348,14 @@ pub(crate) struct Blueprint {
     owner: Option<(u32, u32)>,
     /// Sparse up to this size; 0: as long as its segments.
     size: u64,
-    allow_fuse: bool,
+    allowed_file_systems: Vec<u64>,
 }
 
 impl Blueprint {
     pub(crate) fn new(options: &TableOptions, size: u64) -> Result<Self, Error> {
         let (capacity, boot) = (options.checked_capacity()?, boot_id()?);
-        Ok(Self { capacity, boot, mode: options.mode, owner: None, size, allow_fuse: options.allow_fuse })
+        let allowed_file_systems = options.allowed_file_systems.clone();
+        Ok(Self { capacity, boot, mode: options.mode, owner: None, size, allowed_file_systems })
     }
 
     /// A successor, as like its predecessor as can be: others must be able to open it just the same.
@@ -221,7 +367,7 @@ impl Blueprint {
             mode: stat.st_mode & 0o777,
             owner: Some((stat.st_uid, stat.st_gid)),
             size: if sparse { stat.st_size as u64 } else { 0 },
-            allow_fuse: options.allow_fuse,
+            allowed_file_systems: options.allowed_file_systems.clone(),
         })
     }
 
@@ -236,10 +382,16 @@ impl Blueprint {
         open.read(true).write(true).mode(0o600);
         let named = || -> Result<Prepared, Error> {
             // A process killed here leaves it behind.
-            let name = sibling(path, &hex::encode(random::<8>()?));
-            let file =
-                open.clone().create_new(true).open(&name).map_err(|error| Error::io("creating the table", &error))?;
-            Ok(Prepared { file, name: Some(name), capacity: self.capacity, boot: self.boot })
+            let (mut prepared, name) = with_unfinished_name(path, |name| {
+                match open.clone().custom_flags(OFlag::O_NOFOLLOW.bits()).create_new(true).open(name) {
+                    Ok(file) => Ok(Some(Prepared { file, name: None, capacity: self.capacity, boot: self.boot })),
+                    Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(None),
+                    Err(error) => Err(Error::io("creating the table", &error)),
+                }
+            })?;
+            prepared.name = Some(name);
+            prepared.claim()?;
+            Ok(prepared)
         };
         let prepared = match open.clone().custom_flags(OFlag::O_TMPFILE.bits()).open(folder(path)) {
             Ok(file) if has_proc() => Prepared { file, name: None, capacity: self.capacity, boot: self.boot },
@@ -251,7 +403,7 @@ impl Blueprint {
             {
                 named()?
             }
-            Err(error) if is_missing(&error) => return Err(ErrorKind::NotFound.into()),
+            Err(error) if is_missing(&error) => return Err(missing_folder(path)),
             Err(error) => return Err(Error::io("creating the table", &error)),
         };
         self.furnish(&prepared.file)?;
@@ -271,7 +423,7 @@ impl Blueprint {
     }
 
     fn furnish(&self, file: &File) -> Result<(), Error> {
-        check_file_system(file, self.allow_fuse)?;
+        check_file_system(file, &self.allowed_file_systems)?;
         let doing = |action| move |error| Error::io(action, &error);
         let metadata = file.metadata().map_err(doing("looking at the new table"))?;
         if let Some((user, group)) = self.owner.filter(|owner| *owner != (metadata.uid(), metadata.gid())) {
@@ -306,16 +458,36 @@ impl Prepared {
         written.and_then(|()| self.link_to(path)).map_err(|error| error.at(path))
     }
 
-    /// Gives it the name of the retired table at `path`. To be called under that one's lock.
-    pub(crate) fn replace(self, path: &Path, floor: u64) -> Result<(), Error> {
-        let step = sibling(path, SUCCESSOR);
+    /// Gives it a hidden name beside `path`, and a header, so that one call is left to be made.
+    pub(crate) fn stand_by(mut self, path: &Path) -> Result<Self, Error> {
+        if self.name.is_none() {
+            let stand_by = || {
+                self.claim()?;
+                let (_, name) = with_unfinished_name(path, |name| Ok(self.link_to(name)?.then_some(())))?;
+                Ok(name)
+            };
+            self.name = Some(stand_by().map_err(|error: Error| error.at(path))?);
+        }
+        Ok(self)
+    }
+
+    /// Says whose the file is, before anybody finds it under its hidden name: locked, it is in use.
+    fn claim(&self) -> Result<(), Error> {
+        set(self.file.as_fd(), REPLACEMENT, Some(Kind::Exclusive))?;
+        write_header(&self.file, self.capacity, 0, self.boot)
+    }
+
+    /// Gives it, which [stands by](Self::stand_by), the name of the retired table at `path`. To be called under that one's lock.
+    pub(crate) fn replace(mut self, path: &Path, floor: u64) -> Result<(), Error> {
         let replace = || {
+            // Written over what is there already, which takes no room.
             write_header(&self.file, self.capacity, floor, self.boot)?;
-            remove_unfinished(&step)?;
-            self.link_to(&step)?;
-            std::fs::rename(&step, path).map_err(|error| Error::io("replacing the retired table", &error))
+            let name = self.name.as_deref().unwrap_or(path);
+            std::fs::rename(name, path).map_err(|error| Error::io("replacing the retired table", &error))
         };
-        replace().map_err(|error| error.at(path))
+        replace().map_err(|error| error.at(path))?;
+        self.name = None;
+        Ok(())
     }
 
     fn link_to(&self, path: &Path) -> Result<bool, Error> {
@@ -334,23 +506,76 @@ impl Drop for Prepared {
         if let Some(name) = &self.name {
             let _ = std::fs::remove_file(name);
         }
+        // A child that was forked meanwhile has a copy of the descriptor, which would keep the lock.
+        let _ = set(self.file.as_fd(), REPLACEMENT, None);
     }
 }
 
-/// Removes the table at `path`, and an unfinished successor. To be called under its lock.
+/// Removes the table at `path`. To be called under its lock.
 pub(crate) fn remove(path: &Path) -> Result<(), Error> {
-    remove_if_there(path, "removing the table")?;
-    remove_unfinished(&sibling(path, SUCCESSOR))
-}
-
-fn remove_unfinished(successor: &Path) -> Result<(), Error> {
-    remove_if_there(successor, "removing an unfinished successor")
-}
-
-fn remove_if_there(path: &Path, doing: &'static str) -> Result<(), Error> {
     match std::fs::remove_file(path) {
-        Err(error) if !is_missing(&error) => Err(Error::io(doing, &error).at(path)),
+        Err(error) if !is_missing(&error) => Err(Error::io("removing the table", &error).at(path)),
         _ => Ok(()),
+    }
+}
+
+/// Removes the unfinished tables beside `path` that killed processes of this user have left there, if they can be removed.
+pub(crate) fn remove_unfinished(path: &Path) {
+    for entry in std::fs::read_dir(folder(path)).into_iter().flatten().flatten() {
+        if is_unfinished_name(&entry.file_name()) && is_left_over(&entry.path()) {
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
+}
+
+fn is_unfinished_name(name: &std::ffi::OsStr) -> bool {
+    let digits = name.to_str().and_then(|name| name.strip_prefix(UNFINISHED));
+    digits.is_some_and(|digits| digits.len() == 16 && digits.bytes().all(|byte| byte.is_ascii_hexdigit()))
+}
+
+/// Whether the file is a table of this user that nobody has locked. Anybody may have put something else there under such a name.
+fn is_left_over(name: &Path) -> bool {
+    let user = Uid::effective().as_raw();
+    let is_own = |metadata: Metadata| metadata.is_file() && metadata.uid() == user && check_mapped(user).is_ok();
+    if !std::fs::symlink_metadata(name).is_ok_and(is_own) {
+        return false;
+    }
+    let flags = (OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits();
+    let Ok(file) = OpenOptions::new().read(true).custom_flags(flags).open(name) else { return false };
+    let mut start = [0; MAGIC.len()];
+    file.metadata().is_ok_and(is_own)
+        && file.read_exact_at(&mut start, 0).is_ok()
+        && start == MAGIC
+        && is_held_by_writer(file.as_fd(), REPLACEMENT) == Ok(false)
+}
+
+/// Tries `action` with hidden names beside `path` until one is free, which is what it says by giving something.
+fn with_unfinished_name<R>(
+    path: &Path,
+    action: impl Fn(&Path) -> Result<Option<R>, Error>,
+) -> Result<(R, PathBuf), Error> {
+    loop {
+        let name = folder(path).join(format!("{UNFINISHED}{}", hex::encode(random::<8>()?)));
+        if let Some(result) = action(&name)? {
+            return Ok((result, name));
+        }
+    }
+}
+
+/// Which folder of those that lead to `path` is not there; `NotFound` if all are.
+pub(crate) fn missing_folder(path: &Path) -> Error {
+    let is_there = |folder: &&Path| std::fs::metadata(folder).is_ok_and(|metadata| metadata.is_dir());
+    let missing = folder(path).ancestors().take_while(|folder| !is_there(folder)).last();
+    match missing.filter(|folder| !folder.as_os_str().is_empty()) {
+        Some(folder) => {
+            let found = match std::fs::symlink_metadata(folder) {
+                Ok(metadata) if metadata.is_symlink() => "is a symbolic link that leads to no folder",
+                Ok(_) => "is not a folder",
+                Err(_) => "does not exist",
+            };
+            Error::no_folder(folder, found)
+        }
+        None => ErrorKind::NotFound.into(),
     }
 }
 
@@ -371,15 +596,6 @@ fn has_proc() -> bool {
 
 fn folder(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
-}
-
-/// A hidden name beside `path`.
-fn sibling(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = std::ffi::OsString::from(".");
-    name.push(path.file_name().unwrap_or_default());
-    name.push(".");
-    name.push(suffix);
-    folder(path).join(name)
 }
 
 /// Microseconds since the epoch, by the clock on the wall.
@@ -464,12 +680,39 @@ fn root() -> Option<Identity> {
 impl OwnerCheck {
     fn check(self, found: u32) -> Result<(), ErrorKind> {
         let user = Uid::effective().as_raw();
-        let (accepted, expected) = match self {
+        let (accepted, mut expected) = match self {
             Self::CurrentUserOrRoot => (found == user || found == 0, format!("{user} (this process's user) or 0")),
             Self::User(user) => (found == user, user.to_string()),
             Self::Anyone => return Ok(()),
         };
-        if accepted { Ok(()) } else { Err(ErrorKind::WrongOwner { found, expected }) }
+        let unmapped = check_mapped(found);
+        if let Err(who) = &unmapped {
+            expected = format!("{expected}, and not {who}");
+        }
+        if accepted && unmapped.is_ok() { Ok(()) } else { Err(ErrorKind::WrongOwner { found, expected }) }
+    }
+}
+
+/// Whether a file that shows as `user`'s is that user's: in a user namespace, those who have no number there all show as one,
+/// which the error tells. Where the namespace's numbers cannot be read, nobody is known by that one.
+pub(crate) fn check_mapped(user: u32) -> Result<(), String> {
+    // The number is 65534 unless an administrator has changed it, and that is hidden.
+    let overflow = std::fs::read_to_string("/proc/sys/kernel/overflowuid");
+    let overflow = overflow.ok().and_then(|number| number.trim().parse().ok()).unwrap_or(65_534);
+    if user != overflow {
+        return Ok(());
+    }
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    let is_mapped = map.lines().any(|line| {
+        let mut numbers = line.split_whitespace().map(|number| number.parse::<u64>().unwrap_or(0));
+        let (first, _outside, count) = (numbers.next(), numbers.next(), numbers.next());
+        let (first, user) = (first.unwrap_or(0), u64::from(user));
+        (first..first.saturating_add(count.unwrap_or(0))).contains(&user)
+    });
+    if is_mapped {
+        Ok(())
+    } else {
+        Err(format!("{user}, as which everybody shows who is not mapped into this user namespace"))
     }
 }
 
@@ -478,14 +721,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn file_systems_that_are_shared_between_machines_are_known_by_their_numbers() {
-        for (number, name) in
-            [(0x6969, "NFS"), (0x517b, "SMB"), (0xff53_4d42, "SMB"), (0x6573_5546, "FUSE"), (0x0102_1997, "9P")]
-        {
-            assert_eq!(network_file_system(FsType(number)), Some(name));
+    fn file_systems_are_known_by_their_numbers() {
+        let name = |magic| NETWORKS.iter().find(|(number, _)| *number == magic).map(|(_, name)| *name);
+        for (magic, expected) in [(0x6969, "NFS"), (0x517b, "SMB"), (0x6573_5546, "FUSE"), (0x0bd0_0bd0, "Lustre")] {
+            assert_eq!(name(magic), Some(expected));
         }
-        for number in [0x0102_1994, 0xef53, 0x5846_5342, 0x9123_683e, 0x794c_7630] {
-            assert_eq!(network_file_system(FsType(number)), None, "tmpfs, ext4, XFS, Btrfs and overlayfs are local");
-        }
+        assert!(NETWORKS.iter().all(|(magic, _)| !LOCAL.contains(magic)));
     }
 }

@@ -5,6 +5,7 @@ mod end;
 mod look;
 mod sleep;
 
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,7 +15,7 @@ use nix::time::{ClockId, clock_gettime};
 
 use self::end::{exclude_updates, replace};
 use crate::error::{Error, ErrorKind};
-use crate::file::{Blueprint, Presence, TableFile};
+use crate::file::{Blueprint, Presence, TableFile, missing_folder};
 use crate::fork::ForkLocal;
 use crate::incarnation::{Incarnation, Place};
 use crate::key::CacheKey;
@@ -33,6 +34,9 @@ pub(crate) const PAUSE: u64 = 490;
 
 /// How often an operation starts again because the table was replaced under it, before it gives up.
 pub(crate) const ATTEMPTS: u32 = 100;
+
+/// How long a reader who opens a retired table waits before he looks again whether it was replaced, [`ATTEMPTS`] times.
+const READER_PAUSE: Duration = Duration::from_millis(3);
 
 /// A table of generations that processes of this host share.
 ///
@@ -116,6 +120,15 @@ impl Table {
     }
 
     pub(crate) fn open_path(path: &Path, options: TableOptions) -> Result<Self, Error> {
+        let refuse = |found: &str| {
+            let (found, expected) = (found.to_owned(), "the path of a file, such as /dev/shm/shop.gensync");
+            Err(ErrorKind::InvalidInput { what: "the table's path", found, expected }.into())
+        };
+        match path.as_os_str().as_bytes() {
+            [] => return refuse("empty"),
+            bytes if bytes.contains(&0) => return refuse("one with a zero byte in it"),
+            _ => {}
+        }
         let absolute = std::path::absolute(path).map_err(|error| Error::io("finding the path", &error).at(path))?;
         Self::open_source(Source::Path(absolute), options)
     }
@@ -407,16 +420,21 @@ fn open(source: &Source, options: &TableOptions, predecessor: Option<&Incarnatio
             let Some(incarnation) = source.map(&file, options)? else { continue };
             let is_live = incarnation.slots().header().is_live();
             if (is_live && !file.is_older()) || options.accepts_retired() {
-                if !options.read_only {
-                    incarnation.renew_after_boot(&file)?;
-                }
+                incarnation.hold(&file, !options.read_only)?;
                 return Ok(Arc::new(incarnation));
             }
             if options.read_only {
-                return Err(ErrorKind::Retired.into());
+                // Somebody may be about to replace it. A holder asks again at one of its next uses.
+                if predecessor.is_some() {
+                    return Err(ErrorKind::Retired.into());
+                }
+                std::thread::sleep(READER_PAUSE);
+                continue;
             }
             let _excluded = if is_live { Some(exclude_updates(&incarnation, options.pending_limit)?) } else { None };
-            replace(path, &file, &incarnation, succeeding(&file, options)?.prepare(path)?)?;
+            replace(path, &file, &incarnation, predecessor, || {
+                succeeding(&file, options)?.prepare(path)?.stand_by(path)
+            })?;
         }
         Err(ErrorKind::Retired.into())
     };
@@ -425,7 +443,7 @@ fn open(source: &Source, options: &TableOptions, predecessor: Option<&Incarnatio
 
 fn create(path: &Path, options: &TableOptions, predecessor: Option<&Incarnation>) -> Result<(), Error> {
     if !options.create || options.read_only {
-        return Err(ErrorKind::NotFound.into());
+        return Err(missing_folder(path));
     }
     let stat = predecessor.and_then(|predecessor| Some((predecessor, predecessor.mapping().stat().ok()?)));
     let blueprint = match stat {

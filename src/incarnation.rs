@@ -8,8 +8,9 @@ use sha2::{Digest as _, Sha256};
 
 use crate::error::{Error, ErrorKind};
 use crate::file::{Presence, TableFile, View, boot_id, now};
+use crate::handle::precise_now;
 use crate::key::CacheKey;
-use crate::layout::{Facts, Slot};
+use crate::layout::{Facts, HIGHEST_FLOOR, Slot};
 use crate::lock::{Held, Kind};
 use crate::mapping::{Mapping, SlotRef};
 use crate::slot::{Count, Digest, Stopwatch, Word};
@@ -29,17 +30,15 @@ pub(crate) struct Incarnation {
     gone: Stopwatch,
     /// How many updates of this process are in flight here.
     own_updates: Count,
+    /// Since somebody else was found to be replacing it.
+    held_up: Stopwatch,
 }
 
 impl Incarnation {
     pub(crate) fn new(mapping: Mapping, facts: Facts, path: Option<&Path>) -> Self {
-        Self {
-            slots: Slots::new(mapping, facts.capacity),
-            facts,
-            view: path.map(View::new),
-            gone: Stopwatch::new(),
-            own_updates: Count::default(),
-        }
+        let (slots, view) = (Slots::new(mapping, facts.capacity), path.map(View::new));
+        let (gone, held_up, own_updates) = (Stopwatch::new(), Stopwatch::new(), Count::default());
+        Self { slots, facts, view, gone, own_updates, held_up }
     }
 
     pub(crate) fn slots(&self) -> &Slots<Mapping> {
@@ -63,7 +62,7 @@ impl Incarnation {
     /// The key's slot, created if there is none and this process may. `None`: the table is being retired.
     pub(crate) fn attach(self: &Arc<Self>, key: &CacheKey) -> Result<Option<Place>, Error> {
         let digest = self.digest(key);
-        let start = || now().max(self.facts.floor);
+        let start = || self.facts.start(now());
         SlotRef::pick(self, |this| this.sound(this.slots.attach(digest, start, key.as_str().as_bytes())?))
     }
 
@@ -155,19 +154,35 @@ impl Incarnation {
         Duration::from_micros(self.gone.elapsed(now))
     }
 
-    /// After a reboot, moves every generation past the present time: processes of the last boot may have died at any
-    /// point, and their state with them.
-    pub(crate) fn renew_after_boot(&self, file: &TableFile) -> Result<(), Error> {
-        let boot = boot_id()?;
-        let header = self.slots.header();
-        if header.boot() == boot || boot == [0, 0] {
-            return Ok(());
-        }
-        let _lock = file.lock()?;
-        if header.boot() != boot {
-            self.slots.renew_all(now().max(self.facts.floor))?;
-            header.set_boot(boot);
-        }
-        Ok(())
+    /// How long ago this was first asked, which is to be done when somebody else is replacing the file.
+    pub(crate) fn held_up_for(&self) -> Duration {
+        Duration::from_micros(self.held_up.elapsed(precise_now()))
+    }
+
+    /// Lets everybody know that the table, which `file` is, is open here; to be called before it is used. If it may be that the
+    /// last who had it open lived in another boot, moves every generation past the present time first: processes may
+    /// have died at any point then, and their state with them.
+    ///
+    /// Ids alone do not tell: containers on one machine may have different ones, or see none. But nobody has a table open
+    /// across a reboot.
+    pub(crate) fn hold(&self, file: &TableFile, may_renew: bool) -> Result<(), Error> {
+        let boot = if may_renew { boot_id()? } else { self.slots.header().boot() };
+        let is_unknown = may_renew && boot == [0, 0];
+        let may_be_another = || is_unknown || self.slots.header().boot() != boot;
+        // Under the lock, the second of two who find this finds that it is done, or that somebody has the table open.
+        let _lock = if may_be_another() { file.lock()? } else { None };
+        let is_another = may_be_another() && file.try_have_alone()?;
+        let renewed = if is_another {
+            self.slots.renew_all(now().min(HIGHEST_FLOOR).max(self.facts.floor)).map(|()| {
+                // An id that is not known here is left to those who know theirs.
+                if !is_unknown {
+                    self.slots.header().set_boot(boot);
+                }
+            })
+        } else {
+            Ok(())
+        };
+        file.hold()?;
+        renewed
     }
 }

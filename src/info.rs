@@ -145,7 +145,8 @@ pub struct TableInfo {
     /// The kernel's id of the boot in which the table was last opened for writing for the first time; 0 where the kernel did
     /// not tell.
     pub boot: u128,
-    /// Whether that is another boot than this one: whoever opens the table for writing moves all of its keys on.
+    /// Whether that is another boot than this one, or a container's with an id of its own: a process that opens the table for
+    /// writing while nobody else has it open moves all of its keys on.
     pub is_of_earlier_boot: bool,
     /// How many slots the first segment has.
     pub capacity: u64,

@@ -22,7 +22,7 @@
 //! | 32 | 16 | salt of the digests, random |
 //! | 48 | 16 | incarnation, random |
 //! | 64 | 8 | creation time, microseconds since the epoch |
-//! | 72 | 8 | floor: no key of this table starts at a lower generation; at most 2^53 |
+//! | 72 | 8 | floor: no key of this table starts at a lower generation; at most 2^53, from where on keys start at random, below 2^53 + 2^52 |
 //! | 80 | 8 | checksum: first 8 bytes of the SHA-256 of bytes 0..80 |
 //!
 //! | header offset | bytes | changes |
@@ -60,6 +60,11 @@
 //! | 4096 to the end (length 0) | exclusive | a process that begins to retire the table |
 //! | 144 to 147, the state | exclusive | a process that waits for that: updates that are about to begin let it go first, for some milliseconds |
 //! | 0 to 127, the fixed header | exclusive | a process that replaces the file, or renews it after a reboot |
+//! | 128 to 143, the boot id | shared | each process that has the table open, as long as the description through which it has mapped the file is |
+//! | 128 to 143, the boot id | exclusive | a process that finds that nobody has the table open, to renew it after a reboot |
+//!
+//! Boot ids differ between containers of one boot, and may be hidden; but nobody has a table open across a reboot. So a table of
+//! another boot is renewed by a process that has the boot id and all slots for itself alone.
 //!
 //! A process that may only read the file can have none of the exclusive locks, but by shared ones keep others from having them.
 //! So these mean nothing unless they look like an update's: of an open file description, on the bytes of exactly one slot. Beside
@@ -98,6 +103,12 @@ pub(crate) const MAX_CAPACITY: u64 = MAX_SIZE / (2 * SLOT_SIZE as u64);
 /// As many microseconds since the epoch are the year 2255. No floor is higher, whatever somebody has written into the slots of
 /// its predecessor: above it, there are as many generations again.
 pub(crate) const HIGHEST_FLOOR: u64 = 1 << 53;
+
+/// As many microseconds since the epoch are September 2005: a clock that says less was not set since the machine was started.
+const UNSET_CLOCK: u64 = 1 << 50;
+
+/// Where keys start at the earliest.
+const FIRST_START: u64 = 1 << 40;
 
 pub(crate) const LIVE: u32 = 1;
 pub(crate) const RETIRING: u32 = 2;
@@ -243,6 +254,20 @@ pub(crate) struct Facts {
 }
 
 impl Facts {
+    /// Where a key that is new at `now`, in microseconds since the epoch, starts.
+    ///
+    /// At that time, or at the floor, as one of them is later than whatever was there before. Where that cannot be said, as the
+    /// clock was never set, or as no floor can be higher, somewhere at random: the next table starts elsewhere.
+    pub(crate) fn start(&self, now: u64) -> u64 {
+        let random = u64_at(&self.incarnation, 0);
+        let start = if now < UNSET_CLOCK { FIRST_START + random % (UNSET_CLOCK / 2) } else { now };
+        match start.max(self.floor) {
+            // As many generations again are left above, whatever it is.
+            HIGHEST_FLOOR.. => HIGHEST_FLOOR + random % (HIGHEST_FLOOR / 2),
+            start => start,
+        }
+    }
+
     /// The header page of a new, live table with one segment.
     pub(crate) fn encode(&self, boot: [u64; 2]) -> [u8; HEADER_SIZE] {
         let mut page = [0; HEADER_SIZE];
@@ -370,6 +395,29 @@ fn native64(value: u64) -> [u8; 8] {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+
+    fn facts(incarnation: u64, floor: u64) -> Facts {
+        let mut bytes = [0; 16];
+        bytes[..8].copy_from_slice(&incarnation.to_le_bytes());
+        Facts { version: 1, capacity: 1, salt: [0; 16], incarnation: bytes, created: 0, floor }
+    }
+
+    #[test]
+    fn a_table_starts_at_the_time_or_its_floor_and_elsewhere_each_time_where_these_say_nothing() {
+        const NOW: u64 = 1_800_000_000_000_000;
+        let numbers = [0, 1, 0x9e37_79b9_7f4a_7c15, u64::MAX];
+        let starts = |now, floor| numbers.map(|number| facts(number, floor).start(now));
+        assert_eq!(starts(NOW, 0), [NOW; 4]);
+        assert_eq!(starts(NOW, NOW + 7), [NOW + 7; 4]);
+        assert_eq!(starts(1, NOW), [NOW; 4], "the floor counts, whatever the clock says");
+        for (now, floor) in [(1, 0), (UNSET_CLOCK - 1, 0), (NOW, HIGHEST_FLOOR), (u64::MAX, 0), (1, HIGHEST_FLOOR)] {
+            let starts = starts(now, floor);
+            assert!(starts.iter().all(|start| *start >= floor.max(FIRST_START)), "{starts:?}");
+            assert!(starts.iter().all(|start| *start < HIGHEST_FLOOR + HIGHEST_FLOOR / 2), "{starts:?}");
+            assert!(starts.windows(2).all(|pair| pair[0] != pair[1]), "{starts:?}");
+            assert!(now >= UNSET_CLOCK || floor > 0 || starts.iter().all(|start| *start < UNSET_CLOCK), "{starts:?}");
+        }
+    }
 
     #[test]
     fn segments_follow_one_another() {

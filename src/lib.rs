@@ -28,7 +28,9 @@
 //! - An update that returned is seen by every check that begins after it, in every process that has the table open.
 //! - No two keys share a generation, two of 2<sup>128</sup> digests aside, and a generation of a key never repeats: not
 //!   after [`clear`](GenerationSynchronizer::clear), [`reset`](Table::reset), a reboot or a crash; nor after deletion of
-//!   the file, unless the key was updated more than a million times a second all its life, or the clock was set back.
+//!   the file, unless the key was updated more than a million times a second all its life, or the clock was set back. Where
+//!   the clock was never set, or was once far in the future, a table starts at random: then it repeats by chance only, one of
+//!   2<sup>49</sup> or more.
 //! - What is changed within an [`update`](GenerationSynchronizer::update) is announced, wherever its maker is killed.
 //! - A [`Cached`] value and its generation are one: an update during the load leaves the value expired.
 //! - Checks, [`mark_updated`](GenerationSynchronizer::mark_updated) and [`Cached::get`] of a fresh value never block, never

@@ -57,7 +57,7 @@ impl RangeLock {
         kind: Kind,
     ) -> Result<Option<Self>, Error> {
         let file = KeptBack::open(open)?;
-        Ok(try_lock(file.as_fd(), range, kind)?.then_some(Self { file, range }))
+        Ok(set(file.as_fd(), range, Some(kind))?.then_some(Self { file, range }))
     }
 
     /// Whether this is a forked child's copy of its parent's.
@@ -76,13 +76,13 @@ impl Drop for RangeLock {
     fn drop(&mut self) {
         // Closing the descriptor would not do while somebody has a copy.
         if !self.is_inherited() && self.file.is_open() {
-            unlock(self.file.as_fd(), self.range);
+            let _ = set(self.file.as_fd(), self.range, None);
         }
     }
 }
 
-/// A lock by a descriptor that is open anyway, for who can open no other. A forked child has that one as well, and keeps the
-/// lock if its parent is killed.
+/// A lock by a descriptor that is open anyway, for a process that can open no other. A forked child has that one as well, and
+/// keeps the lock if its parent is killed.
 #[derive(Debug)]
 pub(crate) struct LentLock<'a> {
     file: BorrowedFd<'a>,
@@ -91,31 +91,29 @@ pub(crate) struct LentLock<'a> {
 
 impl<'a> LentLock<'a> {
     pub(crate) fn try_new(file: BorrowedFd<'a>, range: Range, kind: Kind) -> Result<Option<Self>, Error> {
-        Ok(try_lock(file, range, kind)?.then_some(Self { file, range }))
+        Ok(set(file, range, Some(kind))?.then_some(Self { file, range }))
     }
 }
 
 impl Drop for LentLock<'_> {
     fn drop(&mut self) {
-        unlock(self.file, self.range);
+        let _ = set(self.file, self.range, None);
     }
 }
 
-/// `false` if somebody holds a lock against it.
-fn try_lock(file: BorrowedFd<'_>, range: Range, kind: Kind) -> Result<bool, Error> {
+/// Makes the lock that `file`'s own description has on the range one of another kind, or none: in one step, so that nobody
+/// else gets it in between. `false` while somebody holds a lock against it; then nothing has changed.
+pub(crate) fn set(file: BorrowedFd<'_>, range: Range, kind: Option<Kind>) -> Result<bool, Error> {
     let wanted = match kind {
-        Kind::Shared => libc::F_RDLCK,
-        Kind::Exclusive => libc::F_WRLCK,
+        Some(Kind::Shared) => libc::F_RDLCK,
+        Some(Kind::Exclusive) => libc::F_WRLCK,
+        None => libc::F_UNLCK,
     };
     match fcntl(file, FcntlArg::F_OFD_SETLK(&range.describe(wanted))) {
         Ok(_) => Ok(true),
         Err(Errno::EAGAIN | Errno::EACCES) => Ok(false),
         Err(errno) => Err(Error::system("locking a part of the table's file", errno)),
     }
-}
-
-fn unlock(file: BorrowedFd<'_>, range: Range) {
-    let _ = fcntl(file, FcntlArg::F_OFD_SETLK(&range.describe(libc::F_UNLCK)));
 }
 
 /// What somebody holds on a part of a range, other than through the description that asks.

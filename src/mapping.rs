@@ -40,7 +40,9 @@ use descriptor::FileRef;
 pub(crate) use descriptor::{DESCRIPTORS, Identity};
 
 /// All slots, however many there will be.
-const SLOTS: Range = Range { start: HEADER_SIZE as u64, length: 0 };
+pub(crate) const SLOTS: Range = Range { start: HEADER_SIZE as u64, length: 0 };
+/// The header's boot id, on which each holder of the table shares a lock.
+pub(crate) const BOOT: Range = Range { start: HEADER_WORDS_OFFSET as u64, length: 16 };
 /// The header's state, whose lock says that it is about to change.
 const GATE: Range = Range { start: STATE_OFFSET as u64, length: 4 };
 

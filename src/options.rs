@@ -7,12 +7,16 @@ use std::time::Duration;
 use nix::unistd::Uid;
 
 use crate::error::{Error, ErrorKind};
+use crate::file::{FUSE, check_mapped};
 use crate::handle::Table;
 use crate::key::KeyNormalizer;
 use crate::layout::MAX_CAPACITY;
 use crate::privilege::has_callers_environment;
 
 /// Whose files a table may be opened from. Whoever owns the file can forge generations.
+///
+/// In a user namespace, all users that have no number there show as one (65534, "nobody"). Unless that number itself stands for
+/// somebody there, only [`Anyone`](Self::Anyone) accepts it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum OwnerCheck {
@@ -47,7 +51,8 @@ pub struct TableOptions {
     pub(crate) read_only: bool,
     replace_older: bool,
     pub(crate) owner: OwnerCheck,
-    pub(crate) allow_fuse: bool,
+    /// The magic numbers of file systems that are accepted, though not known to be local.
+    pub(crate) allowed_file_systems: Vec<u64>,
     accept_retired: bool,
     pub(crate) normalizer: KeyNormalizer,
     pub(crate) pending_limit: Duration,
@@ -63,7 +68,7 @@ impl Default for TableOptions {
             read_only: false,
             replace_older: false,
             owner: OwnerCheck::default(),
-            allow_fuse: false,
+            allowed_file_systems: Vec::new(),
             accept_retired: false,
             normalizer: KeyNormalizer::default(),
             pending_limit: Duration::from_secs(30),
@@ -153,7 +158,25 @@ impl TableOptions {
     /// Accepts a FUSE file system. Only right if no other machine has it mounted, and if its driver keeps shared
     /// mappings coherent.
     pub fn allow_fuse(mut self, allow: bool) -> Self {
-        self.allow_fuse = allow;
+        self.allowed_file_systems.retain(|magic| *magic != FUSE);
+        self.allowed_file_systems.extend(allow.then_some(FUSE));
+        self
+    }
+
+    /// Accepts the file system with this magic number, which the error of a refused one names; may be called for several.
+    ///
+    /// Accepted anyway are tmpfs, ramfs, ext2 to ext4, XFS, Btrfs, F2FS, ZFS, bcachefs, JFS, NILFS and overlayfs. Any other may be
+    /// shared between machines, or may give each process pages of its own. Only right if no other machine has it mounted, and if
+    /// all mappings of one of its files are the same memory.
+    ///
+    /// ```no_run
+    /// # fn main() -> Result<(), gensync::Error> {
+    /// // Of a virtual machine's shared folder, which nobody else uses.
+    /// let table = gensync::Table::options().allow_file_system(0x786f_4256).open("/media/sf_own/shop.gensync")?;
+    /// # Ok(()) }
+    /// ```
+    pub fn allow_file_system(mut self, magic: u64) -> Self {
+        self.allowed_file_systems.push(magic);
         self
     }
 
@@ -174,6 +197,16 @@ impl TableOptions {
     /// A symbolic link at the path itself is refused, wherever it leads; links among its folders are followed. Who may write to
     /// the folder can put any file there: prefer one that is your own, or sticky, as `/dev/shm` is. A table with several names
     /// (hard links) is one, until a [`reset`](Table::reset), which gives a new file to one of them only.
+    ///
+    /// A file that is a mount point itself (`docker -v /dev/shm/shop.gensync:/dev/shm/shop.gensync`) can be opened, but not be
+    /// replaced from within: see [`Table::replaceable`]. When the host replaces its own, by a reset for example, the mount still
+    /// shows the old file, and every key there is expired for good: mount the folder instead.
+    ///
+    /// On overlayfs, a read-only table is first opened for writing and closed again, so that the process sees the file that
+    /// writers use; where that is not permitted, it is [`ErrorKind::ReadOnlyOverlay`].
+    ///
+    /// A new table stands for a moment under a hidden name beside `path`, `.gensync-` and 16 random hexadecimal digits. A process
+    /// that is killed then leaves it there, to be removed by the next reset of a table in that folder by the same user.
     ///
     /// # Errors
     ///
@@ -268,6 +301,8 @@ fn check_folder(folder: &Path) -> Result<(), Error> {
     let user = Uid::effective().as_raw();
     let found = if !metadata.is_dir() {
         "it is no folder".to_owned()
+    } else if let Err(unmapped) = check_mapped(metadata.uid()) {
+        format!("it belongs to {unmapped}")
     } else if metadata.uid() != user {
         format!("it belongs to user {}", metadata.uid())
     } else if metadata.mode() & 0o022 != 0 {

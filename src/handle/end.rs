@@ -7,10 +7,14 @@ use std::time::{Duration, Instant};
 
 use super::{ATTEMPTS, Table, floor_of_successor, succeeding, with_patience};
 use crate::error::{Error, ErrorKind};
-use crate::file::{Prepared, TableFile, identity, remove};
+use crate::file::{LOCK_PATIENCE, Lock, Prepared, TableFile, identity, remove, remove_unfinished};
 use crate::incarnation::Incarnation;
 use crate::lock::RangeLock;
 use crate::mapping::Identity;
+
+/// How long the checks of a process wait in all for somebody else who replaces the table. It is ready by then, but for one call
+/// of the system and a sweep.
+const HOLDERS_PATIENCE: Duration = Duration::from_millis(250);
 
 impl Table {
     /// Ends this incarnation of the table and begins another: every key's state is expired in every process, and keys
@@ -19,19 +23,31 @@ impl Table {
     /// Waits for [updates](crate::GenerationSynchronizer::update) in flight, and holds others up meanwhile, but no longer
     /// than the [`pending_limit`](crate::TableOptions::pending_limit). So it must not be called within an update.
     ///
-    /// The new file has the capacity, mode and owner of the old one. An anonymous table cannot be replaced: there,
-    /// every key gets a new generation, and all keys stay.
+    /// The new file has the capacity, mode and owner of the old one. An anonymous table cannot be replaced, nor one that is not
+    /// [replaceable](Self::replaceable): there, every key gets a new generation, and all keys stay, as does the
+    /// [incarnation](crate::TableInfo::incarnation), by which the two can be told apart.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::ReadOnly`]; [`ErrorKind::Locked`] if an update does not end; or a new file cannot be made. Then nothing
-    /// has changed.
+    /// [`ErrorKind::ReadOnly`]; [`ErrorKind::Locked`] if an update does not end; or a new file cannot be made, for want of
+    /// room or of the right to give it to the table's owner. Then nothing has changed.
     pub fn reset(&self) -> Result<(), Error> {
         if self.is_read_only() {
             return Err(self.error(ErrorKind::ReadOnly));
         }
         let reset = || match self.path() {
-            Some(path) => self.replace_or_remove(path, |current, file| self.begin_successor(path, current, file)),
+            Some(path) => self.replace_or_remove(
+                path,
+                |file| match file.check_replaceable(path) {
+                    Ok(()) => succeeding(file, &self.0.options)?.prepare(path)?.stand_by(path).map(Some),
+                    Err(error) if matches!(error.kind(), ErrorKind::NotReplaceable { .. }) => Ok(None),
+                    Err(error) => Err(error),
+                },
+                |current, file, prepared| match prepared {
+                    Some(prepared) => self.begin_successor(path, current, file, prepared),
+                    None => self.expire_in_place(current),
+                },
+            ),
             None => self.latest().slots().expire_all(),
         };
         reset().map_err(|error| self.explain(error))
@@ -58,7 +74,8 @@ impl Table {
     ///
     /// # Errors
     ///
-    /// As [`reset`](Self::reset); also [`ErrorKind::InvalidInput`] for an anonymous table, which has no file.
+    /// As [`reset`](Self::reset); also [`ErrorKind::NotReplaceable`] if this process cannot remove the file, and
+    /// [`ErrorKind::InvalidInput`] for an anonymous table, which has none. Then nothing has changed.
     pub fn remove(&self) -> Result<(), Error> {
         if self.is_read_only() {
             return Err(self.error(ErrorKind::ReadOnly));
@@ -68,43 +85,94 @@ impl Table {
                 ("an anonymous one".to_owned(), "one that has a file; an anonymous one ends with its users");
             return Err(ErrorKind::InvalidInput { what: "the table to remove", found, expected }.into());
         };
-        self.replace_or_remove(path, |current, file| self.end_for_good(path, current, &file))
-            .map_err(|error| self.explain(error))
+        self.replace_or_remove(
+            path,
+            |file| file.check_replaceable(path),
+            |current, file, ()| self.end_for_good(path, current, &file),
+        )
+        .map_err(|error| self.explain(error))
     }
 
-    /// Runs `end` on the latest incarnation and its file while no update is in flight, until it says that it was done.
-    fn replace_or_remove(
+    /// Whether this process can put another file in the place of the table's, as [`reset`](Self::reset) does, or
+    /// [remove](Self::remove) it. Changes nothing, and may be asked of a read-only table too.
+    ///
+    /// ```
+    /// # use gensync::Table;
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let folder = tempfile::tempdir()?;
+    /// # let path = folder.path().join("shop.gensync");
+    /// Table::open(&path)?.replaceable()?;
+    /// assert!(Table::options().anonymous()?.replaceable().is_err());
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::NotReplaceable`] says why not: the file is a mount point itself, the folder is not to be written to by this
+    /// process, it is sticky and the file another user's, one of them is immutable or append-only, or the new file could not
+    /// be given to the owner of the old one. Or that cannot be found out.
+    pub fn replaceable(&self) -> Result<(), Error> {
+        let Some(path) = self.path() else {
+            let reason = "it is anonymous, and has no name; a reset gives every key a new generation".to_owned();
+            return Err(ErrorKind::NotReplaceable { reason }.into());
+        };
+        let check = || {
+            let file = TableFile::open(path, &self.0.options)?.ok_or(ErrorKind::NotFound)?;
+            file.check_replaceable(path)?;
+            file.check_owner_can_be_given()
+        };
+        check().map_err(|error| self.explain(error))
+    }
+
+    /// Runs `end` on the latest incarnation and its file while no update is in flight, until it says that it was done. What can
+    /// fail, or takes long, is for `prepare` to do before.
+    fn replace_or_remove<P>(
         &self,
         path: &Path,
-        end: impl Fn(&Arc<Incarnation>, TableFile) -> Result<bool, Error>,
+        prepare: impl Fn(&TableFile) -> Result<P, Error>,
+        end: impl Fn(&Arc<Incarnation>, TableFile, P) -> Result<bool, Error>,
     ) -> Result<(), Error> {
         for _ in 0..ATTEMPTS {
             let current = self.current()?;
+            let file = match TableFile::open(path, &self.0.options)? {
+                Some(file) if Identity::of(&file.stat()?) == current.mapping().identity() => file,
+                // It was replaced behind our back: what stands there now is what is to be ended.
+                _ if current.is_gone() => {
+                    self.succeed(current)?;
+                    continue;
+                }
+                Some(_) | None => return Err(ErrorKind::NotFound.into()),
+            };
+            let prepared = prepare(&file)?;
             let excluded = exclude_updates(current, self.pending_limit());
             let Some(_excluded) = self.while_latest(current, excluded)? else { continue };
-            match TableFile::open(path, &self.0.options)? {
-                Some(file) if Identity::of(&file.stat()?) == current.mapping().identity() => {
-                    if end(current, file)? {
-                        return Ok(());
-                    }
-                }
-                // It was replaced behind our back: what stands there now is what is to be ended.
-                _ if current.is_gone() => self.succeed(current)?,
-                Some(_) | None => return Err(ErrorKind::NotFound.into()),
+            if end(current, file, prepared)? {
+                return Ok(());
             }
         }
         Err(ErrorKind::Retired.into())
     }
 
-    fn begin_successor(&self, path: &Path, current: &Arc<Incarnation>, file: TableFile) -> Result<bool, Error> {
-        let prepared = succeeding(&file, &self.0.options)?.prepare(path)?;
-        self.while_latest(current, replace(path, &file, current, prepared))?;
+    fn begin_successor(
+        &self,
+        path: &Path,
+        current: &Arc<Incarnation>,
+        file: TableFile,
+        prepared: Prepared,
+    ) -> Result<bool, Error> {
+        let replaced = self.while_latest(current, replace(path, &file, current, None, || Ok(prepared)))?;
         drop(file);
         match self.succeed(current) {
             // It is done, and whoever needs the successor tries again.
-            Err(_) if current.slots().header().is_retired() => Ok(true),
-            result => result.map(|()| true),
+            Err(_) if replaced == Some(true) && current.slots().header().is_retired() => Ok(true),
+            result => result.map(|()| replaced == Some(true)),
         }
+    }
+
+    fn expire_in_place(&self, current: &Arc<Incarnation>) -> Result<bool, Error> {
+        let is_done = self.while_latest(current, current.slots().expire_all())?;
+        // Somebody else may have been able to replace it.
+        Ok(is_done.is_some() && current.slots().header().is_live())
     }
 
     fn end_for_good(&self, path: &Path, current: &Arc<Incarnation>, file: &TableFile) -> Result<bool, Error> {
@@ -154,15 +222,26 @@ pub(super) fn exclude_updates(table: &Incarnation, patience: Duration) -> Result
     Ok([gate.flatten(), excluded.flatten()])
 }
 
-/// Retires `old`, which `file` at `path` is, and puts `prepared` into its place, if nobody else has done so.
-pub(super) fn replace(path: &Path, file: &TableFile, old: &Incarnation, prepared: Prepared) -> Result<(), Error> {
-    old.slots().retire()?;
-    with_the_lock(path, file, old, || {
+/// Retires `old`, which `file` at `path` is, and puts what `prepare` makes into its place; `false` if somebody else has done so.
+///
+/// All that can fail comes before anything is retired, and only the one who has the lock prepares a successor here: it is as
+/// large as the table. `holder` is who moves on to the successor, if it is not to wait long.
+pub(super) fn replace(
+    path: &Path,
+    file: &TableFile,
+    old: &Incarnation,
+    holder: Option<&Incarnation>,
+    prepare: impl FnOnce() -> Result<Prepared, Error>,
+) -> Result<bool, Error> {
+    with_the_lock(path, file, old, holder, || {
+        file.check_replaceable(path)?;
+        let prepared = prepare()?;
+        old.slots().retire()?;
         prepared.replace(path, floor_of_successor(old)?)?;
         old.slots().header().end_retiring();
+        remove_unfinished(path);
         Ok(())
-    })?;
-    Ok(())
+    })
 }
 
 /// Runs `action` under the lock of `table`, which `file` is, if that is what `path` names; otherwise `false`.
@@ -170,9 +249,13 @@ fn with_the_lock(
     path: &Path,
     file: &TableFile,
     table: &Incarnation,
+    holder: Option<&Incarnation>,
     action: impl FnOnce() -> Result<(), Error>,
 ) -> Result<bool, Error> {
-    let _lock = file.lock()?;
+    let _lock = match holder {
+        None => file.lock()?,
+        Some(holder) => lock_soon(file, holder)?,
+    };
     let in_place =
         std::fs::symlink_metadata(path).is_ok_and(|metadata| identity(&metadata) == table.mapping().identity());
     if in_place {
@@ -181,14 +264,30 @@ fn with_the_lock(
     Ok(in_place)
 }
 
+/// The lock of `file`, by which `holder` is about to be replaced. While somebody else has it, who is to put the successor there,
+/// checks of this process wait for it together no longer than [`HOLDERS_PATIENCE`], and fail from then on; until it has been
+/// held for so long that its holder must have been stopped.
+fn lock_soon<'a>(file: &'a TableFile, holder: &Incarnation) -> Result<Option<Lock<'a>>, Error> {
+    if let Some(lock) = file.try_lock(Duration::ZERO)? {
+        return Ok(Some(lock));
+    }
+    let waited = holder.held_up_for();
+    match file.try_lock(HOLDERS_PATIENCE.saturating_sub(waited))? {
+        None if waited < LOCK_PATIENCE => Err(ErrorKind::Retired.into()),
+        lock => Ok(lock),
+    }
+}
+
 /// Retires `table`, which `file` at `path` is, and removes the file; `false` if the path is another one's by now.
 fn retire_and_remove(path: &Path, file: &TableFile, table: &Incarnation) -> Result<bool, Error> {
     // Unlike a successor, which may be put there by whoever finds the table retired, nothing is to come after it: so the lock
     // comes first.
-    with_the_lock(path, file, table, || {
+    with_the_lock(path, file, table, None, || {
+        file.check_replaceable(path)?;
         table.slots().retire()?;
         remove(path)?;
         table.slots().header().end_retiring();
+        remove_unfinished(path);
         Ok(())
     })
 }

@@ -63,7 +63,11 @@ impl Place {
         let Some(path) = self.path() else { return Vec::new() };
         let entries = fs::read_dir(path.parent().unwrap()).into_iter().flatten();
         let files = entries.map(|entry| entry.unwrap().path());
-        files.filter(|path| path.to_str().is_some_and(|path| path.contains(&self.name))).collect()
+        // In a folder of its own, an unfinished file is this table's.
+        let is_unfinished = |path: &str| self.kind == Kind::File && path.contains("/.gensync-");
+        files
+            .filter(|path| path.to_str().is_some_and(|path| path.contains(&self.name) || is_unfinished(path)))
+            .collect()
     }
 
     /// To be called when nobody drops it, as it was leaked.

@@ -74,6 +74,8 @@ pub(crate) fn explain(error: &Error) -> String {
         text += &format!(" ({cause})");
     }
     let advice = match error.kind() {
+        // The error itself says which one.
+        ErrorKind::NotFound if error.missing_folder().is_some() => return text,
         ErrorKind::NotFound => {
             // The library's advice is for programs.
             let path = error.path().map_or_else(String::new, |path| format!("{}: ", path.display()));

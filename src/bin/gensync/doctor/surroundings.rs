@@ -106,10 +106,10 @@ fn room(path: &Path, stats: &Stats) -> Finding {
 /// Files that killed processes have left beside the table.
 fn leftovers(path: &Path) -> Option<Finding> {
     let prefix = format!(".{}.", path.file_name()?.to_str()?);
+    let is_random = |rest: &str| rest.len() == 16 && rest.bytes().all(|byte| byte.is_ascii_hexdigit());
     let is_leftover = |name: &str| {
-        name.strip_prefix(&prefix).is_some_and(|rest| {
-            rest == "successor" || rest.len() == 16 && rest.bytes().all(|byte| byte.is_ascii_hexdigit())
-        })
+        name.strip_prefix(&prefix).is_some_and(|rest| rest == "successor" || is_random(rest))
+            || name.strip_prefix(".gensync-").is_some_and(is_random)
     };
     let names = fs::read_dir(folder(path)).ok()?.flatten().filter_map(|entry| entry.file_name().into_string().ok());
     let names: Vec<_> = names.filter(|name| is_leftover(name)).map(|name| printable(name.as_bytes())).collect();
