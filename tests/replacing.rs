@@ -18,7 +18,7 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::stat::Mode;
 use nix::sys::statvfs::statvfs;
 use nix::unistd::{Uid, mkfifo, setuid};
-use support::{await_value, in_child, path, shared_words};
+use support::{await_value, in_child, lock_for_replacing, path, shared_words};
 
 const STRANGER: u32 = 54_321;
 
@@ -223,8 +223,8 @@ fn nothing_that_a_neighbour_puts_into_the_folder_is_followed_removed_or_in_the_w
     drop(Table::open(&left).unwrap());
     drop(Table::open(&used).unwrap());
     fs::write(&text, "no table").unwrap();
-    let at_work = File::open(&used).unwrap();
-    at_work.lock().unwrap();
+    let at_work = File::options().write(true).open(&used).unwrap();
+    lock_for_replacing(&at_work);
     assert_is_replaced(&path);
     assert!(!left.exists() && used.exists() && text.exists());
     drop(at_work);
@@ -309,7 +309,7 @@ fn who_finds_a_table_that_somebody_else_replaces_makes_no_successor_until_that_o
     let sync = attach(&table);
     // As a process leaves it that is stopped in a reset, with the lock.
     let file = File::options().write(true).open(&path).unwrap();
-    file.lock().unwrap();
+    lock_for_replacing(&file);
     file.write_all_at(&2_u32.to_le_bytes(), 144).unwrap();
     let before = (names(folder.path()), fs::metadata(&path).unwrap().ino());
     for _ in 0..3 {

@@ -226,6 +226,15 @@ pub(crate) fn system_calls(work: impl FnOnce()) -> u64 {
     stops / 2
 }
 
+/// Locks the table's file for replacing it, as a process does that is at work on that, until the file is closed.
+pub(crate) fn lock_for_replacing(file: &std::fs::File) {
+    use nix::fcntl::{FcntlArg, fcntl};
+    use nix::libc;
+    let (kind, whence) = (libc::F_WRLCK as libc::c_short, libc::SEEK_SET as libc::c_short);
+    let lock = libc::flock { l_type: kind, l_whence: whence, l_start: 0, l_len: 128, l_pid: 0 };
+    fcntl(file, FcntlArg::F_OFD_SETLK(&lock)).unwrap();
+}
+
 /// From now on, what this process mounts and unmounts is its own business.
 pub(crate) fn keep_mounts_apart() {
     use nix::mount::{MsFlags, mount};
