@@ -8,7 +8,7 @@ use std::process::Command;
 
 use nix::poll::{PollFd, PollFlags, poll};
 use nix::pty::{Winsize, openpty};
-use nix::sys::termios::{LocalFlags, Termios, tcgetattr};
+use nix::sys::termios::{FlowArg, LocalFlags, Termios, tcflow, tcgetattr};
 use vt100::{Parser, Screen};
 
 use crate::tool::{Running, eventually};
@@ -121,6 +121,25 @@ impl Terminal {
         } {}
         let status = status.unwrap();
         status.code().unwrap_or_else(|| 128 + status.signal().unwrap())
+    }
+
+    /// The terminal goes away, as when a connection ends; what was in it is left.
+    pub(crate) fn hang_up(self) -> Running {
+        self.program
+    }
+
+    /// From now on, whoever writes to the terminal hangs, as when what shows it is stopped.
+    pub(crate) fn take_nothing(&self) {
+        tcflow(&self.slave, FlowArg::TCOOFF).unwrap();
+    }
+
+    pub(crate) fn take_again(&self) {
+        tcflow(&self.slave, FlowArg::TCOON).unwrap();
+    }
+
+    /// Prints as another process would.
+    pub(crate) fn print(&self, text: &str) {
+        File::from(self.slave.try_clone().unwrap()).write_all(text.as_bytes()).unwrap();
     }
 
     pub(crate) fn is_raw(&self) -> bool {

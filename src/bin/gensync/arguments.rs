@@ -198,6 +198,9 @@ pub(crate) struct Top {
     /// The time from one look to the next, such as 500ms or 2s
     #[arg(long, default_value = "1s", value_parser = parse_interval)]
     pub(crate) interval: Duration,
+    /// Print what the screen would show after one interval, as text, and end; no terminal is needed
+    #[arg(long, conflicts_with = "count")]
+    pub(crate) once: bool,
     /// With --json: end after so many looks
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) count: Option<u64>,

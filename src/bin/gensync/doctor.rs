@@ -82,14 +82,37 @@ fn processes(scan: &Scan) -> Vec<Finding> {
         let names = scan.processes.iter().filter(|process| process.mapped == mapped);
         names.map(|process| format!("{} ({}, {})", process.pid, process.user, process.command)).collect::<Vec<_>>()
     };
-    let (stale, elsewhere) = (named(Mapped::Deleted), named(Mapped::Elsewhere));
+    let (deleted, untold) = (named(Mapped::Deleted), named(Mapped::Untold));
+    let (retired, elsewhere) = (named(Mapped::Retired), named(Mapped::Elsewhere));
     let mut findings = Vec::new();
-    if !stale.is_empty() {
+    if !deleted.is_empty() {
         findings.push(Finding::problem(
             CHECK,
-            format!("still have a file mapped that was deleted from here: {}", stale.join("; ")),
-            "each moves on within a second once it checks a key; restart those that stay. Use `gensync reset` or `gensync rm` \
-             rather than deleting the file",
+            format!(
+                "still have a file mapped that was deleted from here, by hand or by a clean-up, without being retired: {}",
+                deleted.join("; ")
+            ),
+            "they and the users of the file that is here now do not hear of each other: each moves on within about a second once \
+             it checks a key; restart those that stay. Find out who deletes the file (a unit's RuntimeDirectory, RemoveIPC, \
+             tmpfiles), and use `gensync reset` or `gensync rm` rather than deleting it",
+        ));
+    }
+    if !untold.is_empty() {
+        findings.push(Finding::problem(
+            CHECK,
+            format!(
+                "still have a file mapped that was here before; whether a reset has retired it cannot be told: {}",
+                untold.join("; ")
+            ),
+            "run this as root, who can tell; if it was deleted instead, restart those that stay",
+        ));
+    }
+    if !retired.is_empty() {
+        findings.push(Finding::note(
+            CHECK,
+            format!("still have a table mapped that was reset or removed: {}", retired.join("; ")),
+            "nothing to do: each moves on when it next checks a key, and one that never does, such as the parent of the \
+             processes that do the work, needs none",
         ));
     }
     if !elsewhere.is_empty() {
@@ -100,7 +123,13 @@ fn processes(scan: &Scan) -> Vec<Finding> {
              all of them one folder",
         ));
     }
-    let mapped = format!("{} have it mapped", named(Mapped::Table).len());
+    if let Some(blind) = &scan.blind {
+        let (found, advice) = blind.text();
+        findings.push(Finding::problem(CHECK, found, advice));
+        return findings;
+    }
+    let least = if scan.is_complete() { "" } else { "at least " };
+    let mapped = format!("{least}{} have it mapped", scan.count(&[Mapped::Table]));
     findings.push(match scan.hidden {
         0 => Finding::good(CHECK, mapped),
         hidden if Uid::effective().is_root() => Finding::good(CHECK, format!("{mapped}; {hidden} cannot be looked at")),
