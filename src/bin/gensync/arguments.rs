@@ -102,6 +102,9 @@ pub(crate) struct Ls {
     /// What to sort by; numbers begin with the greatest
     #[arg(long, value_enum, default_value_t)]
     pub(crate) sort: Order,
+    /// Print keys as they are found, in no order: at once, and without memory for them, however many there are
+    #[arg(long, conflicts_with = "sort")]
+    pub(crate) unsorted: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -213,7 +216,7 @@ pub(crate) struct Metrics {
     /// No figures of single keys
     #[arg(long, conflicts_with = "glob")]
     pub(crate) no_keys: bool,
-    /// Write to this file, which is replaced as a whole
+    /// Write to this file, which is replaced as a whole; a device or a named pipe is written to, and - is standard output
     #[arg(long, short, value_name = "FILE")]
     pub(crate) output: Option<PathBuf>,
 }

@@ -346,8 +346,8 @@ pub(crate) fn ps(target: &Target, output: &mut Output) -> Outcome {
             }))?;
         }
     } else if scan.blind != Some(Blind::NoProc) {
-        let rows: Vec<_> = scan.processes.iter().map(row).collect();
-        output.table(&[right("PID"), left("USER"), left("SINCE"), left("TABLE"), left("COMMAND")], &rows)?;
+        let columns = [right("PID"), left("USER"), left("SINCE"), left("TABLE"), left("COMMAND")];
+        output.table(&columns, scan.processes.iter().map(row))?;
     }
     output.flush()?;
     if let Some(blind) = &scan.blind {

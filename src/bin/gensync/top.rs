@@ -15,13 +15,13 @@ use nix::errno::Errno;
 use nix::sys::signal::SigSet;
 use ratatui::crossterm::cursor::Hide;
 use ratatui::crossterm::execute;
-use ratatui::crossterm::terminal::{EnterAlternateScreen, disable_raw_mode, enable_raw_mode};
+use ratatui::crossterm::terminal::{Clear, ClearType, EnterAlternateScreen, disable_raw_mode, enable_raw_mode};
 use serde_json::json;
 use signal_hook::consts::{SIGCONT, SIGHUP, SIGWINCH};
 
 use crate::arguments::Top;
 use crate::failure::{DONE, Failure, Outcome, complain};
-use crate::output::{BAD, Cell, Output, PLAIN, left, object, printable, right};
+use crate::output::{BAD, Cell, Output, left, object, printable, right};
 use crate::target::Target;
 use crate::time::precise;
 
@@ -138,8 +138,9 @@ fn show(
         if signals.continued.swap(false, Relaxed) {
             disable_raw_mode()?;
             enable_raw_mode()?;
-            execute!(stdout(), EnterAlternateScreen, Hide)?;
-            terminal.clear()?;
+            execute!(stdout(), EnterAlternateScreen, Clear(ClearType::All), Hide)?;
+            // So that nothing counts as drawn. To clear it, the terminal would be asked for its cursor, which may never answer.
+            terminal.swap_buffers();
         }
         if !view.is_paused && Instant::now() >= next {
             model.look(target);
@@ -173,28 +174,25 @@ fn print_once(target: &Target, table: Table, options: &Top, output: &mut Output)
     }
     output.line(&printable(model.path().as_bytes()))?;
     output.line(&model.totals.text())?;
-    let rows: Vec<_> = model
-        .rows(view::Order::Rate, "")
-        .into_iter()
-        .take(TOLD)
-        .map(|row| {
-            let pending = match row.slot.pending() {
-                0 => Cell::new("-"),
-                count if row.slot.is_abandoned() => Cell::styled(BAD, format!("{count}!")),
-                count => Cell::styled(PLAIN, count),
-            };
-            let waiters = Cell::new(if row.slot.is_awaited() { "yes" } else { "-" });
-            vec![
-                Cell::new(row.label),
-                Cell::new(format!("{:.1}", row.rate)),
-                Cell::new(row.slot.updates()),
-                waiters,
-                pending,
-            ]
-        })
-        .collect();
+    let rows: Vec<_> = model.rows(view::Order::Rate, "").into_iter().take(TOLD).collect();
+    let row = |row: &model::Row<'_>| {
+        let (slot, dash) = (row.slot, || Cell::new("-"));
+        let pending = match slot.pending() {
+            0 => dash(),
+            count if slot.is_abandoned() => Cell::styled(BAD, format!("{count}!")),
+            count => Cell::new(count),
+        };
+        let waiters = if slot.is_awaited() { Cell::new("yes") } else { dash() };
+        vec![
+            Cell::new(&row.label),
+            Cell::new(format!("{:.1}", row.rate)),
+            Cell::new(slot.updates()),
+            waiters,
+            pending,
+        ]
+    };
     let columns = [left("KEY"), right("UPDATES/S"), right("UPDATES"), left("WAITERS"), left("PENDING")];
-    output.table(&columns, &rows)?;
+    output.table(&columns, rows.iter().map(row))?;
     Ok(DONE)
 }
 

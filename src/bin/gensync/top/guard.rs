@@ -7,7 +7,8 @@
 //! A process that draws may hang in a write to a terminal that takes nothing, or be stopped. So the guard is also the one that
 //! watches for the end of the terminal and of the process that started it, and nothing that it does takes longer than `GRACE`.
 
-use std::io::{Write as _, stdin, stdout};
+use std::fs::File;
+use std::io::{stdin, stdout};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::process::{Child, ExitStatus};
 use std::sync::mpsc::channel;
@@ -60,8 +61,11 @@ pub(super) fn run_guarded() -> Option<u8> {
         // A terminal that takes nothing, as its other end is stopped, must not keep this process.
         let (done, is_done) = channel();
         std::thread::spawn(move || {
-            let _ = execute!(stdout(), LeaveAlternateScreen, Show);
-            let _ = stdout().flush();
+            // Not by the standard library's stdout, whose lock would be held while the write hangs.
+            if let Ok(output) = stdout().as_fd().try_clone_to_owned() {
+                let mut output = File::from(output);
+                let _ = execute!(output, LeaveAlternateScreen, Show);
+            }
             let _ = done.send(());
         });
         let _ = is_done.recv_timeout(GRACE);
