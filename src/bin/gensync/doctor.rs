@@ -1,5 +1,6 @@
 //! `doctor`: everything that goes wrong in practice, each with what to do.
 
+mod replaceable;
 mod surroundings;
 mod table;
 
@@ -28,6 +29,19 @@ struct Finding {
     verdict: Verdict,
     found: String,
     advice: Option<String>,
+}
+
+/// So many names, no more.
+const NAMED: usize = 10;
+
+/// The first few of what may be a million.
+fn few(names: impl IntoIterator<Item = String>) -> String {
+    let mut names = names.into_iter();
+    let first: Vec<_> = names.by_ref().take(NAMED).collect();
+    match names.count() {
+        0 => first.join(", "),
+        more => format!("{}, and {more} more", first.join(", ")),
+    }
 }
 
 impl Finding {
@@ -59,7 +73,9 @@ pub(crate) fn doctor(target: &Target, output: &mut Output) -> Outcome {
     let scan = match target.inspect() {
         Ok(table) => {
             let scan = scan(&table);
-            findings.extend(table::checks(&table));
+            let replaceable = replaceable::check(&path);
+            findings.extend(table::checks(&table, replaceable.as_ref()));
+            findings.extend(replaceable);
             findings.extend(surroundings::checks(&path, &table.stats()));
             scan
         }

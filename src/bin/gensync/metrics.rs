@@ -42,7 +42,8 @@ pub(crate) fn metrics(target: &Target, options: &Metrics, output: &mut Output) -
         samples.end()
     };
     match &options.output {
-        Some(file) if file != Path::new("-") => match destination(file).and_then(|destination| destination.fill(write)) {
+        Some(file) if file != Path::new("-") => match destination(file).and_then(|destination| destination.fill(write))
+        {
             Ok(()) => {}
             Err(error) => {
                 let file = printable(file.display().to_string().as_bytes());
@@ -124,27 +125,15 @@ fn of_table(table: &Table, path: &str, samples: &mut Samples<'_>) -> io::Result<
         samples.sample(&labels(), value)
     };
     gauge("gensync_table_keys", "Keys of the table", stats.keys as f64)?;
-    gauge(
-        "gensync_table_slots",
-        "Slots for keys, in all segments; the table grows by itself",
-        stats.capacity as f64,
-    )?;
+    gauge("gensync_table_slots", "Slots for keys, in all segments; the table grows by itself", stats.capacity as f64)?;
     gauge("gensync_table_size_bytes", "Size of the table", stats.bytes as f64)?;
-    gauge(
-        "gensync_table_longest_probe",
-        "Slots that finding a key looks at, at most",
-        stats.longest_probe as f64,
-    )?;
+    gauge("gensync_table_longest_probe", "Slots that finding a key looks at, at most", stats.longest_probe as f64)?;
     gauge(
         "gensync_table_start_time_seconds",
         "When this incarnation of the table was created, in seconds since the epoch",
         seconds(info.created),
     )?;
-    gauge(
-        "gensync_table_updates_pending",
-        "Updates in flight, or left by killed processes",
-        pending as f64,
-    )?;
+    gauge("gensync_table_updates_pending", "Updates in flight, or left by killed processes", pending as f64)?;
     gauge("gensync_table_keys_abandoned", "Keys with a pending update whose maker is dead", abandoned as f64)?;
     gauge("gensync_table_keys_awaited", "Keys that somebody waits for", awaited as f64)?;
     gauge("gensync_table_keys_damaged", "Keys whose generation no gensync wrote", damaged as f64)?;
@@ -153,7 +142,11 @@ fn of_table(table: &Table, path: &str, samples: &mut Samples<'_>) -> io::Result<
         "Whether all processes could be looked at: at 0, their numbers are too low, or missing",
         f64::from(u8::from(scan.is_complete())),
     )?;
-    samples.family("gensync_table_updates", "Updates of the keys that the table has now, since each was created", true)?;
+    samples.family(
+        "gensync_table_updates",
+        "Updates of the keys that the table has now, since each was created",
+        true,
+    )?;
     samples.sample(&labels(), updates as f64)?;
     if scan.blind == Some(Blind::NoProc) {
         return Ok(());
@@ -245,7 +238,9 @@ fn destination(path: &Path) -> io::Result<Destination> {
         return Ok(Destination::Replaced(path));
     }
     if kind.is_dir() || kind.is_socket() || kind.is_block_device() {
-        return refuse("it is a folder, a socket or a disk, expected a file, a device such as /dev/null, or a named pipe");
+        return refuse(
+            "it is a folder, a socket or a disk, expected a file, a device such as /dev/null, or a named pipe",
+        );
     }
     let file = File::options().write(true).custom_flags(OFlag::O_NOCTTY.bits()).open(&path)?;
     match file.metadata()?.file_type() == kind {

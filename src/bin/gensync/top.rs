@@ -183,13 +183,7 @@ fn print_once(target: &Target, table: Table, options: &Top, output: &mut Output)
             count => Cell::new(count),
         };
         let waiters = if slot.is_awaited() { Cell::new("yes") } else { dash() };
-        vec![
-            Cell::new(&row.label),
-            Cell::new(format!("{:.1}", row.rate)),
-            Cell::new(slot.updates()),
-            waiters,
-            pending,
-        ]
+        vec![Cell::new(&row.label), Cell::new(format!("{:.1}", row.rate)), Cell::new(slot.updates()), waiters, pending]
     };
     let columns = [left("KEY"), right("UPDATES/S"), right("UPDATES"), left("WAITERS"), left("PENDING")];
     output.table(&columns, rows.iter().map(row))?;
