@@ -171,7 +171,8 @@ fn what_cannot_be_seen_is_not_told_as_if_there_were_nothing() {
                 assert_blind(&place, |arguments| run(Some(65_534), arguments), "hidepid=");
                 // Root sees all.
                 assert_eq!(run(None, &["doctor"]).status, 0);
-                assert!(run(None, &["metrics"]).out.contains("gensync_table_processes_visible{"));
+                let visible = format!("gensync_table_processes_visible{{table=\"{}\"}} 1\n", place.path.display());
+                assert!(run(None, &["metrics"]).out.contains(&visible));
                 assert_eq!(run(None, &["ps"]).status, 0);
             }
             mount(Some("tmpfs"), "/proc", Some("tmpfs"), MsFlags::empty(), none).unwrap();

@@ -255,6 +255,16 @@ fn once_is_a_screen_as_text() {
 }
 
 #[test]
+fn looks_end_when_nobody_reads_them() {
+    let place = Place::with_keys(["a"]);
+    let mut looks = place.start(&["--json", "top", "--interval", "1h"]);
+    // Long before the first one.
+    drop(looks.child().stdout.take());
+    eventually("waiting for the end", || looks.child().try_wait().unwrap().is_some());
+    assert_eq!(looks.said().status, 0);
+}
+
+#[test]
 fn a_small_screen_and_no_keys_will_do() {
     let place = Place::with_keys([]);
     for (rows, columns) in [(1, 1), (2, 5), (3, 20), (5, 40), (60, 300)] {

@@ -5,7 +5,6 @@ mod surroundings;
 mod table;
 
 use gensync::ErrorKind;
-use nix::unistd::Uid;
 use serde_json::json;
 
 use crate::failure::{DONE, Failure, NEGATIVE, Outcome, explain};
@@ -144,14 +143,17 @@ fn processes(scan: &Scan) -> Vec<Finding> {
         findings.push(Finding::problem(CHECK, found, advice));
         return findings;
     }
-    let least = if scan.is_complete() { "" } else { "at least " };
-    let mapped = format!("{least}{} have it mapped", scan.count(&[Mapped::Table]));
+    let mapped = match (scan.count(&[Mapped::Table]), scan.is_complete()) {
+        (count, true) => format!("{count} have it mapped"),
+        (0, false) => "which have it mapped cannot be told".to_owned(),
+        (count, false) => format!("at least {count} have it mapped"),
+    };
     findings.push(match scan.hidden {
         0 => Finding::good(CHECK, mapped),
-        hidden if Uid::effective().is_root() => Finding::good(CHECK, format!("{mapped}; {hidden} cannot be looked at")),
+        hidden if scan.may_look => Finding::good(CHECK, format!("{mapped}; {hidden} cannot be looked at")),
         hidden => {
             let found = format!("{mapped}; {hidden} of other users cannot be looked at");
-            Finding::note(CHECK, found, "run this as root to see all")
+            Finding::note(CHECK, found, "run this as root to see all; in a container, with CAP_SYS_PTRACE")
         }
     });
     findings

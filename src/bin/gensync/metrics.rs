@@ -101,9 +101,19 @@ fn escape(value: &str) -> String {
 }
 
 fn of_table(table: &Table, path: &str, samples: &mut Samples<'_>) -> io::Result<()> {
-    let (stats, info, scan) = (table.stats(), table.info(), scan(table));
+    let info = table.info();
     let labels = || vec![("table", path.to_owned())];
     let with = |name, value: &str| labels().into_iter().chain([(name, value.to_owned())]).collect::<Labels>();
+    // What is known without a look at all slots comes first, and at once.
+    let facts = [
+        ("incarnation", format!("{:032x}", info.incarnation)),
+        ("layout_version", info.layout_version.to_string()),
+        ("state", state(info.state).to_owned()),
+    ];
+    samples.family("gensync_table", "The table that the figures are of; always 1", false)?;
+    samples.sample(&labels().into_iter().chain(facts).collect(), 1.0)?;
+    samples.writer.flush()?;
+    let (stats, scan) = (table.stats(), scan(table));
     let (mut updates, mut pending, mut abandoned, mut awaited, mut damaged) = (0, 0, 0, 0, 0);
     for slot in table.slots() {
         // Of a damaged key, the number means nothing.
@@ -113,13 +123,6 @@ fn of_table(table: &Table, path: &str, samples: &mut Samples<'_>) -> io::Result<
         awaited += u64::from(slot.is_awaited());
         damaged += u64::from(slot.is_damaged());
     }
-    let facts = [
-        ("incarnation", format!("{:032x}", info.incarnation)),
-        ("layout_version", info.layout_version.to_string()),
-        ("state", state(info.state).to_owned()),
-    ];
-    samples.family("gensync_table", "The table that the figures are of; always 1", false)?;
-    samples.sample(&labels().into_iter().chain(facts).collect(), 1.0)?;
     let mut gauge = |name, help, value: f64| {
         samples.family(name, help, false)?;
         samples.sample(&labels(), value)

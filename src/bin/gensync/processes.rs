@@ -68,6 +68,9 @@ pub(crate) struct Scan {
     pub(crate) processes: Vec<Process>,
     /// How many processes did not let themselves be looked at.
     pub(crate) hidden: usize,
+    /// Whether those are the machinery's own, such as a sandbox's, as this process may look at all that may do no more than
+    /// itself.
+    pub(crate) may_look: bool,
     /// Why there may be processes that are not even counted.
     pub(crate) blind: Option<Blind>,
 }
@@ -77,9 +80,18 @@ impl Scan {
         self.processes.iter().filter(|process| mapped.contains(&process.mapped)).count()
     }
 
+    /// How many processes have the table, or had it, as far as that can be told.
+    pub(crate) fn text(&self) -> String {
+        match (self.processes.len(), self.is_complete()) {
+            (count, true) => count.to_string(),
+            (0, false) => "unknown".to_owned(),
+            (count, false) => format!("{count} or more"),
+        }
+    }
+
     /// Whether every process was looked at.
     pub(crate) fn is_complete(&self) -> bool {
-        self.hidden == 0 && self.blind.is_none()
+        self.blind.is_none() && (self.hidden == 0 || self.may_look)
     }
 }
 
@@ -111,8 +123,7 @@ impl Blind {
     }
 
     /// What keeps this process from seeing that others exist.
-    fn find() -> Option<Self> {
-        const CAP_SYS_PTRACE: u32 = 19;
+    fn find(may_look: bool) -> Option<Self> {
         if fs::read_link("/proc/self").is_err() {
             return Some(Self::NoProc);
         }
@@ -127,15 +138,12 @@ impl Blind {
         let hide = value("hidepid").filter(|hide| matches!(*hide, "2" | "4" | "invisible" | "ptraceable"))?;
         let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
         let field = |name| status.lines().find_map(|line| line.strip_prefix(name));
-        let sees_all = field("CapEff:")
-            .and_then(|set| u64::from_str_radix(set.trim(), 16).ok())
-            .is_some_and(|set| set & (1 << CAP_SYS_PTRACE) != 0);
         let is_member = !matches!(hide, "4" | "ptraceable")
             && value("gid").is_some_and(|gid| {
                 let groups = [field("Gid:"), field("Groups:")].into_iter().flatten();
                 groups.flat_map(str::split_whitespace).any(|group| group == gid)
             });
-        (!sees_all && !is_member).then(|| Self::Hidden(format!("hidepid={hide}")))
+        (!may_look && !is_member).then(|| Self::Hidden(format!("hidepid={hide}")))
     }
 }
 
@@ -207,7 +215,8 @@ fn escaped(path: &Path) -> Vec<u8> {
 fn scan_for(path: &Path, own: Option<Name>) -> Scan {
     let path = escaped(path);
     let deleted = [&path, &b" (deleted)"[..]].concat();
-    let mut scan = Scan { blind: Blind::find(), ..Scan::default() };
+    let may_look = may_look();
+    let mut scan = Scan { may_look, blind: Blind::find(may_look), ..Scan::default() };
     let mut users = HashMap::new();
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
@@ -233,6 +242,14 @@ fn scan_for(path: &Path, own: Option<Name>) -> Scan {
     }
     scan.processes.sort_by_key(|process| process.pid);
     scan
+}
+
+/// Whether this process may look at others, whoever's they are: root may, but in a container, as a rule, may not.
+fn may_look() -> bool {
+    const CAP_SYS_PTRACE: u32 = 19;
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let set = status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("CapEff:")?.trim(), 16).ok());
+    set.is_some_and(|set| set & (1 << CAP_SYS_PTRACE) != 0)
 }
 
 /// What a process has that has mapped a file which was deleted: its header tells whether it was retired before.
@@ -361,10 +378,9 @@ pub(crate) fn ps(target: &Target, output: &mut Output) -> Outcome {
             }
         };
     }
-    // What hides from root is the sandbox's own.
-    if scan.hidden > 0 && !Uid::effective().is_root() {
+    if !scan.is_complete() {
         complain(&format!(
-            "the processes of other users, {} in number, cannot be looked at; root sees all",
+            "the processes of other users, {} in number, cannot be looked at; root sees all (in a container, with CAP_SYS_PTRACE)",
             scan.hidden
         ));
     }

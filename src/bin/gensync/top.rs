@@ -6,12 +6,14 @@ mod model;
 mod view;
 
 use std::io::{self, IsTerminal as _, stdout};
+use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use gensync::Table;
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::signal::SigSet;
 use ratatui::crossterm::cursor::Hide;
 use ratatui::crossterm::execute;
@@ -163,11 +165,28 @@ fn show(
     Ok(())
 }
 
+/// Waits for the next look, unless nobody is left to read what it finds.
+fn rest(interval: Duration) -> Outcome<()> {
+    let end = Instant::now() + interval;
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Ok(());
+        }
+        let output = stdout();
+        let mut watched = [PollFd::new(output.as_fd(), PollFlags::empty())];
+        let limit = u16::try_from(left.as_millis() + 1).unwrap_or(u16::MAX);
+        if poll(&mut watched, limit).is_ok_and(|count| count > 0) {
+            return Err(io::Error::from(io::ErrorKind::BrokenPipe).into());
+        }
+    }
+}
+
 /// What a screen shows, as text: the busiest keys of one interval.
 fn print_once(target: &Target, table: Table, options: &Top, output: &mut Output) -> Outcome {
     let mut model = Model::new(table);
     model.look(target);
-    std::thread::sleep(options.interval);
+    rest(options.interval)?;
     model.look(target);
     if let Some(trouble) = &model.trouble {
         return Err(Failure::Unusable(trouble.clone()));
@@ -196,7 +215,7 @@ fn print(target: &Target, table: Table, options: &Top, output: &mut Output) -> O
     model.look(target);
     let count = if options.once { 1 } else { options.count.unwrap_or(u64::MAX) };
     for _ in 0..count {
-        std::thread::sleep(options.interval);
+        rest(options.interval)?;
         model.look(target);
         if let Some(trouble) = &model.trouble {
             complain(trouble);
