@@ -197,11 +197,17 @@ fn a_table_of_an_earlier_boot_and_leftovers_are_noted() {
     assert_eq!(place.run(&["doctor"]).status, 0, "a note needs nobody");
 }
 
-/// Writes into the file what no gensync would: bytes at `offset` of the key's slot.
-fn forge(place: &Place, key: &str, offset: u64, bytes: &[u8]) {
+/// Writes into the file what no gensync would: a word at `offset` of the key's slot.
+#[expect(clippy::host_endian_bytes, reason = "the words of a slot are in the machine's byte order")]
+fn forge(place: &Place, key: &str, offset: u64, word: u64) {
     use std::os::unix::fs::FileExt as _;
     let slot = place.table().slot(gensync::CacheKey::raw(key)).unwrap().unwrap().offset();
-    fs::File::options().write(true).open(&place.path).unwrap().write_all_at(bytes, slot + offset).unwrap();
+    fs::File::options()
+        .write(true)
+        .open(&place.path)
+        .unwrap()
+        .write_all_at(&word.to_ne_bytes(), slot + offset)
+        .unwrap();
 }
 
 #[test]
@@ -212,9 +218,9 @@ fn damaged_keys_are_told_of_everywhere_and_a_reset_cures_them() {
     {
         let place = place();
         let sync = place.sync("b");
-        forge(&place, "b", 0, &generation.to_ne_bytes());
+        forge(&place, "b", 0, generation);
         if let Some(first) = first {
-            forge(&place, "b", 32, &u64::to_ne_bytes(first));
+            forge(&place, "b", 32, first);
         }
         assert!(place.object(&["ls", "b"])["damaged"].as_bool().unwrap(), "{generation}, {first:?}");
         assert!(!place.object(&["ls", "a"])["damaged"].as_bool().unwrap());
@@ -246,7 +252,7 @@ fn a_table_that_cannot_be_replaced_is_told_of_and_no_advice_fails_for_that() {
         let none = None::<&str>;
         mount(Some(&place.path), &place.path, none, MsFlags::MS_BIND, none).unwrap();
         assert_problem(&place, "replacement", "is a mount point of its own", "mount the folder that it is in");
-        forge(&place, "a", 0, &(1_u64 << 20).to_ne_bytes());
+        forge(&place, "a", 0, 1 << 20);
         let findings = place.objects(&["doctor"]);
         let advice = check(&findings, "damage")["advice"].as_str().unwrap();
         assert!(!advice.contains("`gensync reset") && advice.contains("see 'replacement'"), "{advice}");
