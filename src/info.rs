@@ -8,17 +8,23 @@ use crate::layout::{Facts, Header, Slot};
 use crate::lock::Held;
 use crate::mapping::Mapping;
 
+/// More updates than a key can have: a million a second for 35 years. What clocks do to a generation is no update.
+const MOST_UPDATES: u64 = 1 << 50;
+
 /// One key of a table, as [`Table::slots`](crate::Table::slots) finds it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SlotInfo {
-    label: Vec<u8>,
+    // As small as can be: tools sort millions of them.
+    label: Box<[u8]>,
     key_length: usize,
+    offset: u64,
     digest: [u64; 2],
     generation: Generation,
     updates: u64,
     pending: u8,
     is_awaited: bool,
     is_abandoned: bool,
+    is_damaged: bool,
 }
 
 impl SlotInfo {
@@ -30,7 +36,20 @@ impl SlotInfo {
         // Whoever finishes an update lets go of the lock after he has counted it out.
         let has_no_maker = || matches!(mapping.held(slot), None | Some(Held::Foreign));
         let is_abandoned = pending > 0 && has_no_maker() && slot.word().is_same(word);
-        Some(Self { label, key_length, digest, generation, updates, pending, is_awaited, is_abandoned })
+        let is_damaged = !word.is_plausible() || updates > MOST_UPDATES;
+        let (label, offset) = (label.into_boxed_slice(), mapping.offset_of(slot));
+        Some(Self {
+            label,
+            key_length,
+            offset,
+            digest,
+            generation,
+            updates,
+            pending,
+            is_awaited,
+            is_abandoned,
+            is_damaged,
+        })
     }
 
     /// The key's first bytes, at most 88. For people: nothing is looked up by it. Empty while the process that creates
@@ -89,6 +108,23 @@ impl SlotInfo {
     #[must_use]
     pub fn is_abandoned(&self) -> bool {
         self.is_abandoned
+    }
+
+    /// Whether the generation, or the number of updates, is what no gensync wrote: somebody wrote into the file who should
+    /// not. Such a key may still be updated now, and fail with [`ErrorKind::DamagedKey`](crate::ErrorKind::DamagedKey) at the
+    /// next update. [`Table::reset`](crate::Table::reset) cures it.
+    ///
+    /// Not every change by others is found: a number that might be true counts as true.
+    #[must_use]
+    pub fn is_damaged(&self) -> bool {
+        self.is_damaged
+    }
+
+    /// Where in the table's file the slot is, in bytes from the beginning. No two slots of one incarnation share it, and a
+    /// key keeps it until the table is reset.
+    #[must_use]
+    pub fn offset(&self) -> u64 {
+        self.offset
     }
 
     /// Whether somebody waits for the key, or for any key of the table; or did until it was killed, until its time was up within

@@ -368,6 +368,11 @@ impl Mapping {
         Range { start: offset.expect("the slot is in a segment"), length: size_of::<Slot>() as u64 }
     }
 
+    /// Where in the file `slot` is.
+    pub(crate) fn offset_of(&self, slot: &Slot) -> u64 {
+        self.range_of(slot).start
+    }
+
     /// Takes a lock on the bytes of `slot` in the file; `None` while somebody holds one against it.
     pub(crate) fn try_lock(&self, slot: &Slot, kind: Kind) -> Result<Option<RangeLock>, Error> {
         self.try_lock_range(self.range_of(slot), kind)

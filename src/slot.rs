@@ -10,7 +10,7 @@ mod pace;
 mod wake;
 
 use crate::generation::Generation;
-use crate::layout::{Header, LABEL_SIZE, LIVE, RETIRED, RETIRING, Slot, Tag};
+use crate::layout::{HIGHEST_FLOOR, Header, LABEL_SIZE, LIVE, RETIRED, RETIRING, Slot, Tag};
 use crate::sync::{AtomicU64, Ordering, fence};
 
 pub(crate) use local::Seen;
@@ -54,6 +54,12 @@ impl Word {
     pub(crate) fn is_live(self) -> bool {
         // The retired bit makes it greater than any generation.
         (LOWEST..GENERATION).contains(&(self.0 & (RETIRED_BIT | GENERATION)))
+    }
+
+    /// Whether gensync may have written its generation, retired or not. The highest that a key begins with is the highest
+    /// floor; it is never updated so often that it gets near the end.
+    pub(crate) fn is_plausible(self) -> bool {
+        (LOWEST..=HIGHEST_FLOOR + (1 << 52)).contains(&(self.0 & GENERATION))
     }
 
     /// What a ticket says of it, if the slot's generation can be relied on, and no update is in flight.

@@ -196,3 +196,66 @@ fn a_table_of_an_earlier_boot_and_leftovers_are_noted() {
     assert!(found.contains(".table.successor") && found.contains(".table.0123456789abcdef") && !found.contains("swp"));
     assert_eq!(place.run(&["doctor"]).status, 0, "a note needs nobody");
 }
+
+/// Writes into the file what no gensync would: a word at `offset` of the key's slot.
+#[expect(clippy::host_endian_bytes, reason = "the words of a slot are in the machine's byte order")]
+fn forge(place: &Place, key: &str, offset: u64, word: u64) {
+    use std::os::unix::fs::FileExt as _;
+    let slot = place.table().slot(gensync::CacheKey::raw(key)).unwrap().unwrap().offset();
+    fs::File::options()
+        .write(true)
+        .open(&place.path)
+        .unwrap()
+        .write_all_at(&word.to_ne_bytes(), slot + offset)
+        .unwrap();
+}
+
+#[test]
+fn damaged_keys_are_told_of_everywhere_and_a_reset_cures_them() {
+    let end = (1_u64 << 54) - 1;
+    for (generation, first) in
+        [(end, None), (end - 3, None), (1 << 20, None), (end - 3, Some(end - 5)), (1 << 51, Some(0))]
+    {
+        let place = place();
+        let sync = place.sync("b");
+        forge(&place, "b", 0, generation);
+        if let Some(first) = first {
+            forge(&place, "b", 32, first);
+        }
+        assert!(place.object(&["ls", "b"])["damaged"].as_bool().unwrap(), "{generation}, {first:?}");
+        assert!(!place.object(&["ls", "a"])["damaged"].as_bool().unwrap());
+        let list = place.succeed(&["ls"]);
+        assert!(list.lines().any(|line| line.starts_with("b ") && line.contains(" damaged ")), "{list}");
+        assert_problem(&place, "damage", "by updates: b", "`gensync reset --yes` cures that");
+        let metrics = place.succeed(&["metrics"]);
+        assert!(metrics.lines().any(|line| line.starts_with("gensync_table_keys_damaged{") && line.ends_with(" 1")));
+        assert!(!metrics.lines().any(|line| line.starts_with("gensync_key_updates_total{") && line.contains("\"b\"")));
+        place.succeed(&["reset", "--yes"]);
+        assert_eq!(place.run(&["doctor"]).status, 0);
+        let fresh = place.sync("b");
+        fresh.mark_updated().unwrap();
+        let info = place.table().slot("b").unwrap().unwrap();
+        assert!(!info.is_damaged() && info.updates() == 1, "{info:?}");
+        let _ = sync.is_expired();
+        assert!(sync.mark_updated().is_ok());
+    }
+}
+
+#[test]
+fn a_table_that_cannot_be_replaced_is_told_of_and_no_advice_fails_for_that() {
+    if !Uid::effective().is_root() {
+        return;
+    }
+    let place = place();
+    in_child(|| {
+        crate::support::keep_mounts_apart();
+        let none = None::<&str>;
+        mount(Some(&place.path), &place.path, none, MsFlags::MS_BIND, none).unwrap();
+        assert_problem(&place, "replacement", "is a mount point of its own", "mount the folder that it is in");
+        forge(&place, "a", 0, 1 << 20);
+        let findings = place.objects(&["doctor"]);
+        let advice = check(&findings, "damage")["advice"].as_str().unwrap();
+        assert!(!advice.contains("`gensync reset") && advice.contains("see 'replacement'"), "{advice}");
+    })
+    .succeeds();
+}

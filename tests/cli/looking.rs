@@ -12,10 +12,12 @@ use crate::tool::{Place, bytes, program, said};
 const NOBODY: u32 = 65_534;
 
 /// Each command that only looks, with arguments by which it finds something.
-const LOOKS: [&[&str]; 11] = [
+const LOOKS: [&[&str]; 13] = [
     &["ls"],
     &["ls", "user:*"],
     &["ls", "--json"],
+    &["ls", "--unsorted"],
+    &["top", "--once", "--interval", "50ms"],
     &["get", "user:1"],
     &["stat"],
     &["--json", "stat"],
@@ -111,6 +113,31 @@ fn said_of_app(place: &Place, arguments: &[&str]) -> crate::tool::Said {
     let mut command = program();
     command.env("XDG_RUNTIME_DIR", place.folder.path()).args(["--app", "shop"]).args(arguments);
     said(command.stdin(Stdio::null()).output().unwrap())
+}
+
+#[test]
+fn a_list_may_come_as_it_is_found() {
+    let place = Place::empty();
+    let table = place.table();
+    let keys: Vec<_> = (0..3000).map(|i| format!("key:{i}")).collect();
+    for key in &keys {
+        gensync::GenerationSynchronizer::new(&table, &**key).unwrap().mark_updated().unwrap();
+    }
+    let first = |line: &str| line.split("  ").next().unwrap().to_owned();
+    for list in [&["ls", "--unsorted"][..], &["ls"]] {
+        let text = place.succeed(list);
+        assert!(text.starts_with("KEY "), "{text}");
+        let mut found: Vec<_> = text.lines().skip(1).map(first).collect();
+        found.sort();
+        let mut expected = keys.clone();
+        expected.sort();
+        assert_eq!(found, expected);
+    }
+    assert_eq!(place.objects(&["ls", "--unsorted"]).len(), keys.len());
+    assert_eq!(place.objects(&["ls", "--unsorted", "key:1?"]).len(), 10);
+    place.fail(2, "cannot be used with", &["ls", "--unsorted", "--sort", "key"]);
+    let said = place.run(&["ls", "--unsorted", "nothing*"]);
+    assert!(said.status == 1 && said.err.contains("no key matches"), "{said:?}");
 }
 
 #[test]

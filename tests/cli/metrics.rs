@@ -106,7 +106,10 @@ fn figures_of_the_table_and_of_each_key_are_told() {
     assert_eq!(value(&samples, "gensync_key_generation", &[("key", "a")]), a.refresh().unwrap().get() as f64);
     // This test's own process.
     assert_eq!(value(&samples, "gensync_table_processes", &[("file", "table")]), 1.0);
-    assert_eq!(value(&samples, "gensync_table_processes", &[("file", "deleted")]), 0.0);
+    for file in ["deleted", "reset", "elsewhere"] {
+        assert_eq!(value(&samples, "gensync_table_processes", &[("file", file)]), 0.0);
+    }
+    assert_eq!(value(&samples, "gensync_table_keys_damaged", &table), 0.0);
     update.finish().unwrap();
 
     let names = |arguments: &[&str]| {
@@ -191,4 +194,74 @@ fn a_reader_never_finds_a_part_of_a_file() {
         parse(&fs::read_to_string(&file).unwrap());
     }
     assert!(killed > 0, "none was killed on the way");
+}
+
+#[test]
+fn slots_with_one_label_have_labels_of_their_own() {
+    use std::os::unix::fs::FileExt as _;
+    let long = "l".repeat(100);
+    let place = Place::with_keys(["a", "b", "c", &long]);
+    let file = fs::File::options().read(true).write(true).open(&place.path).unwrap();
+    let offset = |key: &str| place.table().slot(gensync::CacheKey::raw(key)).unwrap().unwrap().offset();
+    let mut slot = [0; 128];
+    // The label of another key; a whole slot that is another's; a slot of a long key in another's place.
+    file.read_exact_at(&mut slot[28..], offset("a") + 28).unwrap();
+    file.write_all_at(&slot[28..32], offset("b") + 28).unwrap();
+    file.write_all_at(&slot[40..], offset("b") + 40).unwrap();
+    for (from, to) in [("a", 900), (&long, 901)] {
+        file.read_exact_at(&mut slot, offset(from)).unwrap();
+        let to = 4096 + 128 * to;
+        assert!([0, 128].iter().all(|_| offset(from) != to));
+        file.write_all_at(&slot, to).unwrap();
+    }
+    let samples = parse(&place.succeed(&["metrics"]));
+    let told = samples.keys().filter(|(name, labels)| name == "gensync_key_generation" && labels["key"] == "a");
+    let told: Vec<_> = told.map(|(_, labels)| labels.contains_key("digest")).collect();
+    assert_eq!((told.len(), told.iter().filter(|has| !**has).count()), (3, 1));
+}
+
+#[test]
+fn only_regular_files_are_replaced() {
+    use std::os::unix::fs::{FileTypeExt as _, symlink};
+    let place = Place::with_keys(["a"]);
+    let at = |name: &str| place.folder.path().join(name);
+    let name = |name: &str| at(name).to_str().unwrap().to_owned();
+
+    parse(&place.succeed(&["metrics", "--output", "-"]));
+    assert!(!at("-").exists());
+    // In /dev, as root, a device would be gone.
+    let null = fs::metadata("/dev/null").unwrap();
+    assert_eq!(place.succeed(&["metrics", "--output", "/dev/null"]), "");
+    let now = fs::symlink_metadata("/dev/null").unwrap();
+    assert!(now.file_type().is_char_device() && (now.ino(), now.mode()) == (null.ino(), null.mode()));
+    let link = fs::read_link("/dev/stdout").unwrap();
+    parse(&place.succeed(&["metrics", "--output", "/dev/stdout"]));
+    parse(&place.succeed(&["metrics", "--output", "/proc/self/fd/1"]));
+    assert_eq!(fs::read_link("/dev/stdout").unwrap(), link);
+    let output = fs::File::create(at("output")).unwrap();
+    let inode = output.metadata().unwrap().ino();
+    let mut command = place.command(&["metrics", "--output", "/dev/stdout"]);
+    assert!(command.stdout(output).status().unwrap().success());
+    parse(&fs::read_to_string(at("output")).unwrap());
+    assert_eq!(fs::metadata(at("output")).unwrap().ino(), inode);
+
+    nix::unistd::mkfifo(&at("pipe"), nix::sys::stat::Mode::from_bits_truncate(0o600)).unwrap();
+    let writer = place.start(&["metrics", "--output", &name("pipe")]);
+    parse(&fs::read_to_string(at("pipe")).unwrap());
+    assert_eq!(writer.said().status, 0);
+    assert!(fs::symlink_metadata(at("pipe")).unwrap().file_type().is_fifo());
+
+    // A link stays, and leads to the new file.
+    fs::write(at("real"), "before").unwrap();
+    symlink(at("real"), at("link")).unwrap();
+    place.succeed(&["metrics", "--output", &name("link")]);
+    assert!(fs::symlink_metadata(at("link")).unwrap().is_symlink());
+    parse(&fs::read_to_string(at("real")).unwrap());
+    symlink(at("nothing"), at("dangling")).unwrap();
+    place.fail(3, "cannot be written", &["metrics", "--output", &name("dangling")]);
+    place.fail(3, "it is a folder", &["metrics", "--output", place.folder.path().to_str().unwrap()]);
+    if nix::unistd::Uid::effective().is_root() {
+        std::os::unix::fs::lchown(at("link"), Some(65_534), None).unwrap();
+        place.fail(3, "a symbolic link of another user's", &["metrics", "--output", &name("link")]);
+    }
 }

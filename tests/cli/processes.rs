@@ -1,6 +1,9 @@
 //! `ps`: who has the table mapped, who still has a deleted one, and who has another of the same name.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::process::CommandExt as _;
+use std::process::{Command, Stdio};
 
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
@@ -8,7 +11,7 @@ use nix::sys::signal::{Signal, raise};
 use nix::unistd::Uid;
 
 use crate::support::{Child, in_child};
-use crate::tool::{Place, eventually};
+use crate::tool::{Place, Said, eventually, said};
 
 /// A process that has opened the table, and is stopped.
 fn holder(place: &Place, before: impl FnOnce()) -> Child {
@@ -72,12 +75,23 @@ fn processes_that_are_left_with_a_deleted_file_are_marked() {
     assert!(place.run(&["ps"]).out.contains("  (deleted)  "));
     let doctor = place.run(&["doctor"]);
     assert_eq!(doctor.status, 1);
-    let stale = format!("still have a file mapped that was deleted from here: {} (", old.pid());
+    let stale = format!("clean-up, without being retired: {} (", old.pid());
     assert!(doctor.out.contains(&stale) && doctor.out.contains("restart those"), "{doctor:?}");
+    assert!(place.succeed(&["metrics"]).lines().any(|line| line.contains("file=\"deleted\"") && line.ends_with(" 1")));
     // A table that was reset is left in the same way, until its process looks.
     old.kill();
     place.succeed(&["reset", "--yes"]);
-    assert!(place.object(&["ps"])["deleted"].as_bool().unwrap());
+    let process = place.object(&["ps"]);
+    assert_eq!((&process["deleted"], &process["retired"]), (&true.into(), &true.into()));
+    assert!(place.run(&["ps"]).out.contains("  (reset)  "));
+    // That needs nobody: neither the doctor nor the alarm says so.
+    let doctor = place.run(&["doctor"]);
+    assert!(doctor.status == 0 && doctor.out.contains("a table mapped that was reset or removed"), "{doctor:?}");
+    let metrics = place.succeed(&["metrics"]);
+    for (file, count) in [("deleted", 0), ("reset", 1)] {
+        let told = metrics.lines().find(|line| line.contains(&format!("file=\"{file}\""))).unwrap();
+        assert!(told.ends_with(&format!(" {count}")), "{told}");
+    }
     new.kill();
     assert_eq!(place.run(&["doctor"]).status, 0);
 }
@@ -102,4 +116,71 @@ fn a_process_that_sees_another_file_at_the_same_path_is_told_of() {
         assert!(doctor.status == 1 && doctor.out.contains("another file at the same path"), "{doctor:?}");
     }
     assert!(processes.len() <= 1, "{processes:?}");
+}
+
+/// Says the same of processes that cannot be seen, whatever command is asked.
+fn assert_blind(place: &Place, run: impl Fn(&[&str]) -> Said, reason: &str) {
+    for look in [&["ps"][..], &["doctor"], &["--json", "doctor"]] {
+        let said = run(look);
+        let text = [&*said.out, &*said.err].concat();
+        assert!(
+            text.contains("cannot be told") && text.contains(reason) && !text.contains("0 have it"),
+            "{look:?}: {said:?}"
+        );
+        assert_ne!(said.status, 0, "{look:?}: {said:?}");
+    }
+    let metrics = run(&["metrics", "--no-keys"]);
+    assert_eq!(metrics.status, 0, "{metrics:?}");
+    let visible = format!("gensync_table_processes_visible{{table=\"{}\"}} 0", place.path.display());
+    assert!(metrics.out.lines().any(|line| line == visible), "{metrics:?}");
+}
+
+#[test]
+fn what_cannot_be_seen_is_not_told_as_if_there_were_nothing() {
+    if !Uid::effective().is_root() {
+        return;
+    }
+    let place = Place::with_keys(["a"]);
+    let tool = place.folder.path().join("gensync");
+    assert!(Command::new("cp").arg(env!("CARGO_BIN_EXE_gensync")).arg(&tool).status().unwrap().success());
+    fs::set_permissions(place.folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    fs::set_permissions(&place.path, fs::Permissions::from_mode(0o644)).unwrap();
+    let run = |user: Option<u32>, arguments: &[&str]| {
+        let mut command = Command::new(&tool);
+        command.env_clear().env("GENSYNC_TABLE", &place.path).args(arguments).stdin(Stdio::null());
+        if let Some(user) = user {
+            command.uid(user).gid(user);
+        }
+        said(command.output().unwrap())
+    };
+    let none = None::<&str>;
+    in_child(|| {
+        // Its children are in the new namespace.
+        unshare(CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNS).unwrap();
+        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+        in_child(|| {
+            for option in ["hidepid=2", "hidepid=4"] {
+                match mount(Some("proc"), "/proc", Some("proc"), MsFlags::empty(), Some(option)) {
+                    Ok(()) => {}
+                    Err(nix::errno::Errno::EINVAL) if option == "hidepid=4" => {
+                        eprintln!("skipped: this kernel has no {option}");
+                        continue;
+                    }
+                    result => result.unwrap(),
+                }
+                assert_blind(&place, |arguments| run(Some(65_534), arguments), "hidepid=");
+                // Root sees all.
+                assert_eq!(run(None, &["doctor"]).status, 0);
+                let visible = format!("gensync_table_processes_visible{{table=\"{}\"}} 1\n", place.path.display());
+                assert!(run(None, &["metrics"]).out.contains(&visible));
+                assert_eq!(run(None, &["ps"]).status, 0);
+            }
+            mount(Some("tmpfs"), "/proc", Some("tmpfs"), MsFlags::empty(), none).unwrap();
+            assert_blind(&place, |arguments| run(None, arguments), "there is no /proc here");
+            let metrics = run(None, &["metrics"]).out;
+            assert!(!metrics.contains("gensync_table_processes{"), "a number that is not known is not told: {metrics}");
+        })
+        .succeeds();
+    })
+    .succeeds();
 }

@@ -2,6 +2,7 @@
 
 use gensync::{GenerationSynchronizer, Table};
 use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::terminal::Terminal;
 use crate::tool::{Place, child_of, eventually};
@@ -118,6 +119,149 @@ fn the_terminal_is_restored_whichever_process_is_killed() {
             eventually("waiting for the terminal to be restored", || terminal.is_restored());
         }
     }
+}
+
+/// Whether the process is there, and has not ended.
+fn lives(pid: Pid) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, state)| !state.starts_with(['Z', 'X']))
+}
+
+#[test]
+fn a_terminal_that_goes_away_ends_both_processes() {
+    let place = Place::with_keys(["a"]);
+    for stopped in [[false, false], [true, false], [false, true], [true, true]] {
+        let terminal = top(&place);
+        let guard = terminal.program.pid();
+        let drawing = child_of(guard, "top");
+        for (pid, _) in [guard, drawing].into_iter().zip(stopped).filter(|(_, is_stopped)| *is_stopped) {
+            kill(pid, Signal::SIGSTOP).unwrap();
+        }
+        let program = terminal.hang_up();
+        eventually("waiting for both to end", || !lives(guard) && !lives(drawing));
+        assert!(!program.status().success());
+    }
+    // In a session of its own, no signal tells of it. In a sequence of keys that is not complete, neither does a read.
+    for typed in ["", "\u{1b}["] {
+        let mut command = place.command(&["top", "--interval", "50ms"]);
+        let mut setsid = std::process::Command::new("setsid");
+        setsid.arg("--wait").arg(command.get_program()).args(command.get_args());
+        setsid.env("GENSYNC_TABLE", &place.path).env_remove("TERM");
+        command = setsid;
+        let mut terminal = Terminal::start(&mut command);
+        terminal.await_text("q quit");
+        // The first one has forked, if it led a group of processes.
+        let first = terminal.program.pid();
+        let guard = child_of(first, "top");
+        let drawing = child_of(guard, "top");
+        kill(first, Signal::SIGSTOP).unwrap();
+        terminal.press(typed);
+        let program = terminal.hang_up();
+        eventually("waiting for both to end", || !lives(guard) && !lives(drawing));
+        drop(program);
+    }
+}
+
+#[test]
+fn a_signal_ends_both_processes_when_they_are_stopped_or_the_terminal_takes_nothing() {
+    let place = Place::with_keys(["a"]);
+    for signal in [Signal::SIGTERM, Signal::SIGHUP] {
+        for is_child in [false, true] {
+            let mut terminal = top(&place);
+            let guard = terminal.program.pid();
+            let drawing = child_of(guard, "top");
+            terminal.take_nothing();
+            place.sync("a").mark_updated().unwrap();
+            kill(if is_child { drawing } else { guard }, signal).unwrap();
+            eventually("waiting for both to end", || !lives(guard) && !lives(drawing));
+            terminal.take_again();
+            let status = terminal.await_end();
+            assert!([128 + signal as i32, 128 + 9].contains(&status), "{signal}: {status}");
+        }
+        let mut terminal = top(&place);
+        let drawing = child_of(terminal.program.pid(), "top");
+        kill(drawing, Signal::SIGSTOP).unwrap();
+        terminal.program.signal(signal);
+        assert_eq!(terminal.await_end(), 128 + signal as i32);
+        assert!(!lives(drawing) && terminal.is_restored());
+    }
+}
+
+#[test]
+fn the_end_of_the_process_that_started_it_ends_both() {
+    let place = Place::with_keys(["a"]);
+    let tool = env!("CARGO_BIN_EXE_gensync");
+    let script = format!("sh -c '{tool} top --interval 50ms; :'; sleep 60");
+    let mut command = std::process::Command::new("sh");
+    command.args(["-c", &script]).env("GENSYNC_TABLE", &place.path);
+    let mut terminal = Terminal::start(&mut command);
+    terminal.await_text("q quit");
+    let starter = child_of(terminal.program.pid(), "top");
+    let guard = child_of(starter, "top");
+    let drawing = child_of(guard, "top");
+    kill(starter, Signal::SIGKILL).unwrap();
+    eventually("waiting for both to end", || !lives(guard) && !lives(drawing));
+    terminal.await_screen("waiting for the screen to be left", |screen| !screen.alternate_screen());
+    eventually("waiting for the terminal to be restored", || terminal.is_restored());
+}
+
+#[test]
+fn a_process_that_was_stopped_draws_all_again() {
+    let place = Place::with_keys(["a"]);
+    let mut terminal = top(&place);
+    let drawing = child_of(terminal.program.pid(), "top");
+    kill(drawing, Signal::SIGSTOP).unwrap();
+    terminal.print("\u{1b}[2J\u{1b}[?1049lsomething else");
+    terminal.await_text("something else");
+    kill(drawing, Signal::SIGCONT).unwrap();
+    terminal.await_text("q quit");
+    assert!(terminal.screen().alternate_screen() && !terminal.text().contains("something else"));
+    terminal.press("q");
+    assert_eq!(terminal.await_end(), 0);
+    assert!(terminal.is_restored());
+}
+
+#[test]
+fn a_question_mark_shows_the_keys() {
+    let place = Place::with_keys(["a"]);
+    let mut terminal = top(&place);
+    terminal.press("?");
+    terminal.await_text("a screen further");
+    terminal.press("?");
+    terminal.await_screen("waiting for the list", |screen| !screen.contents().contains("a screen further"));
+    terminal.press("?");
+    terminal.await_text("a screen further");
+    terminal.press("q");
+    assert_eq!(terminal.await_end(), 0);
+}
+
+#[test]
+fn once_is_a_screen_as_text() {
+    let place = Place::with_keys(["still", "busy"]);
+    let sync = place.sync("busy");
+    let mut once = place.start(&["top", "--once", "--interval", "200ms"]);
+    eventually("waiting for the end", || {
+        sync.mark_updated().unwrap();
+        once.child().try_wait().unwrap().is_some()
+    });
+    let said = once.said();
+    assert_eq!((said.status, &*said.err), (0, ""));
+    let lines: Vec<_> = said.out.lines().collect();
+    assert_eq!(lines[0], place.path.to_str().unwrap());
+    assert!(lines[1].starts_with("keys 2   updates/s ") && lines[2].starts_with("KEY "), "{lines:?}");
+    assert!(lines[3].starts_with("busy ") && lines[4].starts_with("still "), "{lines:?}");
+    assert!(!said.out.contains('\u{1b}'));
+    assert_eq!(place.objects(&["top", "--once", "--interval", "50ms"]).len(), 1);
+}
+
+#[test]
+fn looks_end_when_nobody_reads_them() {
+    let place = Place::with_keys(["a"]);
+    let mut looks = place.start(&["--json", "top", "--interval", "1h"]);
+    // Long before the first one.
+    drop(looks.child().stdout.take());
+    eventually("waiting for the end", || looks.child().try_wait().unwrap().is_some());
+    assert_eq!(looks.said().status, 0);
 }
 
 #[test]

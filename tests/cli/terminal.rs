@@ -6,9 +6,10 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, poll};
 use nix::pty::{Winsize, openpty};
-use nix::sys::termios::{LocalFlags, Termios, tcgetattr};
+use nix::sys::termios::{FlowArg, LocalFlags, Termios, tcflow, tcgetattr};
 use vt100::{Parser, Screen};
 
 use crate::tool::{Running, eventually};
@@ -34,6 +35,10 @@ impl Terminal {
         let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
         let pair = openpty(Some(&size), None).unwrap();
         let (master, slave) = (File::from(pair.master), pair.slave);
+        // What the program inherited of the terminal's other end would keep it.
+        for end in [master.as_fd(), slave.as_fd()] {
+            fcntl(end, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).unwrap();
+        }
         let before = tcgetattr(&slave).unwrap();
         let end = || slave.try_clone().unwrap();
         command.env("TERM", "xterm-256color").stdin(end()).stdout(end()).stderr(end());
@@ -121,6 +126,25 @@ impl Terminal {
         } {}
         let status = status.unwrap();
         status.code().unwrap_or_else(|| 128 + status.signal().unwrap())
+    }
+
+    /// The terminal goes away, as when a connection ends; what was in it is left.
+    pub(crate) fn hang_up(self) -> Running {
+        self.program
+    }
+
+    /// From now on, whoever writes to the terminal hangs, as when what shows it is stopped.
+    pub(crate) fn take_nothing(&self) {
+        tcflow(&self.slave, FlowArg::TCOOFF).unwrap();
+    }
+
+    pub(crate) fn take_again(&self) {
+        tcflow(&self.slave, FlowArg::TCOON).unwrap();
+    }
+
+    /// Prints as another process would.
+    pub(crate) fn print(&self, text: &str) {
+        File::from(self.slave.try_clone().unwrap()).write_all(text.as_bytes()).unwrap();
     }
 
     pub(crate) fn is_raw(&self) -> bool {

@@ -102,6 +102,9 @@ pub(crate) struct Ls {
     /// What to sort by; numbers begin with the greatest
     #[arg(long, value_enum, default_value_t)]
     pub(crate) sort: Order,
+    /// Print keys as they are found, in no order: at once, and without memory for them, however many there are
+    #[arg(long, conflicts_with = "sort")]
+    pub(crate) unsorted: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -198,6 +201,9 @@ pub(crate) struct Top {
     /// The time from one look to the next, such as 500ms or 2s
     #[arg(long, default_value = "1s", value_parser = parse_interval)]
     pub(crate) interval: Duration,
+    /// Print what the screen would show after one interval, as text, and end; no terminal is needed
+    #[arg(long, conflicts_with = "count")]
+    pub(crate) once: bool,
     /// With --json: end after so many looks
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) count: Option<u64>,
@@ -210,7 +216,7 @@ pub(crate) struct Metrics {
     /// No figures of single keys
     #[arg(long, conflicts_with = "glob")]
     pub(crate) no_keys: bool,
-    /// Write to this file, which is replaced as a whole
+    /// Write to this file, which is replaced as a whole; a device or a named pipe is written to, and - is standard output
     #[arg(long, short, value_name = "FILE")]
     pub(crate) output: Option<PathBuf>,
 }

@@ -93,16 +93,16 @@ pub(crate) fn rm(target: &Target, options: &Confirmed, output: &mut Output) -> O
     let (table, path) = (target.write()?, target.path()?.display().to_string());
     let path = printable(path.as_bytes());
     let scan = crate::processes::scan(&table);
-    let users = scan.processes.len();
+    let users = scan.text();
     confirm(options, &format!("Remove {path}? Processes that have it mapped: {users}."))?;
     table.remove()?;
-    if users > 0 {
+    if !scan.processes.is_empty() || scan.blind.is_some() {
         complain(&format!(
             "processes that had the table mapped: {users}; those that use it again make a new one, if they may"
         ));
     }
     match output.is_json() {
-        true => output.object(&json!({ "table": path, "removed": true, "processes": users }))?,
+        true => output.object(&json!({ "table": path, "removed": true, "processes": scan.processes.len() }))?,
         false => output.line(&format!("{path} is removed"))?,
     }
     Ok(DONE)

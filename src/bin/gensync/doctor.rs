@@ -1,10 +1,10 @@
 //! `doctor`: everything that goes wrong in practice, each with what to do.
 
+mod replaceable;
 mod surroundings;
 mod table;
 
 use gensync::ErrorKind;
-use nix::unistd::Uid;
 use serde_json::json;
 
 use crate::failure::{DONE, Failure, NEGATIVE, Outcome, explain};
@@ -28,6 +28,19 @@ struct Finding {
     verdict: Verdict,
     found: String,
     advice: Option<String>,
+}
+
+/// So many names, no more.
+const NAMED: usize = 10;
+
+/// The first few of what may be a million.
+fn few(names: impl IntoIterator<Item = String>) -> String {
+    let mut names = names.into_iter();
+    let first: Vec<_> = names.by_ref().take(NAMED).collect();
+    match names.count() {
+        0 => first.join(", "),
+        more => format!("{}, and {more} more", first.join(", ")),
+    }
 }
 
 impl Finding {
@@ -59,7 +72,9 @@ pub(crate) fn doctor(target: &Target, output: &mut Output) -> Outcome {
     let scan = match target.inspect() {
         Ok(table) => {
             let scan = scan(&table);
-            findings.extend(table::checks(&table));
+            let replaceable = replaceable::check(&path);
+            findings.extend(table::checks(&table, replaceable.as_ref()));
+            findings.extend(replaceable);
             findings.extend(surroundings::checks(&path, &table.stats()));
             scan
         }
@@ -82,14 +97,37 @@ fn processes(scan: &Scan) -> Vec<Finding> {
         let names = scan.processes.iter().filter(|process| process.mapped == mapped);
         names.map(|process| format!("{} ({}, {})", process.pid, process.user, process.command)).collect::<Vec<_>>()
     };
-    let (stale, elsewhere) = (named(Mapped::Deleted), named(Mapped::Elsewhere));
+    let (deleted, untold) = (named(Mapped::Deleted), named(Mapped::Untold));
+    let (retired, elsewhere) = (named(Mapped::Retired), named(Mapped::Elsewhere));
     let mut findings = Vec::new();
-    if !stale.is_empty() {
+    if !deleted.is_empty() {
         findings.push(Finding::problem(
             CHECK,
-            format!("still have a file mapped that was deleted from here: {}", stale.join("; ")),
-            "each moves on within a second once it checks a key; restart those that stay. Use `gensync reset` or `gensync rm` \
-             rather than deleting the file",
+            format!(
+                "still have a file mapped that was deleted from here, by hand or by a clean-up, without being retired: {}",
+                deleted.join("; ")
+            ),
+            "they and the users of the file that is here now do not hear of each other: each moves on within about a second once \
+             it checks a key; restart those that stay. Find out who deletes the file (a unit's RuntimeDirectory, RemoveIPC, \
+             tmpfiles), and use `gensync reset` or `gensync rm` rather than deleting it",
+        ));
+    }
+    if !untold.is_empty() {
+        findings.push(Finding::problem(
+            CHECK,
+            format!(
+                "still have a file mapped that was here before; whether a reset has retired it cannot be told: {}",
+                untold.join("; ")
+            ),
+            "run this as root, who can tell; if it was deleted instead, restart those that stay",
+        ));
+    }
+    if !retired.is_empty() {
+        findings.push(Finding::note(
+            CHECK,
+            format!("still have a table mapped that was reset or removed: {}", retired.join("; ")),
+            "nothing to do: each moves on when it next checks a key, and one that never does, such as the parent of the \
+             processes that do the work, needs none",
         ));
     }
     if !elsewhere.is_empty() {
@@ -100,13 +138,22 @@ fn processes(scan: &Scan) -> Vec<Finding> {
              all of them one folder",
         ));
     }
-    let mapped = format!("{} have it mapped", named(Mapped::Table).len());
+    if let Some(blind) = &scan.blind {
+        let (found, advice) = blind.text();
+        findings.push(Finding::problem(CHECK, found, advice));
+        return findings;
+    }
+    let mapped = match (scan.count(&[Mapped::Table]), scan.is_complete()) {
+        (count, true) => format!("{count} have it mapped"),
+        (0, false) => "which have it mapped cannot be told".to_owned(),
+        (count, false) => format!("at least {count} have it mapped"),
+    };
     findings.push(match scan.hidden {
         0 => Finding::good(CHECK, mapped),
-        hidden if Uid::effective().is_root() => Finding::good(CHECK, format!("{mapped}; {hidden} cannot be looked at")),
+        hidden if scan.may_look => Finding::good(CHECK, format!("{mapped}; {hidden} cannot be looked at")),
         hidden => {
             let found = format!("{mapped}; {hidden} of other users cannot be looked at");
-            Finding::note(CHECK, found, "run this as root to see all")
+            Finding::note(CHECK, found, "run this as root to see all; in a container, with CAP_SYS_PTRACE")
         }
     });
     findings

@@ -98,11 +98,9 @@ fn everything() -> Pattern {
     Pattern::new("*").expect("a star is a glob")
 }
 
-/// The table's keys that match, or all, in the order in which they are shown.
-pub(crate) fn chosen(table: &Table, glob: Option<&Pattern>) -> Vec<SlotInfo> {
-    let mut slots: Vec<_> = table.slots().filter(|slot| glob.is_none_or(|glob| matches(glob, slot))).collect();
-    slots.sort_unstable_by(by_label);
-    slots
+/// The table's keys that match, or all, in no order.
+pub(crate) fn chosen(table: &Table, glob: Option<&Pattern>) -> impl Iterator<Item = SlotInfo> {
+    table.slots().filter(move |slot| glob.is_none_or(|glob| matches(glob, slot)))
 }
 
 /// The order of the labels; of those that begin alike, always the same.

@@ -1,33 +1,60 @@
 //! `ls` and `get`: keys as they are.
 
-use std::cmp::Reverse;
+use std::cmp::Ordering;
 
 use gensync::SlotInfo;
 
 use crate::arguments::{Get, Ls, Order};
 use crate::failure::{DONE, Failure, Outcome};
-use crate::keys::chosen;
+use crate::keys::{by_label, chosen};
 use crate::output::{ATTENTION, BAD, Cell, FAINT, GOOD, Output, label, left, object, right};
 use crate::target::Target;
 
+/// How wide a column is where the list is printed as it is found: most of what there is fits.
+const WIDTHS: [usize; 5] = [40, 16, 12, 7, 7];
+
 pub(crate) fn ls(target: &Target, options: &Ls, output: &mut Output) -> Outcome {
-    let mut slots = chosen(&target.read()?, options.glob.as_ref());
-    match options.sort {
-        Order::Key => {}
-        Order::Generation => slots.sort_by_key(|slot| Reverse(slot.generation())),
-        Order::Updates => slots.sort_by_key(|slot| Reverse(slot.updates())),
-    }
-    if let Some(glob) = options.glob.as_ref().filter(|_| slots.is_empty()) {
-        return Err(Failure::Negative(format!("no key matches '{glob}'")));
-    }
-    if output.is_json() {
-        slots.iter().try_for_each(|slot| output.object(&object(slot)))?;
+    let table = target.read()?;
+    let found = chosen(&table, options.glob.as_ref());
+    let columns = [left("KEY"), right("GENERATION"), right("UPDATES"), left("WAITERS"), left("PENDING")];
+    let mut count: u64 = 0;
+    if options.unsorted {
+        let is_json = output.is_json();
+        if !is_json {
+            output.heading(&columns, &WIDTHS)?;
+        }
+        for slot in found {
+            match is_json {
+                true => output.object(&object(&slot))?,
+                false => output.row(&columns, &WIDTHS, &row(&slot))?,
+            }
+            count += 1;
+            if count == 1 {
+                // The rest may take a while.
+                output.flush()?;
+            }
+        }
     } else {
-        let rows: Vec<_> = slots.iter().map(row).collect();
-        let columns = [left("KEY"), right("GENERATION"), right("UPDATES"), left("WAITERS"), left("PENDING")];
-        output.table(&columns, &rows)?;
+        let mut slots: Vec<_> = found.collect();
+        slots.sort_unstable_by(|one, other| {
+            let order = match options.sort {
+                Order::Key => Ordering::Equal,
+                Order::Generation => other.generation().cmp(&one.generation()),
+                Order::Updates => other.updates().cmp(&one.updates()),
+            };
+            order.then_with(|| by_label(one, other))
+        });
+        count = slots.len() as u64;
+        match output.is_json() {
+            true => slots.iter().try_for_each(|slot| output.object(&object(slot)))?,
+            false if slots.is_empty() && options.glob.is_some() => {}
+            false => output.table(&columns, slots.iter().map(row))?,
+        }
     }
-    Ok(DONE)
+    match &options.glob {
+        Some(glob) if count == 0 => Err(Failure::Negative(format!("no key matches '{glob}'"))),
+        _ => Ok(DONE),
+    }
 }
 
 fn row(slot: &SlotInfo) -> Vec<Cell> {
@@ -37,7 +64,9 @@ fn row(slot: &SlotInfo) -> Vec<Cell> {
         count if slot.is_abandoned() => Cell::styled(BAD, format!("{count} abandoned")),
         count => Cell::styled(ATTENTION, count),
     };
-    vec![Cell::new(label(slot)), Cell::new(slot.generation()), Cell::new(slot.updates()), waiters, pending]
+    // Of a damaged key, the number means nothing.
+    let updates = if slot.is_damaged() { Cell::styled(BAD, "damaged") } else { Cell::new(slot.updates()) };
+    vec![Cell::new(label(slot)), Cell::new(slot.generation()), updates, waiters, pending]
 }
 
 pub(crate) fn get(target: &Target, options: &Get, output: &mut Output) -> Outcome {

@@ -63,33 +63,46 @@ impl Output {
         if self.colour && style != PLAIN { format!("{style}{text}{style:#}") } else { text.to_owned() }
     }
 
-    /// Prints cells in columns; the first row is the heading.
-    pub(crate) fn table(&mut self, columns: &[Column], rows: &[Vec<Cell>]) -> Outcome<()> {
-        let heading: Vec<_> = columns.iter().map(|column| Cell::styled(HEADING, column.name)).collect();
-        let mut widths: Vec<_> = heading.iter().map(Cell::width).collect();
-        for row in rows {
-            for (width, cell) in widths.iter_mut().zip(row) {
+    /// Prints cells in columns, under a heading. The rows are made twice, so that they need not be kept.
+    pub(crate) fn table(&mut self, columns: &[Column], rows: impl Iterator<Item = Vec<Cell>> + Clone) -> Outcome<()> {
+        let mut widths: Vec<_> = columns.iter().map(|column| column.name.len()).collect();
+        for row in rows.clone() {
+            for (width, cell) in widths.iter_mut().zip(&row) {
                 *width = (*width).max(cell.width());
             }
         }
-        let spaces = " ".repeat(GAP + widths.iter().max().copied().unwrap_or(0));
-        let mut line = String::new();
-        for row in std::iter::once(&heading).chain(rows) {
-            line.clear();
-            for (i, (cell, column)) in row.iter().zip(columns).enumerate() {
-                let (gap, padding) = (if i == 0 { 0 } else { GAP }, widths[i] - cell.width());
-                line.push_str(&spaces[..if column.right { gap + padding } else { gap }]);
-                match self.colour && cell.style != PLAIN {
-                    true => _ = write!(line, "{}{}{:#}", cell.style, cell.text, cell.style),
-                    false => line.push_str(&cell.text),
-                }
-                if !column.right && i + 1 < columns.len() {
-                    line.push_str(&spaces[..padding]);
-                }
-            }
-            self.line(&line)?;
+        self.heading(columns, &widths)?;
+        for row in rows {
+            self.row(columns, &widths, &row)?;
         }
         Ok(())
+    }
+
+    pub(crate) fn heading(&mut self, columns: &[Column], widths: &[usize]) -> Outcome<()> {
+        let heading: Vec<_> = columns.iter().map(|column| Cell::styled(HEADING, column.name)).collect();
+        self.row(columns, widths, &heading)
+    }
+
+    /// Prints cells in columns of these widths; what is wider moves the rest of its line.
+    pub(crate) fn row(&mut self, columns: &[Column], widths: &[usize], row: &[Cell]) -> Outcome<()> {
+        let mut line = String::new();
+        for (i, (cell, column)) in row.iter().zip(columns).enumerate() {
+            let (gap, padding) = (if i == 0 { 0 } else { GAP }, widths[i].saturating_sub(cell.width()));
+            line.extend(std::iter::repeat_n(' ', if column.right { gap + padding } else { gap }));
+            match self.colour && cell.style != PLAIN {
+                true => _ = write!(line, "{}{}{:#}", cell.style, cell.text, cell.style),
+                false => line.push_str(&cell.text),
+            }
+            if !column.right && i + 1 < columns.len() {
+                line.extend(std::iter::repeat_n(' ', padding));
+            }
+        }
+        self.line(&line)
+    }
+
+    /// Where all of this goes.
+    pub(crate) fn writer(&mut self) -> &mut impl io::Write {
+        &mut self.out
     }
 
     pub(crate) fn flush(&mut self) -> Outcome<()> {
@@ -158,6 +171,9 @@ pub(crate) fn printable(bytes: &[u8]) -> String {
 
 /// JSON that a terminal prints as it is. Only within its strings are there characters that must be escaped.
 fn ascii_or_printable(json: &str) -> String {
+    if json.is_ascii() && !json.contains('\u{7f}') {
+        return json.to_owned();
+    }
     let mut text = String::with_capacity(json.len());
     for character in json.chars() {
         if character == '\u{7f}' || !character.is_ascii() && character.escape_debug().len() > 1 {
@@ -195,6 +211,7 @@ pub(crate) fn object(slot: &SlotInfo) -> Value {
         "waiters": slot.is_awaited(),
         "pending": slot.pending(),
         "abandoned": slot.is_abandoned(),
+        "damaged": slot.is_damaged(),
     });
     if std::str::from_utf8(slot.label_bytes()).is_err() {
         object["key"] = printable(slot.label_bytes()).into();

@@ -4,17 +4,19 @@
 //! own, another file at the same path.
 
 use std::collections::HashMap;
-use std::fs::{self, Metadata};
+use std::ffi::OsStr;
+use std::fs::{self, File, Metadata};
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use gensync::Table;
+use nix::fcntl::OFlag;
 use nix::unistd::{SysconfVar, Uid, User, sysconf};
 use serde_json::json;
 
-use crate::failure::{DONE, Failure, Outcome, complain};
+use crate::failure::{DONE, Failure, NEGATIVE, Outcome, complain};
 use crate::output::{ATTENTION, BAD, Cell, Output, PLAIN, left, printable, right};
 use crate::target::Target;
 use crate::time::{local, seconds};
@@ -24,8 +26,12 @@ use crate::time::{local, seconds};
 pub(crate) enum Mapped {
     /// The table.
     Table,
-    /// A file that had the table's path before it was deleted or replaced.
+    /// A file that had the table's path before it was deleted or replaced, and was not retired.
     Deleted,
+    /// The same, and whether it was retired cannot be told.
+    Untold,
+    /// What a `reset` or `rm` has left: the process moves on when it next checks a key, and misses nothing if it never does.
+    Retired,
     /// Another file that is called so, where that process looks.
     Elsewhere,
 }
@@ -35,6 +41,8 @@ impl Mapped {
         match self {
             Self::Table => "mapped",
             Self::Deleted => "(deleted)",
+            Self::Untold => "(deleted?)",
+            Self::Retired => "(reset)",
             Self::Elsewhere => "(another file)",
         }
     }
@@ -50,11 +58,93 @@ pub(crate) struct Process {
     pub(crate) mapped: Mapped,
 }
 
+/// Where a table's header has its state, which the file format fixes, and the state of one that was retired.
+const STATE: usize = 144;
+const HEADER: usize = STATE + 4;
+const RETIRED: u8 = 3;
+
 #[derive(Debug, Default)]
 pub(crate) struct Scan {
     pub(crate) processes: Vec<Process>,
     /// How many processes did not let themselves be looked at.
     pub(crate) hidden: usize,
+    /// Whether those are the machinery's own, such as a sandbox's, as this process may look at all that may do no more than
+    /// itself.
+    pub(crate) may_look: bool,
+    /// Why there may be processes that are not even counted.
+    pub(crate) blind: Option<Blind>,
+}
+
+impl Scan {
+    pub(crate) fn count(&self, mapped: &[Mapped]) -> usize {
+        self.processes.iter().filter(|process| mapped.contains(&process.mapped)).count()
+    }
+
+    /// How many processes have the table, or had it, as far as that can be told.
+    pub(crate) fn text(&self) -> String {
+        match (self.processes.len(), self.is_complete()) {
+            (count, true) => count.to_string(),
+            (0, false) => "unknown".to_owned(),
+            (count, false) => format!("{count} or more"),
+        }
+    }
+
+    /// Whether every process was looked at.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.blind.is_none() && (self.hidden == 0 || self.may_look)
+    }
+}
+
+/// Why processes cannot be seen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Blind {
+    /// Nothing can be seen.
+    NoProc,
+    /// Those of other users cannot, as /proc is mounted with this option.
+    Hidden(String),
+}
+
+impl Blind {
+    /// What is wrong, and what to do.
+    pub(crate) fn text(&self) -> (String, &'static str) {
+        match self {
+            Self::NoProc => (
+                "which processes have the table mapped cannot be told: there is no /proc here".to_owned(),
+                "mount /proc, or run this where it is mounted",
+            ),
+            Self::Hidden(option) => (
+                format!(
+                    "which processes have the table mapped cannot be told: /proc is mounted with {option}, so that those of \
+                     other users are not seen"
+                ),
+                "run this as root, or in the group that the mount option gid= of /proc names",
+            ),
+        }
+    }
+
+    /// What keeps this process from seeing that others exist.
+    fn find(may_look: bool) -> Option<Self> {
+        if fs::read_link("/proc/self").is_err() {
+            return Some(Self::NoProc);
+        }
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        // ID PARENT DEVICE ROOT PLACE OPTIONS [FIELDS] - TYPE SOURCE OPTIONS; the last one is on top.
+        let options = mounts.lines().rev().find_map(|line| {
+            let (place, kind) = line.split_once(" - ")?;
+            let (kind, options) = (kind.split(' ').next()?, kind.split(' ').nth(2)?);
+            (place.split(' ').nth(4)? == "/proc" && kind == "proc").then_some(options)
+        })?;
+        let value = |name| options.split(',').find_map(|option| option.strip_prefix(name)?.strip_prefix('='));
+        let hide = value("hidepid").filter(|hide| matches!(*hide, "2" | "4" | "invisible" | "ptraceable"))?;
+        let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let field = |name| status.lines().find_map(|line| line.strip_prefix(name));
+        let is_member = !matches!(hide, "4" | "ptraceable")
+            && value("gid").is_some_and(|gid| {
+                let groups = [field("Gid:"), field("Groups:")].into_iter().flatten();
+                groups.flat_map(str::split_whitespace).any(|group| group == gid)
+            });
+        (!may_look && !is_member).then(|| Self::Hidden(format!("hidepid={hide}")))
+    }
 }
 
 /// A file as /proc/PID/maps names it, which differs from what `stat` says on some file systems.
@@ -98,6 +188,8 @@ fn own_name(path: &Path) -> Option<Name> {
 }
 
 struct Line<'a> {
+    /// START-END
+    addresses: &'a [u8],
     name: Name,
     path: &'a [u8],
 }
@@ -107,9 +199,10 @@ fn lines(maps: &[u8]) -> impl Iterator<Item = Line<'_>> {
     maps.split(|byte| *byte == b'\n').filter_map(|line| {
         // ADDRESSES PERMISSIONS OFFSET DEVICE INODE      PATH
         let mut fields = line.splitn(6, |byte| *byte == b' ');
-        let (device, inode) = (fields.nth(3)?, fields.next()?);
+        let (addresses, device, inode) = (fields.next()?, fields.nth(2)?, fields.next()?);
         let path = fields.next()?.trim_ascii_start();
-        (inode != b"0").then(|| Line { name: Name { device: device.to_owned(), inode: inode.to_owned() }, path })
+        let name = || Name { device: device.to_owned(), inode: inode.to_owned() };
+        (inode != b"0").then(|| Line { addresses, name: name(), path })
     })
 }
 
@@ -122,7 +215,8 @@ fn escaped(path: &Path) -> Vec<u8> {
 fn scan_for(path: &Path, own: Option<Name>) -> Scan {
     let path = escaped(path);
     let deleted = [&path, &b" (deleted)"[..]].concat();
-    let mut scan = Scan::default();
+    let may_look = may_look();
+    let mut scan = Scan { may_look, blind: Blind::find(may_look), ..Scan::default() };
     let mut users = HashMap::new();
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
@@ -138,7 +232,7 @@ fn scan_for(path: &Path, own: Option<Name>) -> Scan {
         };
         let kinds = lines(&maps).filter_map(|line| match line.path {
             _ if Some(&line.name) == own.as_ref() => Some(Mapped::Table),
-            path_there if path_there == deleted => Some(Mapped::Deleted),
+            path_there if path_there == deleted => Some(of_deleted(&entry.path(), &line)),
             path_there if path_there == path => Some(Mapped::Elsewhere),
             _ => None,
         });
@@ -148,6 +242,42 @@ fn scan_for(path: &Path, own: Option<Name>) -> Scan {
     }
     scan.processes.sort_by_key(|process| process.pid);
     scan
+}
+
+/// Whether this process may look at others, whoever's they are: root may, but in a container, as a rule, may not.
+fn may_look() -> bool {
+    const CAP_SYS_PTRACE: u32 = 19;
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let set = status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("CapEff:")?.trim(), 16).ok());
+    set.is_some_and(|set| set & (1 << CAP_SYS_PTRACE) != 0)
+}
+
+/// What a process has that has mapped a file which was deleted: its header tells whether it was retired before.
+fn of_deleted(folder: &Path, line: &Line<'_>) -> Mapped {
+    let is_retired = |file: PathBuf| {
+        let inode = String::from_utf8_lossy(&line.name.inode);
+        // Looked at before it is opened, as opening alone does things to devices and pipes.
+        let is_it = |metadata: Metadata| metadata.is_file() && metadata.ino().to_string() == inode;
+        fs::metadata(&file).ok().filter(|metadata| is_it(metadata.clone()))?;
+        let file = File::options().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(file).ok()?;
+        file.metadata().ok().filter(|metadata| is_it(metadata.clone()))?;
+        let mut header = [0; HEADER];
+        file.read_exact_at(&mut header, 0).ok()?;
+        let state: [u8; 4] = header[STATE..].try_into().ok()?;
+        // In the byte order of the machine.
+        Some(header.starts_with(b"gensync\0") && (state == [RETIRED, 0, 0, 0] || state == [0, 0, 0, RETIRED]))
+    };
+    let mapped = folder.join("map_files").join(OsStr::from_bytes(line.addresses));
+    let answer = is_retired(mapped).or_else(|| {
+        // Only the privileged may open what is mapped; but what is open, whoever may look at the process.
+        let entries = fs::read_dir(folder.join("fd")).into_iter().flatten().flatten();
+        entries.map(|entry| entry.path()).find_map(is_retired)
+    });
+    match answer {
+        Some(true) => Mapped::Retired,
+        Some(false) => Mapped::Deleted,
+        None => Mapped::Untold,
+    }
 }
 
 /// The processes that hold locks on parts of `file`, which are those with an update in flight; the command of a `gensync exec`
@@ -214,7 +344,7 @@ pub(crate) fn ps(target: &Target, output: &mut Output) -> Outcome {
         Err(failure @ (Failure::Usage(_) | Failure::Output(_))) => return Err(failure),
         Err(failure) => {
             let scan = scan_path(&target.path()?);
-            if scan.processes.is_empty() {
+            if scan.processes.is_empty() && scan.blind.is_none() {
                 return Err(failure);
             }
             scan
@@ -227,19 +357,33 @@ pub(crate) fn ps(target: &Target, output: &mut Output) -> Outcome {
                 "user": process.user,
                 "command": process.command,
                 "since": process.since.map(seconds),
-                "deleted": process.mapped == Mapped::Deleted,
+                "deleted": matches!(process.mapped, Mapped::Deleted | Mapped::Untold | Mapped::Retired),
+                "retired": match process.mapped {
+                    Mapped::Untold => None,
+                    mapped => Some(mapped == Mapped::Retired),
+                },
                 "elsewhere": process.mapped == Mapped::Elsewhere,
             }))?;
         }
-    } else {
-        let rows: Vec<_> = scan.processes.iter().map(row).collect();
-        output.table(&[right("PID"), left("USER"), left("SINCE"), left("TABLE"), left("COMMAND")], &rows)?;
+    } else if scan.blind != Some(Blind::NoProc) {
+        let columns = [right("PID"), left("USER"), left("SINCE"), left("TABLE"), left("COMMAND")];
+        output.table(&columns, scan.processes.iter().map(row))?;
     }
     output.flush()?;
-    // What hides from root is the sandbox's own.
-    if scan.hidden > 0 && !Uid::effective().is_root() {
+    if let Some(blind) = &scan.blind {
+        let (found, advice) = blind.text();
+        let text = format!("{found}\n  {advice}");
+        return match blind {
+            Blind::NoProc => Err(Failure::Unusable(text)),
+            Blind::Hidden(_) => {
+                complain(&text);
+                Ok(NEGATIVE)
+            }
+        };
+    }
+    if !scan.is_complete() {
         complain(&format!(
-            "the processes of other users, {} in number, cannot be looked at; root sees all",
+            "the processes of other users, {} in number, cannot be looked at; root sees all (in a container, with CAP_SYS_PTRACE)",
             scan.hidden
         ));
     }
@@ -248,8 +392,8 @@ pub(crate) fn ps(target: &Target, output: &mut Output) -> Outcome {
 
 fn row(process: &Process) -> Vec<Cell> {
     let style = match process.mapped {
-        Mapped::Table => PLAIN,
-        Mapped::Deleted => BAD,
+        Mapped::Table | Mapped::Retired => PLAIN,
+        Mapped::Deleted | Mapped::Untold => BAD,
         Mapped::Elsewhere => ATTENTION,
     };
     let since = process.since.map_or_else(|| "?".to_owned(), local);

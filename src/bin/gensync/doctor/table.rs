@@ -7,14 +7,15 @@ use std::time::Duration;
 
 use gensync::{SlotInfo, Table, TableState};
 
-use super::Finding;
+use super::{Finding, few};
 use crate::output::label;
 use crate::processes::holders;
 
 /// More than an update that was just given up, or made, takes to be told from an abandoned one.
 const SECOND_LOOK: Duration = Duration::from_millis(20);
 
-pub(super) fn checks(table: &Table) -> Vec<Finding> {
+/// `obstacle` is what keeps the table from being reset from here, if anything does.
+pub(super) fn checks(table: &Table, obstacle: Option<&Finding>) -> Vec<Finding> {
     let info = table.info();
     let mut findings = vec![Finding::good("layout", format!("version {}", info.layout_version))];
     findings.push(match info.state {
@@ -22,7 +23,12 @@ pub(super) fn checks(table: &Table) -> Vec<Finding> {
         _ => Finding::problem(
             "state",
             "a reset was broken off: the table is retired, and nothing has taken its place",
-            "its processes finish that when they next use it; `gensync reset --yes` does it now",
+            match obstacle {
+                None => "its processes finish that when they next use it; `gensync reset --yes` does it now",
+                Some(_) => {
+                    "its processes finish that when they next use it, if they may replace the file; see 'replacement'"
+                }
+            },
         ),
     });
     if info.is_of_earlier_boot {
@@ -33,7 +39,20 @@ pub(super) fn checks(table: &Table) -> Vec<Finding> {
         ));
     }
     findings.push(updates(table));
+    findings.extend(damage(table, obstacle));
     findings
+}
+
+/// Keys whose numbers no gensync wrote.
+fn damage(table: &Table, obstacle: Option<&Finding>) -> Option<Finding> {
+    let damaged = few(table.slots().filter(SlotInfo::is_damaged).map(|slot| label(&slot)));
+    let advice = match obstacle {
+        None => "`gensync reset --yes` cures that; see who may write to the file",
+        Some(_) => "a reset cures that, where it can be made (see 'replacement'); see who may write to the file",
+    };
+    (!damaged.is_empty()).then(|| {
+        Finding::problem("damage", format!("generations that nobody can have reached by updates: {damaged}"), advice)
+    })
 }
 
 fn updates(table: &Table) -> Finding {
@@ -46,15 +65,15 @@ fn updates(table: &Table) -> Finding {
         suspects.retain(|(digest, _)| still.contains(digest));
     }
     if !suspects.is_empty() {
-        let keys: Vec<_> = suspects.into_iter().map(|(_, label)| label).collect();
+        let keys = few(suspects.into_iter().map(|(_, label)| label));
         return Finding::problem(
             CHECK,
-            format!("pending, but their makers are dead: {}", keys.join(", ")),
+            format!("pending, but their makers are dead: {keys}"),
             "a process that may write announces them at its next check; no such process seems to check: \
              `gensync mark KEY` announces them now",
         );
     }
-    let pending: Vec<_> = table.slots().filter(|slot| slot.pending() > 0).map(|slot| label(&slot)).collect();
+    let pending = few(table.slots().filter(|slot| slot.pending() > 0).map(|slot| label(&slot)));
     if pending.is_empty() {
         return Finding::good(CHECK, "none pending");
     }
@@ -63,7 +82,7 @@ fn updates(table: &Table) -> Finding {
     let makers = if makers.is_empty() { "processes that cannot be seen".to_owned() } else { makers.join("; ") };
     Finding::note(
         CHECK,
-        format!("in flight: {}; made by {makers}", pending.join(", ")),
+        format!("in flight: {pending}; made by {makers}"),
         "one that takes longer than half a minute has the others load again and again: see whether its process hangs",
     )
 }

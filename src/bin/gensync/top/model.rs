@@ -31,8 +31,17 @@ pub(super) struct Totals {
     pub(super) rate: f64,
     pub(super) awaited: usize,
     pub(super) pending: u64,
-    pub(super) processes: usize,
+    /// `None`: that cannot be told.
+    pub(super) processes: Option<usize>,
     pub(super) stale: usize,
+}
+
+impl Totals {
+    pub(super) fn text(&self) -> String {
+        let Self { keys, rate, awaited, pending, .. } = self;
+        let processes = self.processes.map_or_else(|| "?".to_owned(), |count| count.to_string());
+        format!("keys {keys}   updates/s {rate:.1}   waited for {awaited}   pending {pending}   processes {processes}")
+    }
 }
 
 struct Key {
@@ -90,8 +99,8 @@ impl Model {
         }
         if self.processes.is_none_or(|last| last.elapsed() >= PROCESSES_PAUSE) {
             let scan = scan(&self.table);
-            let count = |mapped| scan.processes.iter().filter(|process| process.mapped == mapped).count();
-            (self.totals.processes, self.totals.stale) = (count(Mapped::Table), count(Mapped::Deleted));
+            self.totals.processes = scan.blind.is_none().then(|| scan.count(&[Mapped::Table]));
+            self.totals.stale = scan.count(&[Mapped::Deleted, Mapped::Untold]);
             self.processes = Some(now);
         }
     }

@@ -1,17 +1,32 @@
 //! How it is shown, and which keys do what.
 
 use ratatui::Frame;
-use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::style::{Color, Style, Stylize as _};
 use ratatui::text::{Line, Span};
-use ratatui::widgets::{Block, Cell, Paragraph, Row as TableRow, Sparkline, Table, TableState};
+use ratatui::widgets::{Block, Cell, Clear, Paragraph, Row as TableRow, Sparkline, Table, TableState};
 
+use super::keyboard::Key;
 use super::model::{Model, Row};
 use crate::output::printable;
 
 /// How many looks a key's line tells of.
 const TREND: usize = 24;
+
+/// What `?` shows.
+const HELP: [&str; 11] = [
+    "q, Ctrl-C      quit",
+    "Esc            end the filter; without one, quit",
+    "p, Space       pause, and go on",
+    "s              sort by rate, updates, generation, key",
+    "/              show only keys that contain what is typed; Enter keeps it",
+    "Down, j        select the next key, whose updates the chart below shows",
+    "Up, k          select the one before",
+    "PageDown       a screen further",
+    "PageUp         a screen back",
+    "Home, End      the first key, the last key",
+    "?              these keys; any key ends it",
+];
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Order {
@@ -55,6 +70,8 @@ pub(super) struct View {
     filter: String,
     /// The filter is being typed.
     is_typing: bool,
+    /// The keys of the keyboard are shown.
+    is_helping: bool,
     pub(super) is_paused: bool,
     /// The digest of the selected key; the first one unless it is there.
     selected: Option<u128>,
@@ -63,34 +80,38 @@ pub(super) struct View {
 }
 
 impl View {
-    pub(super) fn obey(&mut self, key: KeyEvent, model: &Model) -> Asked {
-        if key.code == KeyCode::Char('c') && key.modifiers.contains(KeyModifiers::CONTROL) {
+    pub(super) fn obey(&mut self, key: Key, model: &Model) -> Asked {
+        if key == Key::Interrupt {
             return Asked::Quit;
         }
         if self.is_typing {
-            match key.code {
-                KeyCode::Enter => self.is_typing = false,
-                KeyCode::Esc => (self.is_typing, self.filter) = (false, String::new()),
-                KeyCode::Backspace => _ = self.filter.pop(),
-                KeyCode::Char(character) => self.filter.push(character),
+            match key {
+                Key::Enter => self.is_typing = false,
+                Key::Escape => (self.is_typing, self.filter) = (false, String::new()),
+                Key::Backspace => _ = self.filter.pop(),
+                Key::Character(character) => self.filter.push(character),
                 _ => {}
             }
             return Asked::Draw;
         }
-        match key.code {
-            KeyCode::Char('q') => return Asked::Quit,
+        // Any key ends the help; q and what moves the list do what they always do.
+        let was_helping = std::mem::take(&mut self.is_helping);
+        match key {
+            Key::Character('q') => return Asked::Quit,
+            Key::Escape | Key::Character('?') if was_helping => {}
+            Key::Character('?') => self.is_helping = true,
             // With a filter, it ends that first.
-            KeyCode::Esc if self.filter.is_empty() => return Asked::Quit,
-            KeyCode::Esc => self.filter.clear(),
-            KeyCode::Char('p' | ' ') => self.is_paused = !self.is_paused,
-            KeyCode::Char('s') => self.order = self.order.next(),
-            KeyCode::Char('/') => self.is_typing = true,
-            KeyCode::Down | KeyCode::Char('j') => self.select(model, 1),
-            KeyCode::Up | KeyCode::Char('k') => self.select(model, -1),
-            KeyCode::PageDown => self.select(model, self.page.max(1) as isize),
-            KeyCode::PageUp => self.select(model, -(self.page.max(1) as isize)),
-            KeyCode::Home => self.select(model, isize::MIN / 2),
-            KeyCode::End => self.select(model, isize::MAX / 2),
+            Key::Escape if self.filter.is_empty() => return Asked::Quit,
+            Key::Escape => self.filter.clear(),
+            Key::Character('p' | ' ') => self.is_paused = !self.is_paused,
+            Key::Character('s') => self.order = self.order.next(),
+            Key::Character('/') => self.is_typing = true,
+            Key::Down | Key::Character('j') => self.select(model, 1),
+            Key::Up | Key::Character('k') => self.select(model, -1),
+            Key::PageDown => self.select(model, self.page.max(1) as isize),
+            Key::PageUp => self.select(model, -(self.page.max(1) as isize)),
+            Key::Home => self.select(model, isize::MIN / 2),
+            Key::End => self.select(model, isize::MAX / 2),
             _ => {}
         }
         Asked::Draw
@@ -127,14 +148,17 @@ impl View {
             frame.render_widget(Sparkline::default().block(block).data(&data).style(Color::Green), bottom);
         }
         frame.render_widget(self.foot(), foot);
+        if self.is_helping {
+            // In the place of the list, so that a small screen shows as much of it as fits.
+            let area = keys.union(bottom);
+            frame.render_widget(Clear, area);
+            frame.render_widget(Paragraph::new(HELP.map(Line::from).to_vec()), area);
+        }
     }
 
     fn head(&self, model: &Model) -> Paragraph<'static> {
         let totals = &model.totals;
-        let mut figures = vec![Span::from(format!(
-            "keys {}   updates/s {:.1}   waited for {}   pending {}   processes {}",
-            totals.keys, totals.rate, totals.awaited, totals.pending, totals.processes
-        ))];
+        let mut figures = vec![Span::from(totals.text())];
         if totals.stale > 0 {
             figures.push(Span::from(format!("   on a deleted file {}", totals.stale)).red().bold());
         }
@@ -177,7 +201,7 @@ impl View {
             filter => format!(" ({})", printable(filter.as_bytes())),
         };
         let order = self.order.text();
-        Line::from(format!("q quit  p pause  s sort ({order})  / filter{filter}  ↑↓ select")).dim()
+        Line::from(format!("q quit  p pause  s sort ({order})  / filter{filter}  ↑↓ select  ? keys")).dim()
     }
 }
 
