@@ -226,12 +226,30 @@ pub(crate) fn default_path(app: &str, create: bool) -> Result<PathBuf, Error> {
     checked_name("the application's name", app)?;
     let runtime = if has_callers_environment() { None } else { std::env::var_os("XDG_RUNTIME_DIR") };
     let folder = match runtime.map(PathBuf::from) {
-        Some(runtime) if runtime.is_absolute() => runtime.join("gensync"),
+        Some(runtime) if runtime.is_absolute() => {
+            check_runtime(&runtime).map_err(|error| error.at(&runtime))?;
+            runtime.join("gensync")
+        }
         _ => PathBuf::from(format!("/dev/shm/gensync-{}", Uid::effective())),
     };
     let own = if create { own_folder(&folder) } else { check_folder(&folder).or_else(missing) };
     own.map_err(|error| error.at(&folder))?;
     Ok(folder.join(app))
+}
+
+/// `sudo` and `su` keep the variable: a folder that root made there would shut its user out.
+fn check_runtime(runtime: &Path) -> Result<(), Error> {
+    let user = Uid::effective().as_raw();
+    match std::fs::metadata(runtime) {
+        Ok(metadata) if metadata.uid() != user && metadata.uid() != 0 => {
+            let found = format!(
+                "XDG_RUNTIME_DIR belongs to user {}, as after sudo or su; unset it, run this as that user, or name the table's path",
+                metadata.uid()
+            );
+            Err(ErrorKind::UnsafeFolder { found, user }.into())
+        }
+        _ => Ok(()),
+    }
 }
 
 fn missing(error: Error) -> Result<(), Error> {
