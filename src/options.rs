@@ -91,6 +91,8 @@ impl TableOptions {
     }
 
     /// Opens the table without write permission: for checks and refreshes of existing keys.
+    ///
+    /// Then the path may also be `/proc/PID/fd/NUMBER`, a descriptor of another process, to look at its anonymous table.
     pub fn read_only(mut self, read_only: bool) -> Self {
         self.read_only = read_only;
         self

@@ -214,12 +214,11 @@ pub(crate) struct Exec {
     /// Do not run the command unless each key is there, and each glob matches one
     #[arg(long, visible_alias = "existing")]
     pub(crate) must_exist: bool,
+    #[command(flatten)]
+    pub(crate) selection: Selection,
     /// The command and its arguments
     #[arg(last = true, required = true, value_name = "COMMAND")]
     pub(crate) command: Vec<std::ffi::OsString>,
-    /// What the command changes
-    #[command(flatten)]
-    pub(crate) selection: Selection,
 }
 
 #[derive(Args, Debug)]

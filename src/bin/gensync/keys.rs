@@ -186,7 +186,7 @@ pub(crate) fn anew(table: &Table) -> String {
     let age = SystemTime::now().duration_since(info.created).unwrap_or_default();
     format!(
         "\n  the table began anew at {} ({} ago), by a reset or as its file was replaced: keys that no process has used since \
-         are gone, though they are spelt right; whoever uses one again loads it then. `mark --create` announces a change in \
+         are gone, though they are spelt right, and a process that uses one again loads it then. `mark --create` announces a change in \
          either case",
         local(info.created),
         rough(age)

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use gensync::{OwnerCheck, Table, TableState};
@@ -18,7 +19,13 @@ const MOST: usize = 10_000;
 
 pub(crate) fn tables(target: &Target, output: &mut Output) -> Outcome {
     let mut rows = Vec::new();
+    let mut seen = BTreeSet::new();
     for path in candidates(target) {
+        // One that several processes have a descriptor of is one table.
+        let identity = fs::metadata(&path).map(|metadata| (metadata.dev(), metadata.ino())).ok();
+        if identity.is_none_or(|identity| !seen.insert(identity)) {
+            continue;
+        }
         let options = Table::options().create(false).read_only(true).accept_retired(true).owner(OwnerCheck::Anyone);
         // What is no table is no business of this.
         let Ok(table) = options.open(&path) else { continue };
@@ -68,6 +75,12 @@ fn look(folder: &Path, found: &mut BTreeSet<PathBuf>) {
 
 /// What a process has mapped to share; by name, as most are.
 fn from_process(process: &Path, found: &mut BTreeSet<PathBuf>) {
+    for entry in fs::read_dir(process.join("fd")).into_iter().flatten().flatten() {
+        // An anonymous table has no other name.
+        if fs::read_link(entry.path()).is_ok_and(|target| target.as_os_str().as_encoded_bytes().starts_with(b"/memfd:")) {
+            found.insert(entry.path());
+        }
+    }
     let maps = fs::read_to_string(process.join("maps")).unwrap_or_default();
     for line in maps.lines().filter(|line| line.split(' ').nth(1).is_some_and(|mode| mode.ends_with('s'))) {
         let path = line.splitn(6, ' ').nth(5).unwrap_or_default().trim_start();
