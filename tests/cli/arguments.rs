@@ -52,8 +52,14 @@ fn each_command_tells_how_it_is_used() {
         place.fail(2, "there is no command", &["man", hidden]);
         for shell in ["bash", "zsh", "fish", "elvish"] {
             // The scripts may call it; they do not offer it.
-            let script = place.succeed(&["completions", shell]).replace("gensync __complete keys", "").replace(r#""${table[@]}" __complete"#, "");
-            assert!(!script.contains(hidden) && !script.contains(&hidden.replace('-', "__subcmd__")), "{shell}: {hidden}");
+            let script = place
+                .succeed(&["completions", shell])
+                .replace("gensync __complete keys", "")
+                .replace(r#""${table[@]}" __complete"#, "");
+            assert!(
+                !script.contains(hidden) && !script.contains(&hidden.replace('-', "__subcmd__")),
+                "{shell}: {hidden}"
+            );
         }
     }
     for status in ["0  done", "1  a negative answer", "2  the command line is wrong", "3  the table"] {
@@ -126,8 +132,8 @@ fn all_pages_are_written_that_the_main_page_refers_to() {
     let mut pages: Vec<_> =
         std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     pages.sort();
-    assert_eq!(pages.len(), COMMANDS.len() + 1);
-    for command in COMMANDS {
+    assert_eq!(pages.len(), COMMANDS.len() + 2);
+    for command in COMMANDS.iter().chain([&"help"]) {
         assert!(pages.contains(&format!("gensync-{command}.1")), "{command}: {pages:?}");
         assert!(main.contains(&format!("gensync\\-{command}(1)")), "{command}: {main}");
     }
@@ -165,13 +171,14 @@ fn tables_that_can_be_seen_are_listed_and_anonymous_ones_looked_at() {
     assert_eq!(found["processes"], 1);
     drop(table);
     let table = Table::options().anonymous().unwrap();
-    let sync = GenerationSynchronizer::new(&table, "of nobody else").unwrap();
+    let sync = GenerationSynchronizer::new(&table, "of-nobody-else").unwrap();
     let all = crate::tool::objects(&said(program().args(["--json", "tables"]).output().unwrap()).out);
     let own = format!("/proc/{}/fd/", std::process::id());
-    let paths: Vec<_> = all.iter().filter_map(|object| object["table"].as_str()).filter(|path| path.starts_with(&own)).collect();
+    let paths: Vec<_> =
+        all.iter().filter_map(|object| object["table"].as_str()).filter(|path| path.starts_with(&own)).collect();
     // Other tests of this process have anonymous tables, too.
     let said_of = |path: &&str| said(program().args(["--table", path, "ls"]).output().unwrap());
-    assert!(paths.iter().map(said_of).any(|said| said.status == 0 && said.out.contains("of nobody else")), "{all:?}");
+    assert!(paths.iter().map(said_of).any(|said| said.status == 0 && said.out.contains("of-nobody-else")), "{all:?}");
     let said = said(program().args(["--table", paths[0], "mark", "x"]).output().unwrap());
     assert_eq!(said.status, 3, "{said:?}");
     assert!(!sync.is_expired());

@@ -298,7 +298,7 @@ fn what_keeps_an_update_from_beginning_is_told() {
 fn a_closed_terminal_is_told_to_the_command_by_the_leader_of_the_session() {
     let place = Place::with_keys(["key"]);
     let ready = place.folder.path().join("ready");
-    let pair = nix::pty::openpty(None, None).unwrap();
+    let pair = crate::tool::pty();
     let end = || pair.slave.try_clone().unwrap();
     let script = format!("> {}; exec sleep 60", ready.display());
     let mut command = std::process::Command::new("setsid");
@@ -325,7 +325,7 @@ fn the_first_process_of_a_container_passes_signals_on_and_leaves_no_zombies() {
     eventually("waiting for the command", || {
         fs::read_to_string(format!("/proc/{command}/task/{command}/children")).is_ok_and(|text| !text.is_empty())
     });
-    let orphan = child_of(first, "orphan");
+    let orphan = child_of(first, "sh\0-c\0read");
     fs::write(&go, "go\n").unwrap();
     eventually("waiting for the orphan's end", || !std::path::Path::new(&format!("/proc/{orphan}")).exists());
     kill(first, Signal::SIGTERM).unwrap();

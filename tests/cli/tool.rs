@@ -181,9 +181,20 @@ pub(crate) fn bytes(path: &Path) -> Vec<u8> {
     std::fs::read(path).unwrap()
 }
 
+/// A pseudo-terminal whose ends no program gets but by what it is given.
+pub(crate) fn pty() -> nix::pty::OpenptyResult {
+    use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+    let pair = nix::pty::openpty(None, None).unwrap();
+    for end in [&pair.master, &pair.slave] {
+        fcntl(end, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).unwrap();
+    }
+    pair
+}
+
 /// Whether this user may have a process namespace; says why not.
 pub(crate) fn can_be_first() -> bool {
-    let is_possible = Command::new("unshare").args(["--pid", "--fork", "true"]).status().is_ok_and(|status| status.success());
+    let is_possible =
+        Command::new("unshare").args(["--pid", "--fork", "true"]).status().is_ok_and(|status| status.success());
     if !is_possible {
         eprintln!("skipped: the kernel refuses a process namespace");
     }

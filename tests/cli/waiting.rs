@@ -85,7 +85,9 @@ fn one_wait_is_for_several_keys() {
     place.fail(2, "once for each", &["wait", "a", "b", "--seen", "1"]);
     // That the time was up is told to programs as well.
     let objects = place.objects(&["wait", "a", "b", "--timeout", "10ms"]);
-    assert!(objects.len() == 2 && objects.iter().all(|object| object["timed_out"] == true && object["changed"] == false));
+    assert!(
+        objects.len() == 2 && objects.iter().all(|object| object["timed_out"] == true && object["changed"] == false)
+    );
 }
 
 #[test]
@@ -98,7 +100,7 @@ fn nobody_waits_for_a_listener_that_is_gone() {
         drop(waiter.child().stdout.take());
         assert_eq!(waiter.status().code(), Some(status), "{arguments:?}");
         // A terminal that is not its own, so that no signal comes.
-        let pair = nix::pty::openpty(None, None).unwrap();
+        let pair = crate::tool::pty();
         let mut command = place.command(arguments);
         command.stdin(std::process::Stdio::null()).stdout(pair.slave).stderr(std::process::Stdio::null());
         let waiter = Running::start(&mut command);
@@ -114,7 +116,9 @@ fn the_first_process_of_a_container_ends_when_it_is_told_to() {
     if !crate::tool::can_be_first() {
         return;
     }
-    for (arguments, signal) in [(["wait", "a"], Signal::SIGTERM), (["watch", "*"], Signal::SIGTERM), (["watch", "*"], Signal::SIGINT)] {
+    for (arguments, signal) in
+        [(["wait", "a"], Signal::SIGTERM), (["watch", "*"], Signal::SIGTERM), (["watch", "*"], Signal::SIGINT)]
+    {
         let place = Place::with_keys(["a"]);
         let (outer, first) = crate::tool::start_first(&place, &arguments);
         eventually("waiting for the tool", || !place.objects(&["ps"]).is_empty());

@@ -54,22 +54,32 @@ pub(crate) enum Command {
     #[command(after_long_help = "Examples:\n  gensync get siteconfig:1\n  gensync get siteconfig:1 prices")]
     Get(Get),
     /// Say that what keys stand for was changed: everybody loads it again
-    #[command(after_long_help = "Examples:\n  gensync mark siteconfig:1\n  gensync mark 'user:*'\n  gensync mark --create siteconfig:1")]
+    #[command(
+        after_long_help = "Examples:\n  gensync mark siteconfig:1\n  gensync mark 'user:*'\n  gensync mark --create siteconfig:1"
+    )]
     Mark(Mark),
     /// Expire keys, though nothing was changed: everybody loads again
     #[command(after_long_help = "Examples:\n  gensync clear 'user:*'\n  gensync clear --all")]
     Clear(Clear),
     /// Create keys, and the table if there is none
-    #[command(after_long_help = "Examples:\n  gensync create siteconfig:1 prices\n  gensync create --mode 660 --part user --part 7")]
+    #[command(
+        after_long_help = "Examples:\n  gensync create siteconfig:1 prices\n  gensync create --mode 660 --part user --part 7"
+    )]
     Create(Create),
     /// Run a command that changes what keys stand for: everybody loads again when it has ended, even if it is killed
-    #[command(after_long_help = "Examples:\n  gensync exec siteconfig:1 -- ./migrate --settings\n  gensync exec 'user:*' -- ./import-users\n  gensync exec --must-exist prices -- ./import-prices")]
+    #[command(
+        after_long_help = "Examples:\n  gensync exec siteconfig:1 -- ./migrate --settings\n  gensync exec 'user:*' -- ./import-users\n  gensync exec --must-exist prices -- ./import-prices"
+    )]
     Exec(Exec),
     /// Wait until one of some keys changes
-    #[command(after_long_help = "Examples:\n  gensync wait siteconfig:1 --timeout 30\n  gensync wait siteconfig:1 --seen \"$seen\" --timeout 2m")]
+    #[command(
+        after_long_help = "Examples:\n  gensync wait siteconfig:1 --timeout 30\n  gensync wait siteconfig:1 --seen \"$seen\" --timeout 2m"
+    )]
     Wait(Wait),
     /// Print each change as it comes
-    #[command(after_long_help = "Examples:\n  gensync watch 'user:*' --timeout 10s\n  gensync watch --exec './purge -- {key} {generation}'")]
+    #[command(
+        after_long_help = "Examples:\n  gensync watch 'user:*' --timeout 10s\n  gensync watch --exec './purge -- {key} {generation}'"
+    )]
     Watch(Watch),
     /// List the processes that have the table mapped, with the time since when each has been running
     #[command(after_long_help = "Examples:\n  gensync ps")]

@@ -31,7 +31,8 @@ pub(crate) fn clear(target: &Target, options: &Clear, output: &mut Output) -> Ou
 
 fn change(target: &Target, selection: &Selection, create: bool, output: &mut Output) -> Outcome {
     let (keys, choices) = (selection.keys()?, selection.choices()?);
-    let table = while_waiting(reset_in_the_way, || if create { target.create(|options| options) } else { target.write() })?;
+    let table =
+        while_waiting(reset_in_the_way, || if create { target.create(|options| options) } else { target.write() })?;
     let (mut changed, mut failures) = (Vec::new(), Vec::new());
     for key in keys {
         if !create && table.generation(&key)?.is_none() {
@@ -79,7 +80,11 @@ pub(crate) fn create(target: &Target, options: &Create, output: &mut Output) -> 
     {
         let shown = printable(path.as_os_str().as_encoded_bytes());
         let (found, owner) = (metadata.mode() & 0o7777, metadata.uid());
-        let whose = if owner == Uid::effective().as_raw() { String::new() } else { format!(" and belongs to {}", name_of(owner)) };
+        let whose = if owner == Uid::effective().as_raw() {
+            String::new()
+        } else {
+            format!(" and belongs to {}", name_of(owner))
+        };
         if options.mode.is_some_and(|mode| mode != found) {
             return Err(Failure::Unusable(format!(
                 "{shown}: the table was there already: its mode is {found:04o}{whose}, expected mode {mode:04o}; no key was \

@@ -49,7 +49,10 @@ fn run(target: &Target, options: &Exec, output: &mut Output) -> Outcome {
     let mut missing = Vec::new();
     for key in &named {
         if table.generation(key)?.is_none() {
-            missing.push((format!("{}: created, as no process has used it", printable(key.as_str().as_bytes())), no_such_key(&table, key.as_str())));
+            missing.push((
+                format!("{}: created, as no process has used it", printable(key.as_str().as_bytes())),
+                no_such_key(&table, key.as_str()),
+            ));
         }
     }
     for choice in &choices {

@@ -112,7 +112,8 @@ pub(crate) fn man(name: Option<&str>, folder: Option<&Path>, output: &mut Output
         std::fs::create_dir_all(folder).map_err(|error| unwritable(folder, &error))?;
         let own = std::iter::once(&command);
         for one in own.chain(command.get_subcommands()) {
-            let name = if std::ptr::eq(one, &command) { "gensync".to_owned() } else { format!("gensync-{}", one.get_name()) };
+            let name =
+                if std::ptr::eq(one, &command) { "gensync".to_owned() } else { format!("gensync-{}", one.get_name()) };
             let path = folder.join(name + ".1");
             std::fs::write(&path, page(one.clone())?).map_err(|error| unwritable(&path, &error))?;
         }

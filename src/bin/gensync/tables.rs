@@ -70,14 +70,17 @@ fn candidates(target: &Target) -> BTreeSet<PathBuf> {
 
 fn look(folder: &Path, found: &mut BTreeSet<PathBuf>) {
     let files = fs::read_dir(folder).into_iter().flatten().flatten();
-    found.extend(files.take(MOST).filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_file())).map(|entry| entry.path()));
+    found.extend(
+        files.take(MOST).filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_file())).map(|entry| entry.path()),
+    );
 }
 
 /// What a process has mapped to share; by name, as most are.
 fn from_process(process: &Path, found: &mut BTreeSet<PathBuf>) {
     for entry in fs::read_dir(process.join("fd")).into_iter().flatten().flatten() {
         // An anonymous table has no other name.
-        if fs::read_link(entry.path()).is_ok_and(|target| target.as_os_str().as_encoded_bytes().starts_with(b"/memfd:")) {
+        if fs::read_link(entry.path()).is_ok_and(|target| target.as_os_str().as_encoded_bytes().starts_with(b"/memfd:"))
+        {
             found.insert(entry.path());
         }
     }
