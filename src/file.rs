@@ -50,13 +50,17 @@ impl TableFile {
     pub(crate) fn open(path: &Path, options: &TableOptions) -> Result<Option<Self>, Error> {
         let refuse = |kind: ErrorKind| Err(Error::from(kind).at(path));
         // Asked before opening, as opening alone does things to devices and pipes, and again of what was opened.
-        match std::fs::symlink_metadata(path) {
+        // Of an anonymous table, another process's descriptor is all that can be named.
+        let follows = options.read_only && is_descriptor(path);
+        let metadata = if follows { std::fs::metadata(path) } else { std::fs::symlink_metadata(path) };
+        match metadata {
             Ok(metadata) => check_type(&metadata).map_err(|kind| Error::from(kind).at(path))?,
             Err(error) if is_missing(&error) => return Ok(None),
             Err(error) => return Err(Error::io("looking at the table's file", &error).at(path)),
         }
         let mut open = OpenOptions::new();
-        open.read(true).write(!options.read_only).custom_flags((OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits());
+        let no_follow = if follows { OFlag::empty() } else { OFlag::O_NOFOLLOW };
+        open.read(true).write(!options.read_only).custom_flags((no_follow | OFlag::O_NONBLOCK).bits());
         let file = match open.open(path) {
             Ok(file) if options.read_only && is_on_overlay(&file) => match copy_up(path).and_then(|()| open.open(path))
             {
@@ -264,6 +268,13 @@ fn is_missing(error: &io::Error) -> bool {
 
 pub(crate) fn identity(metadata: &Metadata) -> Identity {
     Identity { device: metadata.dev(), inode: metadata.ino() }
+}
+
+/// Whether `path` is `/proc/PID/fd/NUMBER`, a descriptor of some process.
+pub(crate) fn is_descriptor(path: &Path) -> bool {
+    let words: Option<Vec<_>> = path.iter().map(|word| word.to_str()).collect();
+    let is_number = |word: &str| !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_digit());
+    matches!(words.as_deref(), Some(["/", "proc", process, "fd", number]) if is_number(process) && is_number(number))
 }
 
 fn check_type(metadata: &Metadata) -> Result<(), ErrorKind> {

@@ -15,7 +15,7 @@ use nix::time::{ClockId, clock_gettime};
 
 use self::end::{exclude_updates, replace};
 use crate::error::{Error, ErrorKind};
-use crate::file::{Blueprint, Presence, TableFile, missing_folder};
+use crate::file::{Blueprint, Presence, TableFile, is_descriptor, missing_folder};
 use crate::fork::ForkLocal;
 use crate::incarnation::{Incarnation, Place};
 use crate::key::CacheKey;
@@ -388,6 +388,8 @@ impl Source {
     /// Maps `file`; `None` if it has lost its name.
     fn map(&self, file: &TableFile, options: &TableOptions) -> Result<Option<Incarnation>, Error> {
         let facts = &file.facts;
+        // What a descriptor names has no place that it could be gone from.
+        let path = self.path().filter(|path| !(options.read_only && is_descriptor(path)));
         let own = file.file.try_clone().map_err(|error| Error::io("keeping the table's file open", &error))?;
         let mapping = match self {
             #[cfg(feature = "shm")]
@@ -395,9 +397,9 @@ impl Source {
                 Some(mapping) => mapping,
                 None => return Ok(None),
             },
-            _ => Mapping::of_file(own, self.path(), facts, file.segments, options.read_only)?,
+            _ => Mapping::of_file(own, path, facts, file.segments, options.read_only)?,
         };
-        Ok(Some(Incarnation::new(mapping, facts.clone(), self.path())))
+        Ok(Some(Incarnation::new(mapping, facts.clone(), path)))
     }
 }
 

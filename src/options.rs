@@ -98,6 +98,8 @@ impl TableOptions {
     }
 
     /// Opens the table without write permission: for checks and refreshes of existing keys.
+    ///
+    /// Then the path may also be `/proc/PID/fd/NUMBER`, a descriptor of another process, to look at its anonymous table.
     pub fn read_only(mut self, read_only: bool) -> Self {
         self.read_only = read_only;
         self
@@ -272,12 +274,30 @@ pub(crate) fn default_path(app: &str, create: bool) -> Result<PathBuf, Error> {
     checked_name("the application's name", app)?;
     let runtime = if has_callers_environment() { None } else { std::env::var_os("XDG_RUNTIME_DIR") };
     let folder = match runtime.map(PathBuf::from) {
-        Some(runtime) if runtime.is_absolute() => runtime.join("gensync"),
+        Some(runtime) if runtime.is_absolute() => {
+            check_runtime(&runtime).map_err(|error| error.at(&runtime))?;
+            runtime.join("gensync")
+        }
         _ => PathBuf::from(format!("/dev/shm/gensync-{}", Uid::effective())),
     };
     let own = if create { own_folder(&folder) } else { check_folder(&folder).or_else(missing) };
     own.map_err(|error| error.at(&folder))?;
     Ok(folder.join(app))
+}
+
+/// `sudo` and `su` keep the variable: a folder that root made there would shut its user out.
+fn check_runtime(runtime: &Path) -> Result<(), Error> {
+    let user = Uid::effective().as_raw();
+    match std::fs::metadata(runtime) {
+        Ok(metadata) if metadata.uid() != user && metadata.uid() != 0 => {
+            let found = format!(
+                "XDG_RUNTIME_DIR belongs to user {}, as after sudo or su; unset it, run this as that user, or name the table's path",
+                metadata.uid()
+            );
+            Err(ErrorKind::UnsafeFolder { found, user }.into())
+        }
+        _ => Ok(()),
+    }
 }
 
 fn missing(error: Error) -> Result<(), Error> {

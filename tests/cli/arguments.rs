@@ -10,7 +10,7 @@ use gensync::{GenerationSynchronizer, Table};
 
 use crate::tool::{Place, Running, program, said};
 
-const COMMANDS: [&str; 18] = [
+const COMMANDS: [&str; 19] = [
     "ls",
     "get",
     "mark",
@@ -29,6 +29,7 @@ const COMMANDS: [&str; 18] = [
     "bench",
     "completions",
     "man",
+    "tables",
 ];
 
 #[test]
@@ -40,14 +41,32 @@ fn each_command_tells_how_it_is_used() {
         let own = place.succeed(&[command, "--help"]);
         assert!(own.contains(&format!("Usage: gensync {command}")), "{own}");
         let page = place.succeed(&["man", command]);
+        for section in ["ENVIRONMENT", "FILES", "\"EXAMPLES\"", "\"EXIT STATUS\""] {
+            assert!(page.contains(&format!(".SH {section}\n")), "{section}: {page}");
+        }
+        assert!(own.contains("Examples:\n  gensync "), "{own}");
         assert!(page.contains(".SH NAME") && page.contains(&format!("gensync\\-{command}")), "{page}");
     }
-    assert!(!help.contains("bench-worker"));
+    for hidden in ["bench-worker", "witness", "__complete"] {
+        assert!(!help.contains(hidden));
+        place.fail(2, "there is no command", &["man", hidden]);
+        for shell in ["bash", "zsh", "fish", "elvish"] {
+            // The scripts may call it; they do not offer it.
+            let script = place
+                .succeed(&["completions", shell])
+                .replace("gensync __complete keys", "")
+                .replace(r#""${table[@]}" __complete"#, "");
+            assert!(
+                !script.contains(hidden) && !script.contains(&hidden.replace('-', "__subcmd__")),
+                "{shell}: {hidden}"
+            );
+        }
+    }
     for status in ["0  done", "1  a negative answer", "2  the command line is wrong", "3  the table"] {
         assert!(help.contains(status));
     }
     assert!(place.succeed(&["--version"]).starts_with("gensync 0."));
-    assert!(place.succeed(&["man"]).contains("Exit status"));
+    assert!(place.succeed(&["man"]).contains(".SH \"EXIT STATUS\""));
     place.fail(2, "there is no command 'x'", &["man", "x"]);
     for (shell, part) in [
         ("bash", "complete -F"),
@@ -82,8 +101,6 @@ fn what_is_wrong_on_the_command_line_is_named_with_status_2() {
         (&["clear", "--all", "--part", "x"], "cannot be used with"),
         (&["clear", "[a"], "is no glob"),
         (&["create"], "required"),
-        (&["exec", "--", "true"], "required"),
-        (&["exec", "a", "true"], "required"),
         (&["wait"], "required"),
         (&["watch", "--exec"], "a value is required"),
         (&["reset", "--no"], "unexpected argument '--no'"),
@@ -104,6 +121,82 @@ fn what_is_wrong_on_the_command_line_is_named_with_status_2() {
         assert!(said.status == 2 && said.err.contains("invalid UTF-8"), "{command}: {said:?}");
     }
     assert_eq!(crate::tool::bytes(&place.path), before);
+}
+
+#[test]
+fn all_pages_are_written_that_the_main_page_refers_to() {
+    let place = Place::empty();
+    let folder = place.folder.path().join("share/man1");
+    place.succeed(&["man", "--all", folder.to_str().unwrap()]);
+    let main = std::fs::read_to_string(folder.join("gensync.1")).unwrap();
+    let mut pages: Vec<_> =
+        std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    pages.sort();
+    assert_eq!(pages.len(), COMMANDS.len() + 2);
+    for command in COMMANDS.iter().chain([&"help"]) {
+        assert!(pages.contains(&format!("gensync-{command}.1")), "{command}: {pages:?}");
+        assert!(main.contains(&format!("gensync\\-{command}(1)")), "{command}: {main}");
+    }
+    place.fail(3, "cannot be written", &["man", "--all", "/proc/no-such"]);
+}
+
+#[test]
+fn keys_are_completed() {
+    let place = Place::with_keys(["user:1", "users", "a b", "line\nbreak"]);
+    let mut keys: Vec<_> = place.succeed(&["__complete", "keys"]).lines().map(str::to_owned).collect();
+    keys.sort();
+    assert_eq!(keys, ["a b", "user:1", "users"]);
+    assert_eq!(Place::empty().succeed(&["__complete", "keys"]), "");
+    std::fs::write(place.folder.path().join("script"), place.succeed(&["completions", "bash"])).unwrap();
+    let tool = std::path::Path::new(env!("CARGO_BIN_EXE_gensync")).parent().unwrap();
+    let script = "PATH=$1:$PATH; . \"$2/script\"; COMP_WORDS=(gensync get us); COMP_CWORD=2; \
+                  _gensync_keys gensync us get; printf '%s\\n' \"${COMPREPLY[@]}\"";
+    let mut bash = std::process::Command::new("bash");
+    bash.args(["-c", script, "bash"]).arg(tool).arg(place.folder.path()).env("GENSYNC_TABLE", &place.path);
+    let said = said(bash.output().unwrap());
+    assert!(said.out.contains("user:1\n") && said.out.contains("users\n") && !said.out.contains("a\\ b"), "{said:?}");
+}
+
+#[test]
+fn tables_that_can_be_seen_are_listed_and_anonymous_ones_looked_at() {
+    let place = Place::with_keys(["a"]);
+    let row = |objects: Vec<serde_json::Value>| {
+        objects.into_iter().find(|object| object["table"] == place.path.to_str().unwrap()).unwrap()
+    };
+    let found = row(place.objects(&["tables"]));
+    assert_eq!((&found["state"], &found["keys"], &found["processes"]), (&"live".into(), &1.into(), &0.into()));
+    // Mapped by a process, it is found without being named.
+    let table = place.table();
+    let found = row(crate::tool::objects(&said(program().args(["--json", "tables"]).output().unwrap()).out));
+    assert_eq!(found["processes"], 1);
+    drop(table);
+    let table = Table::options().anonymous().unwrap();
+    let sync = GenerationSynchronizer::new(&table, "of-nobody-else").unwrap();
+    let all = crate::tool::objects(&said(program().args(["--json", "tables"]).output().unwrap()).out);
+    let own = format!("/proc/{}/fd/", std::process::id());
+    let paths: Vec<_> =
+        all.iter().filter_map(|object| object["table"].as_str()).filter(|path| path.starts_with(&own)).collect();
+    // Other tests of this process have anonymous tables, too.
+    let said_of = |path: &&str| said(program().args(["--table", path, "ls"]).output().unwrap());
+    assert!(paths.iter().map(said_of).any(|said| said.status == 0 && said.out.contains("of-nobody-else")), "{all:?}");
+    let said = said(program().args(["--table", paths[0], "mark", "x"]).output().unwrap());
+    assert_eq!(said.status, 3, "{said:?}");
+    assert!(!sync.is_expired());
+}
+
+#[test]
+fn a_runtime_folder_of_another_user_is_not_used() {
+    let folder = tempfile::tempdir().unwrap();
+    if std::os::unix::fs::chown(folder.path(), Some(1000), None).is_err() {
+        return eprintln!("skipped: only root can give a folder to another user");
+    }
+    for command in ["create", "ls", "get"] {
+        let arguments = ["--app", "shop", command, "a"];
+        let said = said(program().env("XDG_RUNTIME_DIR", folder.path()).args(arguments).output().unwrap());
+        assert_eq!(said.status, 3, "{said:?}");
+        assert!(said.err.contains("XDG_RUNTIME_DIR belongs to user 1000"), "{said:?}");
+    }
+    assert!(!folder.path().join("gensync").exists());
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! `exec`: whoever is killed, everybody loads again when the change can be complete, not before and not never.
 
 use std::fs;
+use std::io::{BufRead as _, BufReader};
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::PathBuf;
 
@@ -195,20 +196,141 @@ fn a_command_that_cannot_be_run_announces_nothing() {
 }
 
 #[test]
-fn a_missing_key_or_table_keeps_the_command_from_being_run() {
+fn a_missing_key_skips_no_step_unless_that_is_asked_for() {
     let place = Place::with_keys(["key"]);
     let trace = place.folder.path().join("trace");
     let touch = ["--", "touch", trace.to_str().unwrap()];
-    place.fail(1, "the command was not run", &[&["exec", "key", "other"][..], &touch].concat());
-    place.fail(2, "the key is empty", &[&["exec", ""][..], &touch].concat());
-    place.fail(2, "required", &["exec", "key"]);
-    place.fail(2, "required", &[&["exec"][..], &touch].concat());
+    place.fail(125, "the command was not run", &[&["exec", "--must-exist", "key", "other"][..], &touch].concat());
+    place.fail(125, "no key matches 'x*'", &[&["exec", "--existing", "x*"][..], &touch].concat());
+    place.fail(125, "the key is empty", &[&["exec", ""][..], &touch].concat());
+    place.fail(125, "required", &["exec", "key"]);
+    place.fail(125, "required", &["--table", "exec", "exec", "key"]);
+    place.fail(125, "required", &[&["exec"][..], &touch].concat());
     let empty = Place::empty();
-    empty.fail(3, "no such table", &[&["exec", "key"][..], &touch].concat());
+    empty.fail(125, "no such table", &[&["exec", "key"][..], &touch].concat());
     assert!(!trace.exists() && !empty.path.exists());
-    empty.succeed(&[&["exec", "--create", "key"][..], &touch].concat());
+    assert_eq!(place.table().stats().keys, 1);
+    place.fail(0, "no key matches 'x*'", &[&["exec", "x*"][..], &touch].concat());
+    fs::remove_file(&trace).unwrap();
+    place.fail(0, "other: created", &[&["exec", "key", "other"][..], &touch].concat());
     assert!(trace.exists());
+    assert_eq!(place.object(&["get", "other"])["updates"], 1);
+    place.succeed(&["reset", "--yes"]);
+    place.fail(0, "key: created", &["exec", "key", "--", "true"]);
+    empty.run(&[&["exec", "--create", "key"][..], &touch].concat());
     assert_eq!(empty.object(&["get", "key"])["updates"], 1);
+    // A command's own 1, 2 and 3 are told from a refusal.
+    for status in ["1", "2", "3"] {
+        let said = place.run(&["exec", "key", "--", "sh", "-c", &format!("exit {status}")]);
+        assert_eq!(said.status.to_string(), status);
+    }
+}
+
+#[test]
+fn globs_and_all_choose_keys_also_those_that_come_while_the_command_runs() {
+    let long = "user:".to_owned() + &"x".repeat(150);
+    let place = Place::with_keys(["user:1", "user:2", "routes", &long]);
+    let syncs = ["user:1", "user:2", &long, "routes"].map(|key| place.sync(key));
+    let expired = || syncs.each_ref().map(GenerationSynchronizer::is_expired);
+    place.succeed(&["exec", "user:*", "--", "true"]);
+    assert_eq!(expired(), [true, true, true, false]);
+    assert_eq!(place.objects(&["exec", "user:*", "user:1", "--", "true"]).len(), 3, "each once");
+    let digest = place.object(&["get", "routes"])["digest"].as_str().unwrap().to_owned();
+    place.succeed(&["exec", "--digest", &digest, "--", "true"]);
+    assert_eq!(expired(), [true; 4]);
+    syncs.iter().for_each(|sync| _ = sync.refresh().unwrap());
+    let tool = env!("CARGO_BIN_EXE_gensync");
+    let script = format!("{tool} --json ls user:1 | grep -q '\"pending\":1' && {tool} create later > /dev/null");
+    place.succeed(&["exec", "--all", "--", "sh", "-c", &script]);
+    assert_eq!(expired(), [true; 4]);
+    assert_eq!(place.object(&["get", "later"])["updates"], 1);
+}
+
+#[test]
+fn more_keys_than_descriptors() {
+    let place = Place::empty();
+    let table = place.table();
+    (0..300).for_each(|i| drop(GenerationSynchronizer::new(&table, format!("key:{i}")).unwrap()));
+    let script = r#"ulimit -Sn 100; exec "$0" exec --all -- true"#;
+    let mut shell = std::process::Command::new("sh");
+    shell.env("GENSYNC_TABLE", &place.path).args(["-c", script, env!("CARGO_BIN_EXE_gensync")]);
+    let said = crate::tool::said(shell.output().unwrap());
+    assert_eq!((said.status, &*said.err), (0, ""));
+    assert!(table.slots().all(|slot| slot.updates() == 1 && slot.pending() == 0));
+}
+
+#[test]
+fn a_killed_tool_announces_what_globs_chose() {
+    let long = "user:".to_owned() + &"x".repeat(150);
+    let place = Place::with_keys(["user:1", &long]);
+    let syncs = ["user:1", &long].map(|key| place.sync(key));
+    let begun = place.folder.path().join("begun");
+    let script = format!("> {}; exec sleep 60", begun.display());
+    let tool = place.start(&["exec", "user:*", "--", "sh", "-c", &script]);
+    eventually("waiting for the command to begin", || begun.exists());
+    let command = child_of(tool.pid(), "sleep");
+    tool.signal(Signal::SIGKILL);
+    for sync in &syncs {
+        assert!(sync.wait_timeout(LIMIT).is_changed());
+    }
+    kill(command, Signal::SIGKILL).unwrap();
+}
+
+#[test]
+fn what_keeps_an_update_from_beginning_is_told() {
+    let place = Place::with_keys(["key"]);
+    let file = fs::File::options().read(true).write(true).open(&place.path).unwrap();
+    let lock = |kind| {
+        let range = nix::libc::flock { l_type: kind as i16, l_whence: 0, l_start: 0, l_len: 0, l_pid: 0 };
+        nix::fcntl::fcntl(&file, nix::fcntl::FcntlArg::F_OFD_SETLK(&range)).unwrap();
+    };
+    // As somebody who resets the table has it.
+    lock(nix::libc::F_WRLCK);
+    let mut tool = place.start(&["exec", "key", "--", "true"]);
+    let mut line = String::new();
+    BufReader::new(tool.child().stderr.take().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(line, "gensync: waiting for a reset of the table to end, for 30 s at most\n");
+    lock(nix::libc::F_UNLCK);
+    assert_eq!(tool.status().code(), Some(0));
+}
+
+#[test]
+fn a_closed_terminal_is_told_to_the_command_by_the_leader_of_the_session() {
+    let place = Place::with_keys(["key"]);
+    let ready = place.folder.path().join("ready");
+    let pair = crate::tool::pty();
+    let end = || pair.slave.try_clone().unwrap();
+    let script = format!("> {}; exec sleep 60", ready.display());
+    let mut command = std::process::Command::new("setsid");
+    command.args(["--ctty", env!("CARGO_BIN_EXE_gensync"), "exec", "key", "--", "sh", "-c", &script]);
+    command.env("GENSYNC_TABLE", &place.path).stdin(end()).stdout(end()).stderr(end());
+    let tool = Running::start(&mut command);
+    eventually("waiting for the command", || ready.exists());
+    drop(command);
+    drop(pair);
+    assert_eq!(tool.status().code(), Some(128 + 1));
+}
+
+#[test]
+fn the_first_process_of_a_container_passes_signals_on_and_leaves_no_zombies() {
+    if !crate::tool::can_be_first() {
+        return;
+    }
+    let place = Place::with_keys(["key"]);
+    let go = place.folder.path().join("go");
+    nix::unistd::mkfifo(&go, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let script = format!("(sh -c 'read line < {0}; : orphan' &); exec sleep 60", go.display());
+    let (outer, first) = crate::tool::start_first(&place, &["exec", "key", "--", "sh", "-c", &script]);
+    let command = child_of(first, "exec");
+    eventually("waiting for the command", || {
+        fs::read_to_string(format!("/proc/{command}/task/{command}/children")).is_ok_and(|text| !text.is_empty())
+    });
+    let orphan = child_of(first, "sh\0-c\0read");
+    fs::write(&go, "go\n").unwrap();
+    eventually("waiting for the orphan's end", || !std::path::Path::new(&format!("/proc/{orphan}")).exists());
+    kill(first, Signal::SIGTERM).unwrap();
+    assert_eq!(outer.status().code(), Some(143));
+    assert_eq!(place.object(&["get", "key"])["updates"], 1);
 }
 
 #[test]

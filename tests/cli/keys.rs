@@ -121,6 +121,56 @@ fn create_makes_the_table_as_it_is_told() {
 }
 
 #[test]
+fn a_table_that_is_there_is_not_taken_for_the_one_that_was_asked_for() {
+    let place = Place::with_keys(["a"]);
+    fs::set_permissions(&place.path, fs::Permissions::from_mode(0o666)).unwrap();
+    place.fail(3, "its mode is 0666, expected mode 0600", &["create", "--mode", "600", "b"]);
+    assert_eq!(place.table().stats().keys, 1);
+    place.succeed(&["create", "--mode", "666", "b"]);
+    assert!(place.run(&["create", "--capacity", "4096", "b"]).err.contains("--capacity is for a new one"));
+    if std::os::unix::fs::chown(&place.path, Some(1000), None).is_err() {
+        return eprintln!("skipped: only root can give a file to another user");
+    }
+    place.fail(3, "its mode is 0666 and belongs to", &["create", "--mode", "600", "c"]);
+    let said = place.run(&["create", "c"]);
+    assert!(said.status == 0 && said.err.contains("can forge generations"), "{said:?}");
+}
+
+#[test]
+fn a_missing_folder_is_named() {
+    let place = Place::empty();
+    let path = place.folder.path().join("missing/deeper/table");
+    let missing = place.folder.path().join("missing");
+    let text = format!("the folder {} does not exist", missing.display());
+    for command in ["create", "get", "mark"] {
+        place.fail(3, &text, &["--table", path.to_str().unwrap(), command, "a"]);
+    }
+}
+
+#[test]
+fn several_keys_are_created_and_told_and_one_is_found_by_its_digest() {
+    let place = Place::empty();
+    let long = "x".repeat(150);
+    assert_eq!(place.succeed(&["create", "a", "b", "a", &long]).lines().count(), 3);
+    let lines = place.succeed(&["get", "a", "b"]);
+    assert!(lines.starts_with("a  ") && lines.contains("\nb  "), "{lines}");
+    let said = place.run(&["get", "a", "c", "b"]);
+    assert_eq!((said.status, said.out.lines().count()), (1, 2), "{said:?}");
+    // Whatever is listed can be named again.
+    for key in place.objects(&["ls"]) {
+        let digest = key["digest"].as_str().unwrap();
+        let generation = key["generation"].as_u64().unwrap();
+        assert_eq!(place.succeed(&["get", "--digest", digest]), format!("{generation}\n"));
+        assert_eq!(place.object(&["mark", "--digest", digest])["generation"], generation + 1);
+        assert_eq!(place.object(&["clear", "--digest", digest])["generation"], generation + 2);
+    }
+    place.fail(1, "no key has the digest", &["mark", "--digest", &"0".repeat(32)]);
+    place.fail(1, "no key has the digest", &["get", "--digest", &"0".repeat(32)]);
+    place.fail(2, "32 hexadecimal digits", &["get", "--digest", "12"]);
+    place.fail(2, "cannot be used with", &["mark", "--create", "--digest", &"0".repeat(32)]);
+}
+
+#[test]
 fn marked_and_cleared_keys_expire_for_everybody_and_others_do_not() {
     for command in ["mark", "clear"] {
         let place = Place::with_keys(["user:1", "user:2", "routes", "groups"]);

@@ -157,7 +157,12 @@ fn what_is_no_table_is_told_by_status_3_and_left_alone() {
             &["exec", "a", "--", "true"],
         ]) {
             let said = place.run(look);
-            assert_eq!(said.status, if look[0] == "doctor" { 1 } else { 3 }, "{look:?}: {said:?}");
+            let status = match look[0] {
+                "doctor" => 1,
+                "exec" => 125,
+                _ => 3,
+            };
+            assert_eq!(said.status, status, "{look:?}: {said:?}");
             assert!([&*said.out, &*said.err].concat().contains(told), "{look:?}: {said:?}");
             assert_eq!(bytes(&place.path), content);
         }

@@ -1,6 +1,7 @@
 //! `reset` and `rm`: not by accident, and not without those who use the table.
 
 use std::fs;
+use std::io::{BufRead as _, BufReader};
 
 use gensync::{ErrorKind, Table};
 
@@ -67,4 +68,49 @@ fn processes_that_use_it_are_counted() {
     assert_eq!(said.status, 0);
     assert!(said.err.contains("processes that had the table mapped: 1;"), "{said:?}");
     drop(child);
+}
+
+#[test]
+fn a_reset_that_others_finish_is_a_success() {
+    let place = Place::with_keys(["a"]);
+    for _ in 0..5 {
+        let sync = place.sync("a");
+        let resets: Vec<_> = (0..6).map(|_| place.start(&["reset", "--yes"])).collect();
+        for reset in resets {
+            let said = reset.said();
+            assert_eq!((said.status, &*said.err), (0, ""), "{said:?}");
+            assert!(said.out.contains("has begun anew"), "{said:?}");
+        }
+        assert!(sync.is_expired());
+    }
+}
+
+#[test]
+fn what_a_reset_waits_for_is_told() {
+    let place = Place::with_keys(["a"]);
+    let sync = place.sync("a");
+    let update = sync.begin_update().unwrap();
+    let mut reset = place.start(&["reset", "--yes"]);
+    let mut line = String::new();
+    BufReader::new(reset.child().stderr.take().unwrap()).read_line(&mut line).unwrap();
+    assert!(line.contains("waiting for updates in flight to end, for 30 s at most"), "{line}");
+    assert!(line.contains(&std::process::id().to_string()), "{line}");
+    update.finish().unwrap();
+    assert_eq!(reset.status().code(), Some(0));
+}
+
+#[test]
+fn a_key_that_went_with_a_reset_is_told_from_one_that_never_was() {
+    let place = Place::with_keys(["a"]);
+    let never = place.run(&["mark", "b"]);
+    assert!(never.status == 1 && !never.err.contains("began anew"), "{never:?}");
+    place.succeed(&["reset", "--yes"]);
+    for arguments in [&["mark", "a"][..], &["clear", "a"], &["get", "a"], &["wait", "a"], &["mark", "a*"]] {
+        place.fail(1, "the table began anew at 20", arguments);
+        place.fail(1, "`mark --create`", arguments);
+    }
+    for command in ["mark", "clear"] {
+        place.succeed(&[command, "--create", "a"]);
+    }
+    assert_eq!(place.object(&["get", "a"])["updates"], 2);
 }

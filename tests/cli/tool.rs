@@ -180,3 +180,33 @@ pub(crate) fn child_of(pid: Pid, text: &str) -> Pid {
 pub(crate) fn bytes(path: &Path) -> Vec<u8> {
     std::fs::read(path).unwrap()
 }
+
+/// A pseudo-terminal whose ends no program gets but by what it is given.
+pub(crate) fn pty() -> nix::pty::OpenptyResult {
+    use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+    let pair = nix::pty::openpty(None, None).unwrap();
+    for end in [&pair.master, &pair.slave] {
+        fcntl(end, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).unwrap();
+    }
+    pair
+}
+
+/// Whether this user may have a process namespace; says why not.
+pub(crate) fn can_be_first() -> bool {
+    let is_possible =
+        Command::new("unshare").args(["--pid", "--fork", "true"]).status().is_ok_and(|status| status.success());
+    if !is_possible {
+        eprintln!("skipped: the kernel refuses a process namespace");
+    }
+    is_possible
+}
+
+/// The program as the first process of a namespace: what stands around it, and itself.
+pub(crate) fn start_first(place: &Place, arguments: &[&str]) -> (Running, Pid) {
+    let mut command = Command::new("unshare");
+    command.args(["--pid", "--fork", "--kill-child", env!("CARGO_BIN_EXE_gensync")]).args(arguments);
+    command.env("GENSYNC_TABLE", &place.path).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let outer = Running::start(&mut command);
+    let first = child_of(outer.pid(), arguments[0]);
+    (outer, first)
+}

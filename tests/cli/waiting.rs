@@ -5,6 +5,8 @@ use std::io::{BufRead as _, BufReader};
 
 use gensync::{CacheKey, GenerationSynchronizer, Table};
 
+use nix::sys::signal::Signal;
+
 use crate::tool::{Place, Running, eventually};
 
 /// Waits until somebody waits for the key.
@@ -45,11 +47,11 @@ fn a_wait_ends_with_the_change_and_prints_the_new_generation() {
 #[test]
 fn a_wait_times_out_with_status_1() {
     let place = Place::with_keys(["a"]);
-    for timeout in ["50ms", "0s", "0.01s", "1ms 1us"] {
+    for timeout in ["50ms", "0s", "0.01s", "1ms 1us", "0", "0.05"] {
         place.fail(1, "timed out: a has not changed", &["wait", "a", "--timeout", timeout]);
     }
     place.fail(1, "timed out", &["wait", "a", "--read-only", "--timeout", "50ms"]);
-    for timeout in ["5", "x", "", "-5s", "5 parsecs"] {
+    for timeout in ["5.5.5", "x", "inf", "1e400", "", "-5s", "5 parsecs"] {
         place.fail(2, "--timeout", &["wait", "a", &format!("--timeout={timeout}")]);
     }
     place.fail(1, "no such key: b", &["wait", "b", "--timeout", "1ms"]);
@@ -65,6 +67,64 @@ fn a_change_that_came_before_the_wait_is_told_by_the_generation_that_was_seen() 
     assert_eq!(place.succeed(&["wait", "a", "--seen", "0", "--read-only"]), place.succeed(&["get", "a"]));
     place.fail(2, "--seen", &["wait", "a", "--seen", "x"]);
     place.fail(2, "--seen", &["wait", "a", "--seen=-1"]);
+}
+
+#[test]
+fn one_wait_is_for_several_keys() {
+    let place = Place::with_keys(["a", "b", "c"]);
+    let waiter = place.start(&["--json", "wait", "a", "b", "--timeout", "60"]);
+    await_waiter(&place, "b");
+    place.succeed(&["mark", "c"]);
+    let generation = place.sync("b").mark_updated().unwrap().get();
+    let said = waiter.said();
+    let objects = crate::tool::objects(&said.out);
+    assert_eq!((said.status, objects.len()), (0, 1));
+    assert_eq!((&objects[0]["key"], &objects[0]["generation"]), (&"b".into(), &generation.into()));
+    let text = place.succeed(&["wait", "a", "b", "--seen", "0", "--seen", &generation.to_string()]);
+    assert!(text.starts_with("a  ") && text.lines().count() == 1, "{text}");
+    place.fail(2, "once for each", &["wait", "a", "b", "--seen", "1"]);
+    // That the time was up is told to programs as well.
+    let objects = place.objects(&["wait", "a", "b", "--timeout", "10ms"]);
+    assert!(
+        objects.len() == 2 && objects.iter().all(|object| object["timed_out"] == true && object["changed"] == false)
+    );
+}
+
+#[test]
+fn nobody_waits_for_a_listener_that_is_gone() {
+    for (arguments, status) in [(&["wait", "a"][..], 1), (&["wait", "a", "--read-only"], 1), (&["watch"], 0)] {
+        // A pipe.
+        let place = Place::with_keys(["a"]);
+        let mut waiter = place.start(arguments);
+        eventually("waiting for the tool", || !place.objects(&["ps"]).is_empty());
+        drop(waiter.child().stdout.take());
+        assert_eq!(waiter.status().code(), Some(status), "{arguments:?}");
+        // A terminal that is not its own, so that no signal comes.
+        let pair = crate::tool::pty();
+        let mut command = place.command(arguments);
+        command.stdin(std::process::Stdio::null()).stdout(pair.slave).stderr(std::process::Stdio::null());
+        let waiter = Running::start(&mut command);
+        eventually("waiting for the tool", || !place.objects(&["ps"]).is_empty());
+        drop((command, pair.master));
+        assert_eq!(waiter.status().code(), Some(status), "{arguments:?}");
+        place.sync("a").mark_updated().unwrap();
+    }
+}
+
+#[test]
+fn the_first_process_of_a_container_ends_when_it_is_told_to() {
+    if !crate::tool::can_be_first() {
+        return;
+    }
+    for (arguments, signal) in
+        [(["wait", "a"], Signal::SIGTERM), (["watch", "*"], Signal::SIGTERM), (["watch", "*"], Signal::SIGINT)]
+    {
+        let place = Place::with_keys(["a"]);
+        let (outer, first) = crate::tool::start_first(&place, &arguments);
+        eventually("waiting for the tool", || !place.objects(&["ps"]).is_empty());
+        nix::sys::signal::kill(first, signal).unwrap();
+        assert_eq!(outer.status().code(), Some(128 + signal as i32), "{arguments:?}");
+    }
 }
 
 #[test]

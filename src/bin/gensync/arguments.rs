@@ -4,22 +4,32 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use gensync::CacheKey;
 
-use crate::keys::{KeyOptions, Selection};
+use crate::failure::Outcome;
+use crate::keys::{Digests, KeyOptions, Keys, Selection};
 use crate::target::Target;
 use crate::time::parse_duration;
 
-const STATUSES: &str = "\
+pub(crate) const STATUSES: &str = "\
 Exit status:
-  0  done; for wait: the key has changed
+  0  done; for wait: a key has changed
   1  a negative answer: no such key, nothing matches, timed out, a person is needed, not confirmed
   2  the command line is wrong
   3  the table, or something else that the command needs, cannot be used
-exec ends with the status of its command: 128 + N if signal N killed it, 126 if it cannot be run, 127 if there is none.
+exec ends with the status of its command: 128 + N if signal N killed it, 125 if gensync itself failed or refused to run it,
+126 if it cannot be run, 127 if there is none.
 watch --exec ends with the status of the last command that failed.
 
 ls, get, stat, ps, top, doctor and metrics only read: they need no write permission, never create a table and never
 change a byte of it. wait and watch say in the table that somebody waits, if they may; with --read-only they do not.";
+
+/// Of the tool as a whole.
+pub(crate) const EXAMPLES: &str = "\
+export GENSYNC_TABLE=/run/shop/shop.gensync
+gensync create siteconfig:1
+gensync exec siteconfig:1 -- ./migrate --settings
+gensync wait siteconfig:1 --timeout 30";
 
 /// Looks at the generations that processes share, and changes them
 #[derive(Debug, Parser)]
@@ -38,61 +48,107 @@ pub(crate) struct Arguments {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// List keys
+    #[command(after_long_help = "Examples:\n  gensync ls 'user:*'\n  gensync --json ls --sort updates")]
     Ls(Ls),
-    /// Print the generation of a key
+    /// Print the generations of keys
+    #[command(after_long_help = "Examples:\n  gensync get siteconfig:1\n  gensync get siteconfig:1 prices")]
     Get(Get),
     /// Say that what keys stand for was changed: everybody loads it again
+    #[command(
+        after_long_help = "Examples:\n  gensync mark siteconfig:1\n  gensync mark 'user:*'\n  gensync mark --create siteconfig:1"
+    )]
     Mark(Mark),
     /// Expire keys, though nothing was changed: everybody loads again
+    #[command(after_long_help = "Examples:\n  gensync clear 'user:*'\n  gensync clear --all")]
     Clear(Clear),
-    /// Create a key, and the table if there is none
+    /// Create keys, and the table if there is none
+    #[command(
+        after_long_help = "Examples:\n  gensync create siteconfig:1 prices\n  gensync create --mode 660 --part user --part 7"
+    )]
     Create(Create),
     /// Run a command that changes what keys stand for: everybody loads again when it has ended, even if it is killed
+    #[command(
+        after_long_help = "Examples:\n  gensync exec siteconfig:1 -- ./migrate --settings\n  gensync exec 'user:*' -- ./import-users\n  gensync exec --must-exist prices -- ./import-prices"
+    )]
     Exec(Exec),
-    /// Wait until a key changes
+    /// Wait until one of some keys changes
+    #[command(
+        after_long_help = "Examples:\n  gensync wait siteconfig:1 --timeout 30\n  gensync wait siteconfig:1 --seen \"$seen\" --timeout 2m"
+    )]
     Wait(Wait),
     /// Print each change as it comes
+    #[command(
+        after_long_help = "Examples:\n  gensync watch 'user:*' --timeout 10s\n  gensync watch --exec './purge -- {key} {generation}'"
+    )]
     Watch(Watch),
     /// List the processes that have the table mapped, with the time since when each has been running
+    #[command(after_long_help = "Examples:\n  gensync ps")]
     Ps,
     /// Show keys by their rate of updates, live
+    #[command(after_long_help = "Examples:\n  gensync top --interval 2\n  gensync --json top --count 1")]
     Top(Top),
     /// Show the table as a whole: size, occupancy, header
+    #[command(after_long_help = "Examples:\n  gensync stat")]
     Stat,
     /// Look for everything that goes wrong in practice; exit status 1 if something needs a person
+    #[command(after_long_help = "Examples:\n  gensync doctor")]
     Doctor,
     /// Begin the table anew: everybody loads everything again, keys that nobody uses are gone
+    #[command(after_long_help = "Examples:\n  gensync reset --yes")]
     Reset(Confirmed),
     /// Remove the table; a process that uses it again makes a new one
+    #[command(after_long_help = "Examples:\n  gensync rm --yes")]
     Rm(Confirmed),
     /// Print figures as OpenMetrics text, as for a node exporter's textfile collector
+    #[command(after_long_help = "Examples:\n  gensync metrics --output /var/lib/node_exporter/textfile/shop.prom")]
     Metrics(Metrics),
     /// Measure what checks, updates and wakings cost on this machine
+    #[command(after_long_help = "Examples:\n  gensync bench --seconds 2")]
     Bench(Bench),
     #[command(hide = true)]
     BenchWorker(BenchWorker),
     #[command(hide = true)]
     Witness(WitnessOptions),
     /// Print a script that completes command lines
+    #[command(after_long_help = "Examples:\n  gensync completions bash > /etc/bash_completion.d/gensync")]
     Completions {
         /// The shell
         shell: clap_complete::Shell,
     },
     /// Print the manual page, of the tool or of one command
+    #[command(after_long_help = "Examples:\n  gensync man exec\n  gensync man --all /usr/local/share/man/man1")]
     Man {
         /// The command
+        #[arg(conflicts_with = "all")]
         command: Option<String>,
+        /// Write all pages, of the tool and of each command, to this folder
+        #[arg(long, value_name = "DIR")]
+        all: Option<PathBuf>,
     },
+    /// List the tables that this user can see: in the default folder, /dev/shm, XDG_RUNTIME_DIR and mapped by processes
+    #[command(after_long_help = "Examples:\n  gensync tables")]
+    Tables,
+    /// For the scripts that complete command lines: what there is
+    #[command(name = "__complete", hide = true)]
+    Complete { what: Completed },
 }
 
-/// One key.
-#[derive(Args, Debug)]
-pub(crate) struct OneKey {
-    /// The key
-    #[arg(required_unless_present = "part", conflicts_with = "part")]
-    pub(crate) key: Option<String>,
-    #[command(flatten)]
-    pub(crate) options: KeyOptions,
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Completed {
+    Keys,
+}
+
+/// Whether the command line is one of `exec`, though it could not be parsed.
+pub(crate) fn is_exec(words: impl IntoIterator<Item = std::ffi::OsString>) -> bool {
+    let mut words = words.into_iter().skip(1);
+    while let Some(word) = words.next() {
+        match word.to_str() {
+            Some("--table" | "-t" | "--app" | "-a") => _ = words.next(),
+            Some(option) if option.starts_with('-') => {}
+            word => return word == Some("exec"),
+        }
+    }
+    false
 }
 
 #[derive(Args, Debug)]
@@ -117,14 +173,26 @@ pub(crate) enum Order {
 
 #[derive(Args, Debug)]
 pub(crate) struct Get {
+    /// The keys; of several, each line has the key as well
+    #[arg(value_name = "KEY", required_unless_present_any = ["part", "digest"], conflicts_with = "part")]
+    texts: Vec<String>,
     #[command(flatten)]
-    pub(crate) key: OneKey,
+    digests: Digests,
+    #[command(flatten)]
+    options: KeyOptions,
+}
+
+impl Get {
+    /// By name, and by digest.
+    pub(crate) fn keys(&self) -> Outcome<(Vec<CacheKey>, &[u128])> {
+        Ok((self.options.keys(&self.texts)?, &self.digests.digest))
+    }
 }
 
 #[derive(Args, Debug)]
 pub(crate) struct Mark {
     /// Create keys, and the table, that are missing, rather than fail
-    #[arg(long, conflicts_with = "all")]
+    #[arg(long, conflicts_with_all = ["all", "digest"])]
     pub(crate) create: bool,
     #[command(flatten)]
     pub(crate) selection: Selection,
@@ -132,50 +200,54 @@ pub(crate) struct Mark {
 
 #[derive(Args, Debug)]
 pub(crate) struct Clear {
+    /// Create keys, and the table, that are missing, rather than fail
+    #[arg(long, conflicts_with_all = ["all", "digest"])]
+    pub(crate) create: bool,
     #[command(flatten)]
     pub(crate) selection: Selection,
 }
 
 #[derive(Args, Debug)]
 pub(crate) struct Create {
-    /// Permissions of a new table, in octal
-    #[arg(long, default_value = "600", value_parser = parse_mode)]
-    pub(crate) mode: u32,
-    /// How many keys the first segment of a new table has room for
-    #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u64).range(1..=33_554_432))]
-    pub(crate) capacity: u64,
+    /// Permissions of a new table, in octal; 600 unless given. One that is there and has others is not used
+    #[arg(long, value_parser = parse_mode)]
+    pub(crate) mode: Option<u32>,
+    /// How many keys the first segment of a new table has room for; 1024 unless given
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=33_554_432))]
+    pub(crate) capacity: Option<u64>,
     #[command(flatten)]
-    pub(crate) key: OneKey,
+    pub(crate) keys: Keys,
 }
 
 #[derive(Args, Debug)]
 pub(crate) struct Exec {
-    /// The keys that the command changes
-    #[arg(value_name = "KEY", required_unless_present = "part", conflicts_with = "part")]
-    pub(crate) keys: Vec<String>,
-    /// Create keys, and the table, that are missing, rather than fail
-    #[arg(long)]
+    /// Create the table, if it is missing; missing keys are created in any case
+    #[arg(long, conflicts_with = "must_exist")]
     pub(crate) create: bool,
+    /// Do not run the command unless each key is there, and each glob matches one
+    #[arg(long, visible_alias = "existing")]
+    pub(crate) must_exist: bool,
+    #[command(flatten)]
+    pub(crate) selection: Selection,
     /// The command and its arguments
     #[arg(last = true, required = true, value_name = "COMMAND")]
     pub(crate) command: Vec<std::ffi::OsString>,
-    #[command(flatten)]
-    pub(crate) options: KeyOptions,
 }
 
 #[derive(Args, Debug)]
 pub(crate) struct Wait {
-    /// The generation that you have seen: if it is not the present one, there is no need to wait
+    /// The generation that you have seen: if it is not the present one, there is no need to wait. Of several keys, once for each,
+    /// in their order
     #[arg(long, value_name = "GENERATION")]
-    pub(crate) seen: Option<u64>,
-    /// Wait no longer than this, such as 500ms, 30s or 2m
+    pub(crate) seen: Vec<u64>,
+    /// Wait no longer than this, such as 30 or 30s, 500ms, or 2m
     #[arg(long, value_parser = parse_duration)]
     pub(crate) timeout: Option<Duration>,
     /// Say nothing in the table: look 100 times a second instead of being woken
     #[arg(long)]
     pub(crate) read_only: bool,
     #[command(flatten)]
-    pub(crate) key: OneKey,
+    pub(crate) keys: Keys,
 }
 
 #[derive(Args, Debug)]
@@ -188,7 +260,7 @@ pub(crate) struct Watch {
     /// End after so many changes
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) count: Option<u64>,
-    /// End after this time, such as 500ms, 30s or 2m
+    /// End after this time, such as 30 or 30s, 500ms, or 2m
     #[arg(long, value_parser = parse_duration)]
     pub(crate) timeout: Option<Duration>,
     /// Say nothing in the table: look 100 times a second instead of being woken
@@ -198,7 +270,7 @@ pub(crate) struct Watch {
 
 #[derive(Args, Debug)]
 pub(crate) struct Top {
-    /// The time from one look to the next, such as 500ms or 2s
+    /// The time from one look to the next, such as 2 or 500ms
     #[arg(long, default_value = "1s", value_parser = parse_interval)]
     pub(crate) interval: Duration,
     /// Print what the screen would show after one interval, as text, and end; no terminal is needed
@@ -241,6 +313,12 @@ pub(crate) struct BenchWorker {
 
 #[derive(Args, Debug)]
 pub(crate) struct WitnessOptions {
+    #[arg(long)]
+    pub(crate) all: bool,
+    #[arg(long)]
+    pub(crate) glob: Vec<glob::Pattern>,
+    #[command(flatten)]
+    pub(crate) digests: Digests,
     /// As they are in the table.
     #[arg(last = true)]
     pub(crate) keys: Vec<String>,

@@ -1,16 +1,24 @@
 //! Commands that change a table: `mark`, `clear`, `create`, `reset`, `rm`.
 
 use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
 
-use gensync::{CacheKey, GenerationSynchronizer, SlotInfo, Table};
+use gensync::{CacheKey, GenerationSynchronizer, SlotInfo, Table, TableState};
+use nix::unistd::Uid;
 use serde_json::json;
 
 use crate::arguments::{Clear, Confirmed, Create, Mark};
 use crate::failure::{DONE, Failure, Outcome, complain};
-use crate::keys::{Selection, by_label, matches};
-use crate::list::no_such_key;
+use crate::keys::{Selection, by_label, no_such_key};
+use crate::notice::{LIMIT, while_waiting};
 use crate::output::{Output, label, object, printable};
+use crate::processes::{holders, name_of};
 use crate::target::Target;
+
+/// Of a new table, unless the command line says otherwise.
+const MODE: u32 = 0o600;
+const CAPACITY: u64 = 1024;
 
 pub(crate) fn mark(target: &Target, options: &Mark, output: &mut Output) -> Outcome {
     change(target, &options.selection, options.create, output)
@@ -18,38 +26,33 @@ pub(crate) fn mark(target: &Target, options: &Mark, output: &mut Output) -> Outc
 
 /// The same as `mark`: this process has no state that it could keep.
 pub(crate) fn clear(target: &Target, options: &Clear, output: &mut Output) -> Outcome {
-    change(target, &options.selection, false, output)
+    change(target, &options.selection, options.create, output)
 }
 
 fn change(target: &Target, selection: &Selection, create: bool, output: &mut Output) -> Outcome {
-    let (keys, globs) = (selection.keys()?, selection.globs()?);
-    let table = if create { target.create(|options| options)? } else { target.write()? };
+    let (keys, choices) = (selection.keys()?, selection.choices()?);
+    let table =
+        while_waiting(reset_in_the_way, || if create { target.create(|options| options) } else { target.write() })?;
     let (mut changed, mut failures) = (Vec::new(), Vec::new());
     for key in keys {
         if !create && table.generation(&key)?.is_none() {
-            failures.push(no_such_key(key.as_str()));
+            failures.push(no_such_key(&table, key.as_str()));
             continue;
         }
         changed.extend(mark_key(&table, &key)?);
     }
-    for glob in &globs {
-        let mut matching = table.clear_matching(|slot| matches(glob, slot))?;
+    for choice in &choices {
+        let mut matching = table.clear_matching(|slot| choice.matches(slot))?;
         matching.sort_unstable_by(by_label);
-        if matching.is_empty() && !selection.is_all() {
-            failures.push(Failure::Negative(format!("no key matches '{}'", printable(glob.as_str().as_bytes()))));
+        if matching.is_empty() {
+            failures.extend(choice.nothing(&table));
         }
         changed.append(&mut matching);
     }
     // Whether it can be told or not, everything has been done by now.
     changed.iter().try_for_each(|slot| tell(slot, output))?;
     output.flush()?;
-    match failures.pop() {
-        None => Ok(DONE),
-        Some(last) => {
-            failures.iter().for_each(|failure| _ = failure.report());
-            Err(last)
-        }
-    }
+    Failure::all(failures)
 }
 
 /// Announces a change of `key`, which is created if it is missing.
@@ -69,33 +72,91 @@ fn tell(slot: &SlotInfo, output: &mut Output) -> Outcome<()> {
 }
 
 pub(crate) fn create(target: &Target, options: &Create, output: &mut Output) -> Outcome {
-    let key = options.key.key()?;
-    let table = target.create(|table| table.mode(options.mode).capacity(options.capacity))?;
-    GenerationSynchronizer::new(&table, &key)?;
-    table.slot(&key)?.iter().try_for_each(|slot| tell(slot, output))?;
+    let keys = options.keys.keys()?;
+    let (mode, capacity) = (options.mode.unwrap_or(MODE), options.capacity.unwrap_or(CAPACITY));
+    let table = while_waiting(reset_in_the_way, || target.create(|table| table.mode(mode).capacity(capacity)))?;
+    if let Some(path) = table.path()
+        && let Ok(metadata) = std::fs::metadata(path)
+    {
+        let shown = printable(path.as_os_str().as_encoded_bytes());
+        let (found, owner) = (metadata.mode() & 0o7777, metadata.uid());
+        let whose = if owner == Uid::effective().as_raw() {
+            String::new()
+        } else {
+            format!(" and belongs to {}", name_of(owner))
+        };
+        if options.mode.is_some_and(|mode| mode != found) {
+            return Err(Failure::Unusable(format!(
+                "{shown}: the table was there already: its mode is {found:04o}{whose}, expected mode {mode:04o}; no key was \
+                 created\n  --mode is for a new table: leave it away to use this one as it is, or have its owner change the mode \
+                 (chmod) if no stranger has written to it"
+            )));
+        }
+        if !whose.is_empty() {
+            complain(&format!(
+                "{shown}: the table was there already: its mode is {found:04o}{whose}; whoever may write to it can forge generations"
+            ));
+        }
+        let slots = table.info().capacity;
+        if options.capacity.is_some_and(|capacity| capacity.next_power_of_two() != slots) {
+            complain(&format!(
+                "{shown}: the table was there already, with room for {slots} keys in its first segment; --capacity is for a new one"
+            ));
+        }
+    }
+    for key in &keys {
+        GenerationSynchronizer::new(&table, key)?;
+        table.slot(key)?.iter().try_for_each(|slot| tell(slot, output))?;
+    }
     Ok(DONE)
 }
 
+/// What a command that announces something may have to wait for.
+pub(crate) fn reset_in_the_way() -> String {
+    format!("waiting for a reset of the table to end, for {LIMIT} at most")
+}
+
+/// What the end of a table may have to wait for.
+fn updates_in_the_way(path: &Path) -> String {
+    let holders = std::fs::metadata(path).map(|metadata| holders(&metadata)).unwrap_or_default();
+    let own = format!("{} (", std::process::id());
+    let holders: Vec<_> = holders.into_iter().filter(|holder| !holder.starts_with(&own)).collect();
+    let named = if holders.is_empty() { "none that can be seen".to_owned() } else { holders.join(", ") };
+    format!("waiting for updates in flight to end, for {LIMIT} at most; processes that have one: {named}")
+}
+
 pub(crate) fn reset(target: &Target, options: &Confirmed, output: &mut Output) -> Outcome {
-    let (table, path) = (target.write()?, target.path()?.display().to_string());
-    let path = printable(path.as_bytes());
+    let file = target.path()?;
+    let table = while_waiting(reset_in_the_way, || target.write())?;
+    let path = printable(file.as_os_str().as_encoded_bytes());
     confirm(options, &format!("Begin {path} anew, so that every process loads everything again?"))?;
-    table.reset()?;
-    let incarnation = format!("{:032x}", table.info().incarnation);
+    let before = table.info().incarnation;
+    let result = while_waiting(|| updates_in_the_way(&file), || table.reset());
+    let (incarnation, by) = match result {
+        Ok(()) => (table.info().incarnation, ""),
+        // Somebody else's reset, which ended after this one had begun, has done all that was asked for.
+        Err(error) => match target.read().map(|table| table.info()) {
+            Ok(info) if info.incarnation != before && info.state == TableState::Live => {
+                (info.incarnation, ": another process has finished the reset")
+            }
+            _ => return Err(error.into()),
+        },
+    };
+    let incarnation = format!("{incarnation:032x}");
     match output.is_json() {
-        true => output.object(&json!({ "table": path, "incarnation": incarnation }))?,
-        false => output.line(&format!("{path} has begun anew, as incarnation {incarnation}"))?,
+        true => output.object(&json!({ "table": path, "incarnation": incarnation, "by_another": !by.is_empty() }))?,
+        false => output.line(&format!("{path} has begun anew, as incarnation {incarnation}{by}"))?,
     }
     Ok(DONE)
 }
 
 pub(crate) fn rm(target: &Target, options: &Confirmed, output: &mut Output) -> Outcome {
-    let (table, path) = (target.write()?, target.path()?.display().to_string());
-    let path = printable(path.as_bytes());
+    let (table, file) = (target.write()?, target.path()?);
+    let path = printable(file.as_os_str().as_encoded_bytes());
     let scan = crate::processes::scan(&table);
     let users = scan.text();
     confirm(options, &format!("Remove {path}? Processes that have it mapped: {users}."))?;
-    table.remove()?;
+    while_waiting(|| updates_in_the_way(&file), || table.remove())?;
     if !scan.processes.is_empty() || scan.blind.is_some() {
         complain(&format!(
             "processes that had the table mapped: {users}; those that use it again make a new one, if they may"

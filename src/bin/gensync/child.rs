@@ -10,7 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::unistd::{Pid, getpgrp, tcgetpgrp};
+use nix::sys::wait::{Id, WaitPidFlag, waitid, waitpid};
+use nix::unistd::{Pid, getpgrp, getpid, getsid, tcgetpgrp};
 
 /// What the child gets as well.
 const PASSED_ON: [Signal; 6] =
@@ -60,23 +61,62 @@ fn is_in_foreground() -> bool {
     File::open("/dev/tty").is_ok_and(|terminal| tcgetpgrp(terminal) == Ok(getpgrp()))
 }
 
+/// Whether this process leads its session, as the command of `ssh -t` or the first process of a container does.
+fn is_leader() -> bool {
+    getsid(None) == Ok(getpid())
+}
+
 fn wait_for(mut child: Child, signals: &SigSet) -> Option<ExitStatus> {
     let Ok(descriptor) = SignalFd::with_flags(signals, SfdFlags::SFD_CLOEXEC) else { return child.wait().ok() };
     loop {
-        match child.try_wait() {
+        let ended = child.try_wait();
+        if matches!(ended, Ok(None)) {
+            reap_others(&child);
+        }
+        match ended {
             Ok(Some(status)) => return Some(status),
             Ok(None) => {}
             Err(_) => return None,
         }
         let Ok(Some(signal)) = descriptor.read_signal() else { continue };
-        // The terminal's signals have come to the child as well.
-        if signal.ssi_code != FROM_THE_KERNEL
-            && let Ok(signal) = Signal::try_from(signal.ssi_signo as i32)
-            && signal != Signal::SIGCHLD
-        {
+        let is_from_the_kernel = signal.ssi_code == FROM_THE_KERNEL;
+        let Ok(signal) = Signal::try_from(signal.ssi_signo as i32) else { continue };
+        // The terminal's signals have come to the child as well; but that it is gone, only to the session's leader.
+        let is_told = is_from_the_kernel && !(signal == Signal::SIGHUP && is_leader());
+        if signal != Signal::SIGCHLD && !is_told {
             pass_on(signal, &child);
         }
     }
+}
+
+/// As the first process of a container: lets go of those whose parents are gone, which the kernel has made its children.
+fn reap_others(child: &Child) {
+    if !is_first() {
+        return;
+    }
+    let peek = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+    while let Ok(status) = waitid(Id::All, peek) {
+        // Its status is for `try_wait` to take, which is asked again as its end comes with a signal.
+        let Some(pid) = status.pid().filter(|pid| pid.as_raw() != child.id() as i32) else { return };
+        let _ = waitpid(pid, None);
+    }
+}
+
+/// Whether this is the first process of a process namespace, which gets no signal that it does not handle, and which is to take
+/// care of all that lose their parents.
+pub(crate) fn is_first() -> bool {
+    getpid().as_raw() == 1
+}
+
+/// As the first process: runs the command in a child, and does what a first process is for.
+///
+/// # Errors
+///
+/// There can be no child.
+pub(crate) fn run_as_first() -> io::Result<u8> {
+    let mut command = this_program()?;
+    command.args(std::env::args_os().skip(1));
+    Ok(status_of(run(&mut command)?))
 }
 
 fn pass_on(signal: Signal, child: &Child) {

@@ -11,6 +11,8 @@ pub(crate) const DONE: u8 = 0;
 pub(crate) const NEGATIVE: u8 = 1;
 pub(crate) const USAGE: u8 = 2;
 pub(crate) const UNUSABLE: u8 = 3;
+/// `exec` itself failed, or refused to run the command: as `env` and `timeout` have it.
+pub(crate) const EXEC_FAILED: u8 = 125;
 
 #[derive(Debug)]
 pub(crate) enum Failure {
@@ -27,6 +29,13 @@ pub(crate) enum Failure {
 }
 
 impl Failure {
+    /// Success if there is none; else all but the last are told, which is for the caller to report.
+    pub(crate) fn all(mut failures: Vec<Self>) -> Outcome {
+        let Some(last) = failures.pop() else { return Ok(DONE) };
+        failures.iter().for_each(|failure| _ = failure.report());
+        Err(last)
+    }
+
     /// Tells it on stderr, and gives the exit status.
     pub(crate) fn report(&self) -> u8 {
         let (status, text) = match self {
@@ -77,11 +86,20 @@ pub(crate) fn explain(error: &Error) -> String {
         // The error itself says which one.
         ErrorKind::NotFound if error.missing_folder().is_some() => return text,
         ErrorKind::NotFound => {
-            // The library's advice is for programs.
-            let path = error.path().map_or_else(String::new, |path| format!("{}: ", path.display()));
-            text = format!("{}no such table", crate::output::printable(path.as_bytes()));
-            "`gensync create KEY` makes one; but if processes use one, see that --table, --app or GENSYNC_TABLE names theirs \
-             (--app also depends on XDG_RUNTIME_DIR)"
+            let Some(path) = error.path() else { return text };
+            let shown = crate::output::printable(path.as_os_str().as_encoded_bytes());
+            // Whatever is not there: the table may be the least of it.
+            let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+            if let Some(missing) = folder.and_then(|folder| folder.ancestors().filter(|one| !one.exists()).last()) {
+                let missing = crate::output::printable(missing.as_os_str().as_encoded_bytes());
+                text = format!("{shown}: no such table, as the folder {missing} does not exist");
+                "make the folder, as the user whose processes are to use the table; or see that --table, --app or \
+                 GENSYNC_TABLE names the right one (--app also depends on XDG_RUNTIME_DIR)"
+            } else {
+                text = format!("{shown}: no such table");
+                "`gensync create KEY` makes one; but if processes use one, see that --table, --app or GENSYNC_TABLE names \
+                 theirs (--app also depends on XDG_RUNTIME_DIR)"
+            }
         }
         ErrorKind::Permission => "run this as the table's owner or as root",
         ErrorKind::NetworkFileSystem { .. } => "here, --allow-fuse accepts a FUSE file system",

@@ -2,12 +2,15 @@
 
 use std::cmp::Ordering;
 
+use std::time::SystemTime;
+
 use clap::Args;
 use gensync::{CacheKey, KeyNormalizer, SlotInfo, Table};
 use glob::Pattern;
 
-use crate::arguments::OneKey;
 use crate::failure::{Failure, Outcome};
+use crate::output::printable;
+use crate::time::{local, rough};
 
 /// How keys are made.
 #[derive(Args, Debug)]
@@ -54,48 +57,140 @@ impl KeyOptions {
     }
 }
 
-impl OneKey {
-    pub(crate) fn key(&self) -> Outcome<CacheKey> {
-        // Either is required.
-        self.options.keys(&self.key).map(|keys| keys.into_iter().next().expect("a key or a part was given"))
-    }
-}
-
-/// Keys by name, by glob, or all.
+/// One key or several, each by its name.
 #[derive(Args, Debug)]
-pub(crate) struct Selection {
-    /// Keys, or globs (*, ? and [...]) of keys as `gensync ls` shows them
-    #[arg(value_name = "KEY", required_unless_present_any = ["part", "all"], conflicts_with_all = ["part", "all"])]
+pub(crate) struct Keys {
+    /// The keys
+    #[arg(value_name = "KEY", required_unless_present = "part", conflicts_with = "part")]
     texts: Vec<String>,
-    /// All keys of the table
-    #[arg(long, conflicts_with = "part")]
-    all: bool,
     #[command(flatten)]
     options: KeyOptions,
 }
 
-impl Selection {
+impl Keys {
+    /// At least one; each once.
     pub(crate) fn keys(&self) -> Outcome<Vec<CacheKey>> {
-        self.options.keys(self.texts.iter().filter(|text| !self.options.is_glob(text)))
-    }
-
-    pub(crate) fn globs(&self) -> Outcome<Vec<Pattern>> {
-        let texts = self.texts.iter().filter(|text| self.options.is_glob(text));
-        let globs = texts.map(|text| {
-            Pattern::new(text).map_err(|error| {
-                Failure::Usage(format!("'{text}' is no glob: {error}; with --raw or --part it is taken for a key"))
-            })
-        });
-        globs.chain(self.all.then(|| Ok(everything()))).collect()
-    }
-
-    pub(crate) fn is_all(&self) -> bool {
-        self.all
+        self.options.keys(&self.texts).map(each_once)
     }
 }
 
-fn everything() -> Pattern {
-    Pattern::new("*").expect("a star is a glob")
+/// Keys by name, by glob, by digest, or all.
+#[derive(Args, Debug)]
+pub(crate) struct Selection {
+    /// Keys, or globs (*, ? and [...]) of keys as `gensync ls` shows them
+    #[arg(value_name = "KEY", required_unless_present_any = ["part", "all", "digest"], conflicts_with_all = ["part", "all"])]
+    texts: Vec<String>,
+    /// All keys of the table
+    #[arg(long, conflicts_with_all = ["part", "digest"])]
+    all: bool,
+    #[command(flatten)]
+    digests: Digests,
+    #[command(flatten)]
+    options: KeyOptions,
+}
+
+/// Keys by their digests.
+#[derive(Args, Debug)]
+pub(crate) struct Digests {
+    /// The key with this digest, as `gensync ls --json` tells it: also if its label is cut or is no text
+    #[arg(long, value_name = "HEX", value_parser = parse_digest, help_heading = "Keys")]
+    pub(crate) digest: Vec<u128>,
+}
+
+fn parse_digest(text: &str) -> Result<u128, String> {
+    let number = Some(text).filter(|text| text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit()));
+    number
+        .and_then(|text| u128::from_str_radix(text, 16).ok())
+        .ok_or_else(|| "expected the 32 hexadecimal digits of \"digest\" in `gensync ls --json`".to_owned())
+}
+
+/// What chooses several keys at once, or one of which no more than that is known.
+#[derive(Clone, Debug)]
+pub(crate) enum Choice {
+    All,
+    Glob(Pattern),
+    Digest(u128),
+}
+
+impl Choice {
+    pub(crate) fn matches(&self, slot: &SlotInfo) -> bool {
+        match self {
+            Self::All => true,
+            Self::Glob(glob) => matches(glob, slot),
+            Self::Digest(digest) => slot.digest() == *digest,
+        }
+    }
+
+    /// As arguments that choose the same.
+    pub(crate) fn arguments(&self) -> Vec<String> {
+        match self {
+            Self::All => vec!["--all".to_owned()],
+            Self::Glob(glob) => vec!["--glob".to_owned(), glob.as_str().to_owned()],
+            Self::Digest(digest) => vec!["--digest".to_owned(), format!("{digest:032x}")],
+        }
+    }
+
+    /// What is said if there is no such key; `None` if that is nothing to be said.
+    pub(crate) fn nothing(&self, table: &Table) -> Option<Failure> {
+        let what = match self {
+            Self::All => return None,
+            Self::Glob(glob) => format!("no key matches '{}'", printable(glob.as_str().as_bytes())),
+            Self::Digest(digest) => {
+                format!("no key has the digest {digest:032x}; each incarnation of a table has digests of its own")
+            }
+        };
+        Some(Failure::Negative(what + &anew(table)))
+    }
+}
+
+impl Selection {
+    /// The keys that are named.
+    pub(crate) fn keys(&self) -> Outcome<Vec<CacheKey>> {
+        self.options.keys(self.texts.iter().filter(|text| !self.options.is_glob(text))).map(each_once)
+    }
+
+    /// What else chooses keys.
+    pub(crate) fn choices(&self) -> Outcome<Vec<Choice>> {
+        let texts = self.texts.iter().filter(|text| self.options.is_glob(text));
+        let globs = texts.map(|text| {
+            Pattern::new(text).map(Choice::Glob).map_err(|error| {
+                Failure::Usage(format!("'{text}' is no glob: {error}; with --raw or --part it is taken for a key"))
+            })
+        });
+        let digests = self.digests.digest.iter().map(|digest| Ok(Choice::Digest(*digest)));
+        globs.chain(self.all.then_some(Ok(Choice::All))).chain(digests).collect()
+    }
+}
+
+fn each_once(keys: Vec<CacheKey>) -> Vec<CacheKey> {
+    let mut seen = std::collections::HashSet::new();
+    keys.into_iter().filter(|key| seen.insert(key.as_str().to_owned())).collect()
+}
+
+/// What is said of a key that no process has attached to.
+pub(crate) fn no_such_key(table: &Table, key: &str) -> Failure {
+    let key = printable(key.as_bytes());
+    Failure::Negative(format!(
+        "no such key: {key}\n  no process has attached to it since the table was made; `gensync ls` shows the keys that there \
+         are (other processes may put a domain in front), `gensync create` makes one{}",
+        anew(table)
+    ))
+}
+
+/// What tells a key that went with a reset from one that never was.
+pub(crate) fn anew(table: &Table) -> String {
+    let info = table.info();
+    if info.floor == 0 {
+        return String::new();
+    }
+    let age = SystemTime::now().duration_since(info.created).unwrap_or_default();
+    format!(
+        "\n  the table began anew at {} ({} ago), by a reset or as its file was replaced: keys that no process has used since \
+         are gone, though they are spelt right, and a process that uses one again loads it then. `mark --create` announces a change in \
+         either case",
+        local(info.created),
+        rough(age)
+    )
 }
 
 /// The table's keys that match, or all, in no order.

@@ -6,7 +6,7 @@ use gensync::SlotInfo;
 
 use crate::arguments::{Get, Ls, Order};
 use crate::failure::{DONE, Failure, Outcome};
-use crate::keys::{by_label, chosen};
+use crate::keys::{Choice, by_label, chosen, no_such_key};
 use crate::output::{ATTENTION, BAD, Cell, FAINT, GOOD, Output, label, left, object, right};
 use crate::target::Target;
 
@@ -70,25 +70,36 @@ fn row(slot: &SlotInfo) -> Vec<Cell> {
 }
 
 pub(crate) fn get(target: &Target, options: &Get, output: &mut Output) -> Outcome {
-    let key = options.key.key()?;
-    let slot = target.read()?.slot(&key)?.ok_or_else(|| no_such_key(key.as_str()))?;
-    if output.is_json() {
-        let mut object = object(&slot);
-        // The whole of it is known here.
-        object["key"] = key.as_str().into();
-        object["truncated"] = false.into();
-        output.object(&object)?;
-    } else {
-        output.line(&slot.generation().to_string())?;
+    let (keys, digests) = options.keys()?;
+    let table = target.read()?;
+    let (mut found, mut failures) = (Vec::new(), Vec::new());
+    for key in &keys {
+        match table.slot(key)? {
+            Some(slot) => found.push((Some(key), slot)),
+            None => failures.push(no_such_key(&table, key.as_str())),
+        }
     }
-    Ok(DONE)
-}
-
-/// What is said of a key that nobody has attached to.
-pub(crate) fn no_such_key(key: &str) -> Failure {
-    let key = crate::output::printable(key.as_bytes());
-    Failure::Negative(format!(
-        "no such key: {key}\n  no process has attached to it since the table was made; `gensync ls` shows the keys that there \
-         are (other processes may put a domain in front), `gensync create` makes one"
-    ))
+    for digest in digests {
+        match table.slots().find(|slot| slot.digest() == *digest) {
+            Some(slot) => found.push((None, slot)),
+            None => failures.extend(Choice::Digest(*digest).nothing(&table)),
+        }
+    }
+    for (key, slot) in &found {
+        if output.is_json() {
+            let mut object = object(slot);
+            if let Some(key) = key {
+                // The whole of it is known here.
+                object["key"] = key.as_str().into();
+                object["truncated"] = false.into();
+            }
+            output.object(&object)?;
+        } else if keys.len() + digests.len() == 1 {
+            output.line(&slot.generation().to_string())?;
+        } else {
+            output.line(&format!("{}  {}", label(slot), slot.generation()))?;
+        }
+    }
+    output.flush()?;
+    Failure::all(failures)
 }

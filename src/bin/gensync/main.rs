@@ -8,13 +8,16 @@ mod doctor;
 mod execute;
 mod failure;
 mod filesystem;
+mod hangup;
 mod keys;
 mod list;
 mod metrics;
+mod notice;
 mod output;
 mod pages;
 mod processes;
 mod stat;
+mod tables;
 mod target;
 mod time;
 mod top;
@@ -27,10 +30,21 @@ use std::process::ExitCode;
 use clap::Parser as _;
 
 use arguments::{Arguments, Command};
+use failure::EXEC_FAILED;
 use output::Output;
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    if child::is_first()
+        && let Ok(status) = child::run_as_first()
+    {
+        return ExitCode::from(status);
+    }
+    let arguments = Arguments::try_parse().unwrap_or_else(|error| {
+        let _ = error.print();
+        // For `exec`, 2 is a status of its command's.
+        let is_refusal = error.use_stderr() && arguments::is_exec(std::env::args_os());
+        std::process::exit(if is_refusal { EXEC_FAILED.into() } else { error.exit_code() })
+    });
     let mut output = Output::new(arguments.json);
     let outcome = run(&arguments, &mut output).and_then(|status| output.flush().map(|()| status));
     ExitCode::from(outcome.unwrap_or_else(|failure| failure.report()))
@@ -56,7 +70,9 @@ fn run(arguments: &Arguments, output: &mut Output) -> failure::Outcome {
         Command::BenchWorker(options) => bench::worker(options),
         Command::Witness(options) => witness::witness(target, options),
         Command::Completions { shell } => pages::completions(*shell, output),
-        Command::Man { command } => pages::man(command.as_deref(), output),
+        Command::Man { command, all } => pages::man(command.as_deref(), all.as_deref(), output),
+        Command::Tables => tables::tables(target, output),
+        Command::Complete { what } => pages::complete(*what, target, output),
         Command::Ps => processes::ps(target, output),
         Command::Watch(options) => watch::watch(target, options, output),
     }

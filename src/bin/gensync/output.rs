@@ -124,7 +124,7 @@ pub(crate) const fn right(name: &'static str) -> Column {
     Column { name, right: true }
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Cell {
     text: String,
     style: Style,

@@ -73,6 +73,13 @@ impl Target {
             {
                 self.read()
             }
+            // A descriptor of another process's anonymous table, which is to be looked at only.
+            Err(Failure::Table(error))
+                if matches!(error.kind(), ErrorKind::Symlink)
+                    && error.path().is_some_and(|path| path.starts_with("/proc")) =>
+            {
+                self.read()
+            }
             result => result,
         }
     }

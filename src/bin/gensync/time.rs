@@ -5,10 +5,26 @@ use std::time::{Duration, SystemTime};
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 
-/// A duration such as `500ms`, `30s` or `1h 30m`.
+/// A duration such as `500ms`, `30s` or `1h 30m`; a number without a unit is seconds.
 pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
-    let duration = text.parse::<SignedDuration>().ok().and_then(|duration| Duration::try_from(duration).ok());
-    duration.ok_or_else(|| "expected a time with its unit, such as 500ms, 30s or 2m".to_owned())
+    let is_number = text.starts_with(|first: char| first.is_ascii_digit() || first == '.')
+        && text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
+    let duration = if is_number {
+        text.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
+    } else {
+        text.parse::<SignedDuration>().ok().and_then(|duration| Duration::try_from(duration).ok())
+    };
+    duration.ok_or_else(|| "expected a time, such as 30 or 30s for seconds, 500ms, 2m or 1h 30m".to_owned())
+}
+
+/// A duration for people, by its greatest unit.
+pub(crate) fn rough(duration: Duration) -> String {
+    match duration.as_secs() {
+        seconds @ ..120 => format!("{seconds} s"),
+        seconds @ ..7200 => format!("{} min", seconds / 60),
+        seconds @ ..172_800 => format!("{} h", seconds / 3600),
+        seconds => format!("{} days", seconds / 86_400),
+    }
 }
 
 /// The time on the wall here, to the second.

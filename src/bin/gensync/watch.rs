@@ -14,6 +14,7 @@ use gensync::SlotInfo;
 use crate::arguments::Watch;
 use crate::child::status_of;
 use crate::failure::{DONE, Failure, Outcome, complain};
+use crate::hangup::{busy, end_with_the_listener};
 use crate::keys::matches;
 use crate::output::{FAINT, Output, label, object, printable};
 use crate::target::Target;
@@ -25,6 +26,7 @@ pub(crate) fn watch(target: &Target, options: &Watch, output: &mut Output) -> Ou
     let script = options.exec.as_deref().map(script);
     let deadline = options.timeout.and_then(|limit| Instant::now().checked_add(limit));
     let mut changes = table.watch();
+    end_with_the_listener(DONE);
     let (mut count, mut status) = (0, DONE);
     loop {
         let change = match deadline {
@@ -35,6 +37,8 @@ pub(crate) fn watch(target: &Target, options: &Watch, output: &mut Output) -> Ou
         if options.glob.as_ref().is_some_and(|glob| !matches(glob, &change)) {
             continue;
         }
+        // What was told of is also done.
+        let _busy = busy();
         tell(&change, output)?;
         if let Some(script) = &script {
             match run(script, &path, &change)? {

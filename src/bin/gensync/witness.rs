@@ -10,6 +10,7 @@ use crate::arguments::WitnessOptions;
 use crate::change::mark_key;
 use crate::child::this_program;
 use crate::failure::{DONE, Outcome, complain};
+use crate::keys::{Choice, matches};
 use crate::target::Target;
 
 /// The witness, as the process has it that is to be watched; which is over with when this is dropped.
@@ -18,11 +19,12 @@ pub(crate) struct Witness(Child);
 
 impl Witness {
     /// `None` if there can be no further process: that keeps nothing from being done.
-    pub(crate) fn start(target: &Target, keys: &[CacheKey]) -> Outcome<Option<Self>> {
+    pub(crate) fn start(target: &Target, keys: &[CacheKey], choices: &[Choice]) -> Outcome<Option<Self>> {
         let table = target.arguments()?;
         let start = || {
             let mut command = this_program()?;
-            command.args(table).args(["witness", "--"]).args(keys.iter().map(CacheKey::as_str));
+            command.args(table).arg("witness").args(choices.iter().flat_map(Choice::arguments));
+            command.arg("--").args(keys.iter().map(CacheKey::as_str));
             // It does not get what is typed at the terminal, and keeps nobody waiting for the end of the output.
             command.process_group(0).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()
         };
@@ -53,5 +55,9 @@ pub(crate) fn witness(target: &Target, options: &WitnessOptions) -> Outcome {
     for key in &options.keys {
         mark_key(&table, &CacheKey::raw(key))?;
     }
+    let WitnessOptions { all, glob, digests, .. } = options;
+    table.clear_matching(|slot| {
+        *all || glob.iter().any(|glob| matches(glob, slot)) || digests.digest.contains(&slot.digest())
+    })?;
     Ok(DONE)
 }
