@@ -95,7 +95,7 @@ extern crate self as gensync;
 mod builder;
 #[cfg(not(loom))]
 mod cached;
-#[cfg(all(feature = "tokio", not(loom)))]
+#[cfg(all(feature = "async", not(loom)))]
 mod changed;
 mod error;
 #[cfg(not(loom))]
@@ -145,7 +145,7 @@ mod wait;
 #[cfg(not(loom))]
 mod watch;
 
-#[cfg(all(feature = "tokio", not(loom)))]
+#[cfg(all(feature = "async", not(loom)))]
 pub use changed::{Changed, Changes};
 pub use error::{Error, ErrorKind};
 pub use generation::Generation;

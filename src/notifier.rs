@@ -20,7 +20,7 @@ use crate::error::Error;
 use crate::handle::Table;
 use crate::process::OfProcess;
 use crate::synchronizer::GenerationSynchronizer;
-#[cfg(feature = "tokio")]
+#[cfg(feature = "async")]
 use crate::synchronizer::Ticket;
 use crate::wait::SLICE;
 
@@ -46,7 +46,7 @@ struct Entry {
 pub(crate) enum Target {
     Descriptor(Arc<EventFd>),
     /// None while it need not be told.
-    #[cfg_attr(not(feature = "tokio"), expect(dead_code, reason = "descriptors are for all"))]
+    #[cfg_attr(not(feature = "async"), expect(dead_code, reason = "descriptors are for all"))]
     Task(Option<Waker>),
 }
 
@@ -157,7 +157,7 @@ impl Registration {
     }
 
     /// Has `waker` called when the key is not what `ticket` saw.
-    #[cfg(feature = "tokio")]
+    #[cfg(feature = "async")]
     pub(crate) fn set_waker(&self, waker: Waker, ticket: Ticket) {
         let mut target = Target::Task(Some(waker));
         let mut state = self.notifier.lock();

@@ -1,5 +1,5 @@
 //! Guards against tasks that sleep through a change, or cost a thread each.
-#![cfg(feature = "tokio")]
+#![cfg(feature = "async")]
 
 mod support;
 
