@@ -26,7 +26,8 @@
 //! # Guarantees
 //!
 //! - An update that returned is seen by every check that begins after it, in every process that has the table open.
-//! - No two keys share a generation, two of 2<sup>128</sup> digests aside, and a generation of a key never repeats: not
+//! - No two normalized keys share a generation, two of 2<sup>128</sup> digests aside (see [`KeyNormalizer`] for which keys are
+//!   one when normalized, and for one that keeps all apart), and a generation of a key never repeats: not
 //!   after [`clear`](GenerationSynchronizer::clear), [`reset`](Table::reset), a reboot or a crash; nor after deletion of
 //!   the file, unless the key was updated more than a million times a second all its life, or the clock was set back.
 //! - What is changed within an [`update`](GenerationSynchronizer::update) is announced, wherever its maker is killed.
