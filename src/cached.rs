@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-#[cfg(feature = "tokio")]
+#[cfg(feature = "async")]
 mod changed;
 mod flights;
 mod period;
@@ -28,7 +28,7 @@ use crate::handle::coarse_now;
 use crate::slot::Count;
 use crate::synchronizer::{GenerationSynchronizer, Ticket};
 use crate::update::{Update, UpdateError};
-#[cfg(feature = "tokio")]
+#[cfg(feature = "async")]
 pub use changed::CachedChanged;
 use flights::{Failure, Flight, Flights, Log, Next};
 use period::Period;
@@ -84,7 +84,7 @@ pub struct Cached<T: ?Sized> {
     flights: ForkLocal<Flights>,
     tally: Tally,
     /// What tasks were told last.
-    #[cfg(feature = "tokio")]
+    #[cfg(feature = "async")]
     reported: ArcSwapOption<period::Report>,
 }
 
@@ -301,7 +301,7 @@ impl<T: ?Sized> Cached<T> {
             policy,
             flights,
             tally,
-            #[cfg(feature = "tokio")]
+            #[cfg(feature = "async")]
             reported: ArcSwapOption::empty(),
         }
     }

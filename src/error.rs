@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,9 +21,13 @@ use nix::errno::Errno;
 /// assert!(matches!(error.kind(), ErrorKind::NotFound));
 /// assert!(error.to_string().contains("/dev/shm/no-such.gensync"));
 /// ```
+///
+/// For functions that return [`io::Error`] it becomes one by `?`, of the [`io::ErrorKind`] that comes closest; the whole of it
+/// is in there, for [`get_ref`](io::Error::get_ref) and [`downcast`](io::Error::downcast).
+#[derive(Clone)]
 pub struct Error(Box<Inner>);
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Inner {
     kind: ErrorKind,
     path: Option<PathBuf>,
@@ -448,5 +453,48 @@ impl std::error::Error for Error {
 impl From<ErrorKind> for Error {
     fn from(kind: ErrorKind) -> Self {
         Self::new(kind)
+    }
+}
+
+// An error is never changed once it is given out, and so is whole wherever a panic strikes. Its source, of which the compiler
+// knows nothing, is only ever read.
+impl UnwindSafe for Error {}
+impl RefUnwindSafe for Error {}
+
+impl From<Error> for io::Error {
+    fn from(error: Error) -> Self {
+        use io::ErrorKind as Io;
+
+        let kind = match &error.0.kind {
+            ErrorKind::NotATable { .. }
+            | ErrorKind::LayoutVersion { .. }
+            | ErrorKind::ByteOrder { .. }
+            | ErrorKind::Truncated { .. }
+            | ErrorKind::Damaged { .. }
+            | ErrorKind::DamagedKey { .. } => Io::InvalidData,
+            ErrorKind::WrongOwner { .. }
+            | ErrorKind::UnsafeFolder { .. }
+            | ErrorKind::Permission
+            | ErrorKind::ReadOnly
+            | ErrorKind::Inherited => Io::PermissionDenied,
+            ErrorKind::ReadOnlyFileSystem => Io::ReadOnlyFilesystem,
+            ErrorKind::Symlink
+            | ErrorKind::NotARegularFile { .. }
+            | ErrorKind::EmptyKey
+            | ErrorKind::InvalidInput { .. } => Io::InvalidInput,
+            ErrorKind::NetworkFileSystem { .. } => Io::Unsupported,
+            ErrorKind::KeyNotFound | ErrorKind::NotFound => Io::NotFound,
+            ErrorKind::Locked { .. } | ErrorKind::Deadline => Io::TimedOut,
+            ErrorKind::Recursion => Io::Deadlock,
+            kind => {
+                let source = error.0.source.as_deref().map(|source| source as &(dyn std::error::Error + 'static));
+                match source.and_then(|source| source.downcast_ref::<io::Error>()) {
+                    Some(cause) => cause.kind(),
+                    None if matches!(kind, ErrorKind::TableFull { .. }) => Io::StorageFull,
+                    None => Io::Other,
+                }
+            }
+        };
+        Self::new(kind, error)
     }
 }

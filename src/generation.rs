@@ -3,7 +3,10 @@
 use std::fmt;
 use std::num::NonZeroU64;
 
-/// A key's generation: never zero, below 2<sup>54</sup>, and never the same twice for one key.
+use crate::error::{Error, ErrorKind};
+use crate::slot::{GENERATION, LOWEST};
+
+/// A key's generation: at least 2<sup>40</sup>, below 2<sup>54</sup>, and never the same twice for one key.
 ///
 /// It starts at the microseconds since the epoch at which the key was created and grows by one with each update, so a
 /// greater one of the same key is a later one; the difference says nothing about time.
@@ -16,8 +19,19 @@ use std::num::NonZeroU64;
 /// assert_eq!(sync.mark_updated()?.get(), before.get() + 1);
 /// # Ok(()) }
 /// ```
+///
+/// A number that was kept elsewhere becomes a generation again by `try_from`, and with the feature `serde` by deserializing:
+/// both refuse a number that no generation can be. (What a damaged table holds is told as it is, and may be such a number.)
+///
+/// ```
+/// # use gensync::Generation;
+/// let kept = 1_795_577_010_727_662;
+/// assert_eq!(Generation::try_from(kept)?.get(), kept);
+/// assert!(Generation::try_from(7).is_err());
+/// # Ok::<_, gensync::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(transparent))]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(try_from = "u64", into = "u64"))]
 pub struct Generation(NonZeroU64);
 
 impl Generation {
@@ -31,6 +45,30 @@ impl Generation {
     #[must_use]
     pub fn get(self) -> u64 {
         self.0.get()
+    }
+}
+
+/// # Errors
+///
+/// [`ErrorKind::InvalidInput`] for what no key's generation can be.
+impl TryFrom<u64> for Generation {
+    type Error = Error;
+
+    fn try_from(number: u64) -> Result<Self, Error> {
+        // The greatest number of 54 bits is none either: it has no next one.
+        Self::new(number).filter(|_| (LOWEST..GENERATION).contains(&number)).ok_or_else(|| {
+            Error::new(ErrorKind::InvalidInput {
+                what: "the generation",
+                found: number.to_string(),
+                expected: "a number that gensync has given, from 2^40 to 2^54 - 2",
+            })
+        })
+    }
+}
+
+impl From<Generation> for u64 {
+    fn from(generation: Generation) -> Self {
+        generation.get()
     }
 }
 

@@ -1,17 +1,24 @@
 //! How to use it, and what to look out for.
 
+// Of two definitions of a link, Markdown takes the first: links.md leads to the items here, and each chapter's own
+// definitions lead to their files where its text is read on a code host.
+
+#[doc = include_str!("../docs/links.md")]
 #[doc = include_str!("../docs/which-call.md")]
 pub mod which_call {}
 
+#[doc = include_str!("../docs/links.md")]
 #[doc = include_str!("../docs/what-can-go-wrong.md")]
 pub mod what_can_go_wrong {}
 
+#[doc = include_str!("../docs/links.md")]
 #[doc = include_str!("../docs/what-was-tried.md")]
 pub mod what_was_tried {}
 
 #[doc = include_str!("../docs/for-operators.md")]
 pub mod for_operators {}
 
+#[doc = include_str!("../docs/links.md")]
 #[doc = include_str!("../docs/side-by-side.md")]
 #[doc = include_str!("../docs/side-by-side/peers.md")]
 pub mod side_by_side {}

@@ -1,6 +1,9 @@
-//! Cache keys, made exactly as Djblets' `make_cache_key` makes them.
+//! Cache keys, made exactly as Djblets' `make_cache_key` makes them, or so that no two are confused.
 
+use std::borrow::Cow;
+use std::convert::Infallible;
 use std::fmt;
+use std::str::FromStr;
 
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use sha2::{Digest as _, Sha256};
@@ -10,8 +13,10 @@ const MAX_KEY_CHARACTERS: usize = 240;
 
 /// Names one piece of shared state.
 ///
-/// Made from a string, or from parts, which are escaped (`%`, then `:`) and joined with `:`, so that no part can forge
-/// another key. One part alone is left as it is, as in Djblets.
+/// Made from a string, or from parts, which are escaped (`%`, then `:`) and joined with `:`, so that no list of two parts or
+/// more makes the key of another list. One part alone is left as it is, as in Djblets, and so is a string: under
+/// [`KeyNormalizer::new`], the string `"a:b"` and the parts `["a", "b"]` are one key. Under [`KeyNormalizer::strict`] they
+/// are two, and so they are here: keys are equal if each normalizer takes them for the same.
 ///
 /// ```
 /// use gensync::CacheKey;
@@ -19,16 +24,27 @@ const MAX_KEY_CHARACTERS: usize = 240;
 /// assert_eq!(CacheKey::from(["tenant", "a:b"]).as_str(), "tenant:a%3Ab");
 /// assert_eq!(CacheKey::from("siteconfig:1").as_str(), "siteconfig:1");
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct CacheKey {
     text: String,
-    normalized: bool,
+    form: Form,
+}
+
+/// What a key's text is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+enum Form {
+    /// One part, to the letter.
+    Text,
+    /// Several parts, escaped and joined.
+    Parts,
+    /// Done: no normalizer touches it.
+    Normalized,
 }
 
 impl CacheKey {
     /// A key that is used to the letter: no normalizer touches it (`normalize_cache_key=False` in Djblets).
     pub fn raw(key: impl Into<String>) -> Self {
-        Self { text: key.into(), normalized: true }
+        Self { text: key.into(), form: Form::Normalized }
     }
 
     /// The key's text.
@@ -38,15 +54,15 @@ impl CacheKey {
     }
 
     fn from_parts<S: AsRef<str>>(parts: &[S]) -> Self {
-        let text = match parts {
-            [part] => part.as_ref().to_owned(),
+        match parts {
+            [] => Self::from(""),
+            [part] => Self::from(part.as_ref()),
             _ => {
                 let escaped: Vec<_> =
                     parts.iter().map(|part| part.as_ref().replace('%', "%25").replace(':', "%3A")).collect();
-                escaped.join(":")
+                Self { text: escaped.join(":"), form: Form::Parts }
             }
-        };
-        Self { text, normalized: false }
+        }
     }
 }
 
@@ -64,13 +80,27 @@ impl AsRef<str> for CacheKey {
 
 impl From<&str> for CacheKey {
     fn from(key: &str) -> Self {
-        Self { text: key.to_owned(), normalized: false }
+        Self::from(key.to_owned())
     }
 }
 
 impl From<String> for CacheKey {
     fn from(text: String) -> Self {
-        Self { text, normalized: false }
+        Self { text, form: Form::Text }
+    }
+}
+
+impl From<Cow<'_, str>> for CacheKey {
+    fn from(key: Cow<'_, str>) -> Self {
+        Self::from(key.into_owned())
+    }
+}
+
+impl FromStr for CacheKey {
+    type Err = Infallible;
+
+    fn from_str(key: &str) -> Result<Self, Infallible> {
+        Ok(Self::from(key))
     }
 }
 
@@ -121,6 +151,10 @@ impl<S: AsRef<str>> From<&Vec<S>> for CacheKey {
 /// Without a domain, a site root and an HMAC key it only replaces characters that memcached refuses and shortens what
 /// is over 240 characters.
 ///
+/// Djblets' way makes one key of some that differ: of `"a b"` and `"a\\x20b"`, of `"a:b"` and `["a", "b"]`, and of `"b:c"` in
+/// the domain `a` and `"c"` in the domain `a:b`. Where no Django worker shares the table, and where keys hold what users
+/// have typed, use [`strict`](Self::strict), which does not.
+///
 /// ```
 /// use gensync::KeyNormalizer;
 ///
@@ -132,6 +166,7 @@ pub struct KeyNormalizer {
     domain: Option<String>,
     site_root: Option<String>,
     hmac_key: Option<Vec<u8>>,
+    is_strict: bool,
 }
 
 impl KeyNormalizer {
@@ -139,6 +174,31 @@ impl KeyNormalizer {
     #[must_use]
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// A normalizer that makes different keys of whatever differs: of strings, of lists of parts, of domains, of site roots,
+    /// of whether there is an HMAC key. (Two of 2<sup>256</sup> digests aside, where keys are shortened or hashed.) The keys
+    /// are others than Djblets': all processes that share a table must use the same normalizer.
+    ///
+    /// A string is the same key as a list of that one part. An empty domain counts as none, as an empty site root does. A
+    /// [raw](CacheKey::raw) key is used to the letter here too, and so can be any key.
+    ///
+    /// Within each part, `%`, `:`, `|`, spaces and ASCII control characters become `%` and two hexadecimal digits. Parts are
+    /// joined by `:`, and behind a domain or a site root, as in `domain|root|key`. What is over 240 characters ends in `%~`
+    /// and the SHA-256 of the whole; an HMAC stands behind `%#`.
+    ///
+    /// ```
+    /// use gensync::KeyNormalizer;
+    ///
+    /// let strict = KeyNormalizer::strict();
+    /// assert_eq!(strict.normalize("a:b").as_str(), "a%3Ab");
+    /// assert_eq!(strict.normalize(["a", "b"]).as_str(), "a:b");
+    /// assert_eq!(strict.normalize("a b").as_str(), "a%20b");
+    /// assert_eq!(strict.domain("example.com").normalize("a").as_str(), "example.com||a");
+    /// ```
+    #[must_use]
+    pub fn strict() -> Self {
+        Self { is_strict: true, ..Self::default() }
     }
 
     /// Puts the site's domain in front of each key (Django's `Site.domain`).
@@ -165,22 +225,37 @@ impl KeyNormalizer {
     /// The normalized key. One that was normalized before, or made by [`CacheKey::raw`], comes back as it is.
     pub fn normalize(&self, key: impl Into<CacheKey>) -> CacheKey {
         let key = key.into();
-        if key.normalized {
-            return key;
-        }
-        let mut text = key.text;
+        CacheKey::raw(match key.form {
+            Form::Normalized => return key,
+            _ if self.is_strict => self.strictly(&key),
+            _ => self.as_djblets(key.text),
+        })
+    }
+
+    fn as_djblets(&self, mut text: String) -> String {
         let prefix: Vec<_> = [&self.domain, &self.site_root].into_iter().flatten().map(String::as_str).collect();
         if !prefix.is_empty() {
             text = format!("{}:{text}", prefix.join(":"));
         }
-        CacheKey::raw(match &self.hmac_key {
-            Some(hmac_key) => {
-                let mut mac = Hmac::<Sha256>::new_from_slice(hmac_key).expect("HMAC takes a key of any length");
-                mac.update(text.as_bytes());
-                hex::encode(mac.finalize().into_bytes())
-            }
-            None => shorten(escape(text)),
-        })
+        self.hmac(&text).unwrap_or_else(|| shorten(escape(text), ""))
+    }
+
+    /// A `%` that is not followed by two hexadecimal digits comes from no part, and neither does a `|`.
+    fn strictly(&self, key: &CacheKey) -> String {
+        let [domain, root] = [&self.domain, &self.site_root].map(|part| part.as_deref().unwrap_or_default());
+        let parts = percent(&key.text, key.form == Form::Parts);
+        let text = if domain.is_empty() && root.is_empty() {
+            parts
+        } else {
+            format!("{}|{}|{parts}", percent(domain, false), percent(root, false))
+        };
+        self.hmac(&text).map_or_else(|| shorten(text, "%~"), |hmac| format!("%#{hmac}"))
+    }
+
+    fn hmac(&self, text: &str) -> Option<String> {
+        let mut mac = Hmac::<Sha256>::new_from_slice(self.hmac_key.as_ref()?).expect("HMAC takes a key of any length");
+        mac.update(text.as_bytes());
+        Some(hex::encode(mac.finalize().into_bytes()))
     }
 }
 
@@ -190,30 +265,46 @@ impl fmt::Debug for KeyNormalizer {
             .field("domain", &self.domain)
             .field("site_root", &self.site_root)
             .field("hmac_key", &self.hmac_key.as_ref().map(|_| "secret"))
+            .field("is_strict", &self.is_strict)
             .finish()
     }
 }
 
-fn escape(text: String) -> String {
-    let refused = |byte: u8| byte <= b' ' || byte == 0x7f;
-    if !text.bytes().any(refused) {
-        return text;
-    }
-    let mut escaped = String::with_capacity(text.len() + 16);
-    for character in text.chars() {
-        match u8::try_from(character) {
-            Ok(byte) if refused(byte) => escaped.push_str(&format!("\\x{byte:02x}")),
-            _ => escaped.push(character),
-        }
-    }
-    escaped
+/// What memcached refuses.
+fn is_refused(byte: u8) -> bool {
+    byte <= b' ' || byte == 0x7f
 }
 
-fn shorten(text: String) -> String {
+fn escape(text: String) -> String {
+    if !text.bytes().any(is_refused) {
+        return text;
+    }
+    replace(&text, is_refused, |byte| format!("\\x{byte:02x}"))
+}
+
+/// Several parts have their `%` and `:` escaped already.
+fn percent(text: &str, are_parts: bool) -> String {
+    let is_escaped = |byte| is_refused(byte) || byte == b'|' || !are_parts && (byte == b'%' || byte == b':');
+    replace(text, is_escaped, |byte| format!("%{byte:02X}"))
+}
+
+/// Only ASCII characters are replaced.
+fn replace(text: &str, is_replaced: impl Fn(u8) -> bool, by: impl Fn(u8) -> String) -> String {
+    let mut replaced = String::with_capacity(text.len() + 16);
+    for character in text.chars() {
+        match u8::try_from(character) {
+            Ok(byte) if byte.is_ascii() && is_replaced(byte) => replaced.push_str(&by(byte)),
+            _ => replaced.push(character),
+        }
+    }
+    replaced
+}
+
+fn shorten(text: String, mark: &str) -> String {
     if text.len() <= MAX_KEY_CHARACTERS || text.chars().count() <= MAX_KEY_CHARACTERS {
         return text;
     }
-    let digest = hex::encode(Sha256::digest(text.as_bytes()));
-    let head = text.char_indices().nth(MAX_KEY_CHARACTERS - digest.len()).map_or(text.len(), |(offset, _)| offset);
-    format!("{}{digest}", &text[..head])
+    let end = format!("{mark}{}", hex::encode(Sha256::digest(text.as_bytes())));
+    let head = text.char_indices().nth(MAX_KEY_CHARACTERS - end.len()).map_or(text.len(), |(offset, _)| offset);
+    format!("{}{end}", &text[..head])
 }

@@ -26,7 +26,8 @@
 //! # Guarantees
 //!
 //! - An update that returned is seen by every check that begins after it, in every process that has the table open.
-//! - No two keys share a generation, two of 2<sup>128</sup> digests aside, and a generation of a key never repeats: not
+//! - No two normalized keys share a generation, two of 2<sup>128</sup> digests aside (see [`KeyNormalizer`] for which keys are
+//!   one when normalized, and for one that keeps all apart), and a generation of a key never repeats: not
 //!   after [`clear`](GenerationSynchronizer::clear), [`reset`](Table::reset), a reboot or a crash; nor after deletion of
 //!   the file, unless the key was updated more than a million times a second all its life, or the clock was set back. Where
 //!   the clock was never set, or was once far in the future, a table starts at random: then it repeats by chance only, one of
@@ -113,7 +114,7 @@ extern crate self as gensync;
 mod builder;
 #[cfg(not(loom))]
 mod cached;
-#[cfg(all(feature = "tokio", not(loom)))]
+#[cfg(all(feature = "async", not(loom)))]
 mod changed;
 mod error;
 #[cfg(not(loom))]
@@ -179,7 +180,7 @@ pub use {
     wait::{WaitSet, Waited},
     watch::Watch,
 };
-#[cfg(all(feature = "tokio", not(loom)))]
+#[cfg(all(feature = "async", not(loom)))]
 pub use {
     cached::CachedChanged,
     changed::{Changed, Changes},

@@ -76,7 +76,7 @@ struct Entry {
 pub(crate) enum Target {
     Descriptor(Arc<EventFd>),
     /// None while it need not be told.
-    #[cfg_attr(not(feature = "tokio"), expect(dead_code, reason = "descriptors are for all"))]
+    #[cfg_attr(not(feature = "async"), expect(dead_code, reason = "descriptors are for all"))]
     Task(Option<Waker>),
 }
 
@@ -315,7 +315,7 @@ impl Registration {
 
     /// Has `waker` called when the key is not what `ticket` saw, and when `due` has come, if there is one, in milliseconds of
     /// the coarse clock. What has happened before this call is for the caller to look at.
-    #[cfg(feature = "tokio")]
+    #[cfg(feature = "async")]
     pub(crate) fn set_waker(&self, waker: Waker, ticket: Ticket, due: Option<u64>) {
         let mut target = Target::Task(Some(waker));
         let mut state = self.notifier.lock();

@@ -24,9 +24,9 @@ pub(crate) use pace::Pace;
 pub(crate) use wake::Armed;
 pub(crate) use wake::WakeWord;
 
-const GENERATION: u64 = (1 << 54) - 1;
+pub(crate) const GENERATION: u64 = (1 << 54) - 1;
 /// No generation is lower, whatever the clock says: 2^40 microseconds are the 13th of January 1970.
-const LOWEST: u64 = 1 << 40;
+pub(crate) const LOWEST: u64 = 1 << 40;
 const RETIRED_BIT: u64 = 1 << 54;
 const WAITING_BIT: u64 = 1 << 55;
 const ONE_PENDING: u64 = 1 << 56;

@@ -434,7 +434,7 @@ impl GenerationSynchronizer {
     }
 
     /// How reports to tasks are paced.
-    #[cfg(feature = "tokio")]
+    #[cfg(feature = "async")]
     pub(crate) fn pace(&self) -> &Pace {
         &self.pace
     }

@@ -359,6 +359,84 @@ fn generations_are_numbers_with_an_order() {
 }
 
 #[test]
+fn a_generation_is_never_a_number_that_none_can_be() {
+    let (sync, _) = two();
+    let real = sync.sync_gen().unwrap();
+    assert_eq!(Generation::try_from(real.get()).unwrap(), real);
+    assert_eq!(u64::from(real), real.get());
+    for number in [1 << 40, (1 << 54) - 2] {
+        assert_eq!(Generation::try_from(number).unwrap().get(), number);
+    }
+    for number in [0, 1, (1 << 40) - 1, (1 << 54) - 1, 1 << 54, u64::MAX] {
+        let error = Generation::try_from(number).unwrap_err();
+        assert!(matches!(error.kind(), ErrorKind::InvalidInput { .. }));
+        assert!(error.to_string().starts_with(&format!("the generation is {number}, expected ")), "{error}");
+        #[cfg(feature = "serde")]
+        {
+            let error = serde_json::from_str::<Generation>(&number.to_string()).unwrap_err();
+            assert!(error.to_string().contains("the generation is"), "{error}");
+        }
+    }
+}
+
+#[test]
+fn an_error_can_be_cloned_and_becomes_one_of_io() {
+    use std::error::Error as _;
+    use std::io;
+    let io_error = |path: &str| -> io::Error { Table::options().create(false).open(path).unwrap_err().into() };
+    let (folder, path) = support::path();
+    let error = io_error(path.to_str().unwrap());
+    assert_eq!(error.kind(), io::ErrorKind::NotFound);
+    let whole = error.get_ref().unwrap().downcast_ref::<gensync::Error>().unwrap();
+    assert_eq!((whole.kind(), whole.path()), (&ErrorKind::NotFound, Some(&*path)));
+    assert_eq!(error.to_string(), whole.to_string(), "nothing of the text is lost");
+
+    std::fs::write(&path, "something else").unwrap();
+    assert_eq!(io_error(path.to_str().unwrap()).kind(), io::ErrorKind::InvalidData);
+    assert_eq!(io_error(folder.path().to_str().unwrap()).kind(), io::ErrorKind::InvalidInput);
+    let empty = GenerationSynchronizer::new(&anonymous(), "").unwrap_err();
+    assert_eq!(io::Error::from(empty).kind(), io::ErrorKind::InvalidInput);
+
+    // With a cause, which both the clone and io's error keep.
+    let error = Table::open(folder.path().join("n".repeat(300))).unwrap_err();
+    let clone = error.clone();
+    assert_eq!((clone.kind(), clone.path(), clone.to_string()), (error.kind(), error.path(), error.to_string()));
+    let cause = |error: &gensync::Error| error.source().map(ToString::to_string);
+    assert!(cause(&error).is_some());
+    assert_eq!(cause(&clone), cause(&error));
+    let error = io::Error::from(error);
+    assert_eq!(error.source().map(ToString::to_string), cause(&clone), "{error:?}");
+    assert_eq!(error.kind(), io::ErrorKind::InvalidFilename);
+
+    // A loader's own.
+    let sync = GenerationSynchronizer::new(&anonymous(), "key").unwrap();
+    let refused = || Err::<(), _>(io::Error::from(io::ErrorKind::ConnectionRefused));
+    let error = gensync::Cached::new(sync, refused).get().unwrap_err();
+    assert_eq!(io::Error::from(error).kind(), io::ErrorKind::ConnectionRefused);
+}
+
+#[test]
+fn a_panic_that_is_caught_leaves_them_whole() {
+    use std::panic::{AssertUnwindSafe, RefUnwindSafe, UnwindSafe, catch_unwind};
+    fn check<T: UnwindSafe + RefUnwindSafe>() {}
+    check::<Table>();
+    check::<gensync::Error>();
+    check::<ErrorKind>();
+    check::<CacheKey>();
+    check::<KeyNormalizer>();
+    check::<Generation>();
+    check::<gensync::TableOptions>();
+    check::<gensync::SlotInfo>();
+    check::<GenerationSynchronizer>();
+    let (sync, other) = two();
+    other.mark_updated().unwrap();
+    let caught = catch_unwind(AssertUnwindSafe(|| sync.refresh_with(|| -> Result<(), ()> { panic!("in the loader") })));
+    assert!(caught.is_err() && sync.is_expired(), "what was not loaded is not fresh");
+    sync.refresh().unwrap();
+    assert!(!sync.is_expired());
+}
+
+#[test]
 #[cfg(feature = "shm")]
 fn a_named_table_is_shared_by_its_name() {
     let name = format!("gensync-test-{}", std::process::id());

@@ -81,7 +81,7 @@ fn a_descriptor_tells_of_each_age() {
     assert!(is_readable(&cached.pollable().unwrap(), support::LIMIT), "too old before it was made");
 }
 
-#[cfg(feature = "tokio")]
+#[cfg(feature = "async")]
 mod tasks {
     use super::*;
     use std::sync::Arc;

@@ -6,6 +6,7 @@ use std::collections::HashSet;
 use std::thread;
 
 use gensync::{CacheKey, ErrorKind, GenerationSynchronizer, KeyNormalizer, Stats, Table};
+use proptest::prelude::*;
 use sha2::block_api::compress256;
 
 fn anonymous() -> Table {
@@ -109,6 +110,9 @@ fn normalized_keys_are_short_and_without_what_memcached_refuses() {
         KeyNormalizer::new().domain("d".repeat(300)),
         KeyNormalizer::new().hmac_key(b""),
         KeyNormalizer::new().hmac_key(&[0xff; 1000]),
+        KeyNormalizer::strict(),
+        KeyNormalizer::strict().domain("a b\u{0}%:|\u{e4}").site_root("d".repeat(300)),
+        KeyNormalizer::strict().hmac_key(b"key"),
     ];
     for normalizer in normalizers {
         let table = Table::options().normalizer(normalizer.clone()).anonymous().unwrap();
@@ -151,6 +155,121 @@ fn no_parts_make_the_key_of_other_parts() {
     for key in [CacheKey::from([""]), CacheKey::from(Vec::<String>::new())] {
         assert_eq!(*GenerationSynchronizer::new(&anonymous(), key).unwrap_err().kind(), ErrorKind::EmptyKey);
     }
+}
+
+/// What makes a key: parts, a domain, a site root, and whether there is an HMAC key.
+type Made = (Vec<String>, String, String, bool);
+
+fn strictly((parts, domain, root, is_hashed): &Made) -> CacheKey {
+    let mut normalizer = KeyNormalizer::strict().domain(domain).site_root(root);
+    if *is_hashed {
+        normalizer = normalizer.hmac_key(b"key");
+    }
+    normalizer.normalize(parts)
+}
+
+/// Of the characters that mean something to some normalizer, and the digits that could follow them.
+fn text() -> impl Strategy<Value = String> {
+    "[%:|~#/\\\\ \u{0}\u{e4}\u{10ffff}x0237ACac]{0,4}"
+}
+
+fn made() -> impl Strategy<Value = Made> {
+    (prop::collection::vec(text(), 1..4), text(), text(), any::<bool>())
+}
+
+#[test]
+fn what_djblets_takes_for_one_key_is_several_to_the_strict_normalizer() {
+    let (djblets, strict) = (KeyNormalizer::new, KeyNormalizer::strict);
+    for (one, other) in [
+        (CacheKey::from("a:b"), CacheKey::from(["a", "b"])),
+        (CacheKey::from(["a:b"]), CacheKey::from(["a", "b"])),
+        (CacheKey::from("a b"), CacheKey::from("a\\x20b")),
+        (CacheKey::from("a%3Ab:c"), CacheKey::from(["a:b", "c"])),
+        (CacheKey::from("k".repeat(241)), djblets().normalize("k".repeat(241)).as_str().into()),
+    ] {
+        assert_eq!(djblets().normalize(&one), djblets().normalize(&other));
+        assert_ne!(strict().normalize(&one), strict().normalize(&other));
+        assert_ne!(one, other, "a map of keys would take them for one");
+        let table = Table::options().normalizer(strict()).anonymous().unwrap();
+        let [one, other] = [one, other].map(|key| GenerationSynchronizer::new(&table, key).unwrap());
+        one.mark_updated().unwrap();
+        assert!(!other.is_expired());
+    }
+    let both = |normalizer: fn() -> KeyNormalizer| {
+        (normalizer().domain("a").normalize("b:c"), normalizer().domain("a:b").normalize("c"))
+    };
+    let (one, other) = both(djblets);
+    assert_eq!(one, other);
+    let (one, other) = both(strict);
+    assert_ne!(one, other);
+    // One part is a string to both, and an empty domain is none.
+    assert_eq!(strict().normalize(["a:b"]), strict().normalize("a:b"));
+    assert_eq!(strict().domain("").normalize("a"), strict().normalize("a"));
+    // What one makes shorter, no key that is short already can forge.
+    let long = strict().normalize("k".repeat(241));
+    assert_eq!(long.as_str().len(), 240);
+    assert_ne!(strict().normalize(long.as_str()), long);
+}
+
+#[test]
+fn the_strict_normalizer_makes_one_key_of_few_characters_each() {
+    // All texts of up to two characters that could be taken for others, alone and in pairs, in each place.
+    let characters = ["%", ":", "|", " ", "a", "2", "0", "5"];
+    let mut texts = vec![String::new()];
+    texts.extend(characters.map(str::to_owned));
+    texts.extend(characters.iter().flat_map(|one| characters.map(|two| format!("{one}{two}"))));
+    let mut seen = HashSet::new();
+    for one in &texts {
+        let made: Made = (vec![one.clone()], String::new(), String::new(), false);
+        assert!(seen.insert(strictly(&made)), "{made:?}");
+        for two in &texts {
+            let mut all = vec![(vec![one.clone(), two.clone()], String::new(), String::new(), false)];
+            if !two.is_empty() {
+                all.push((vec![one.clone()], two.clone(), String::new(), false));
+                all.push((vec![one.clone()], String::new(), two.clone(), false));
+                all.push((vec![one.clone()], two.clone(), one.clone() + "r", false));
+            }
+            for made in all {
+                assert!(seen.insert(strictly(&made)), "{made:?}");
+            }
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn the_strict_normalizer_makes_different_keys_of_what_differs(one in made(), other in made()) {
+        prop_assert_eq!(one == other, strictly(&one) == strictly(&other));
+    }
+
+    #[test]
+    fn the_strict_normalizer_keeps_neighbours_apart(made in made(), place in 0..6_usize, by in text()) {
+        let mut other = made.clone();
+        let (parts, domain, root, is_hashed) = &mut other;
+        match place {
+            0 => parts.push(by),
+            1 => *parts = vec![parts.join(":")],
+            2 => domain.push_str(&by),
+            3 => std::mem::swap(domain, root),
+            4 => parts[0] += &by.repeat(100),
+            _ => *is_hashed = !*is_hashed,
+        }
+        prop_assert_eq!(made == other, strictly(&made) == strictly(&other));
+    }
+}
+
+#[test]
+fn keys_come_from_any_text_and_can_be_sorted() {
+    use std::borrow::Cow;
+    let key = CacheKey::from("a b");
+    assert_eq!("a b".parse::<CacheKey>().unwrap(), key);
+    assert_eq!(CacheKey::from(Cow::Borrowed("a b")), key);
+    assert_eq!(CacheKey::from(Cow::<str>::Owned("a b".to_owned())), key);
+    let sorted = std::collections::BTreeSet::from(["b", "a", "c", "a"].map(CacheKey::from));
+    assert_eq!(sorted.iter().map(CacheKey::as_str).collect::<Vec<_>>(), ["a", "b", "c"]);
+    // The order tells apart whatever equality does.
+    assert_ne!(CacheKey::raw("a"), CacheKey::from("a"));
+    assert_ne!(CacheKey::raw("a").cmp(&CacheKey::from("a")), std::cmp::Ordering::Equal);
 }
 
 const FLOOD: usize = 1_000_000;

@@ -1,5 +1,5 @@
 //! Guards against tasks that sleep through a change, keep others from running, or cost a thread each.
-#![cfg(feature = "tokio")]
+#![cfg(feature = "async")]
 
 mod support;
 
@@ -474,4 +474,43 @@ fn how_soon_one_task_among_many_is_woken() {
             println!("{tasks} tasks, {keys} keys: {:?}, at best {:?}", times[times.len() / 2], times[0]);
         });
     }
+}
+
+/// Nothing but the standard library: a thread that sleeps until its waker has been called.
+fn block_on<F: Future>(future: F) -> F::Output {
+    struct Thread(std::thread::Thread);
+    impl std::task::Wake for Thread {
+        fn wake(self: std::sync::Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+    let waker = std::sync::Arc::new(Thread(std::thread::current())).into();
+    let mut context = std::task::Context::from_waker(&waker);
+    let mut future = std::pin::pin!(future);
+    loop {
+        match future.as_mut().poll(&mut context) {
+            std::task::Poll::Ready(output) => return output,
+            std::task::Poll::Pending => std::thread::park(),
+        }
+    }
+}
+
+#[test]
+fn tasks_need_no_runtime_of_tokios() {
+    let table = Table::options().anonymous().unwrap();
+    let (sync, writer) = (attach(&table, "key"), attach(&table, "key"));
+    in_child(|| {
+        for _ in 0..20 {
+            let updater = in_child(|| {
+                std::thread::sleep(NOT_YET / 10);
+                writer.mark_updated().unwrap();
+            });
+            block_on(sync.changed()).unwrap();
+            sync.refresh().unwrap();
+            updater.succeeds();
+        }
+        writer.mark_updated().unwrap();
+        assert!(block_on(sync.changes().next()).is_some_and(|change| change.is_ok()));
+    })
+    .succeeds();
 }

@@ -33,7 +33,7 @@ impl Period {
 }
 
 /// That tasks were told of a value which is expired, so that a loop that does not load it goes slowly.
-#[cfg(feature = "tokio")]
+#[cfg(feature = "async")]
 #[derive(Debug)]
 pub(super) struct Report {
     /// Of what is in place; zero for nothing.
@@ -41,7 +41,7 @@ pub(super) struct Report {
     pause: Period,
 }
 
-#[cfg(feature = "tokio")]
+#[cfg(feature = "async")]
 impl Report {
     /// Before the second report of one value, in milliseconds; each further one is twice as late, up to `LONGEST`.
     const SHORTEST: u64 = 10;

@@ -15,7 +15,7 @@ pub(crate) struct Pace {
     /// How often that was reported.
     reports: AtomicU32,
     /// How many reports tasks were given in a row without a pause.
-    #[cfg(feature = "tokio")]
+    #[cfg(feature = "async")]
     row: AtomicU32,
 }
 
@@ -32,7 +32,7 @@ impl Pace {
             present: zero(),
             last: zero(),
             reports: AtomicU32::new(0),
-            #[cfg(feature = "tokio")]
+            #[cfg(feature = "async")]
             row: AtomicU32::new(0),
         }
     }
@@ -64,7 +64,7 @@ impl Pace {
 }
 
 // ORDERING: as above.
-#[cfg(feature = "tokio")]
+#[cfg(feature = "async")]
 impl Pace {
     /// A task that is given so many reports in a row lets others run.
     const MOST_IN_A_ROW: u32 = 128;

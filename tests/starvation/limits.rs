@@ -245,7 +245,7 @@ fn without_a_thread_there_is_an_error_and_later_a_thread() {
             assert!(error.to_string().contains("thread"), "{error}");
             assert_eq!(error.path(), Some(&*path));
             assert!(error.source().unwrap().to_string().contains("temporarily unavailable"), "{error:?}");
-            #[cfg(feature = "tokio")]
+            #[cfg(feature = "async")]
             {
                 let error = poll(sync.changed()).map(Result::unwrap_err);
                 assert!(
@@ -269,13 +269,13 @@ fn without_a_thread_there_is_an_error_and_later_a_thread() {
         // News needs no thread.
         limit(Resource::RLIMIT_NPROC, 1);
         drop(pollable);
-        #[cfg(feature = "tokio")]
+        #[cfg(feature = "async")]
         assert!(matches!(poll(sync.changed()), std::task::Poll::Ready(Ok(()))));
     })
     .succeeds();
 }
 
-#[cfg(feature = "tokio")]
+#[cfg(feature = "async")]
 fn poll<T>(future: impl Future<Output = T>) -> std::task::Poll<T> {
     std::pin::pin!(future).poll(&mut std::task::Context::from_waker(std::task::Waker::noop()))
 }

@@ -17,6 +17,7 @@ use canvas::{Bar, Line, bars, lines};
 /// Of middling lightness, so that they stand out from white as well as from black.
 const OURS: RGBColor = RGBColor(0x2f, 0x81, 0xf7);
 const THEIRS: RGBColor = RGBColor(0x8b, 0x94, 0x9e);
+const ROUNDS: &str = "bar: median; line: least to greatest of the rounds";
 const COLOURS: [RGBColor; 10] = [
     RGBColor(0xd2, 0x69, 0x1e),
     RGBColor(0x2d, 0xa4, 0x4e),
@@ -32,16 +33,16 @@ const COLOURS: [RGBColor; 10] = [
 
 pub(crate) fn draw(results: &Results, folder: &Path) -> Outcome<()> {
     for table in &results.turns {
-        let (file, title) = match table.kind {
-            Kind::Check | Kind::CheckByReading => ("check.svg", "Is my state stale? Nanoseconds a check"),
-            Kind::Read => ("read.svg", "A fresh value: nanoseconds a read"),
-            Kind::Announce => ("announce.svg", "Announcing a change: nanoseconds"),
+        let (file, title, axis) = match table.kind {
+            Kind::Check | Kind::CheckByReading => ("check.svg", "Is my state stale?", "nanoseconds a check"),
+            Kind::Read => ("read.svg", "A fresh value", "nanoseconds a read"),
+            Kind::Announce => ("announce.svg", "Announcing a change", "nanoseconds an announcement"),
         };
         let rows = table.rows.iter().map(|row| {
             let spread = row.nanoseconds;
             bar(row.peer, format!("{}: {}", row.peer, row.operation), (spread.min, spread.median, spread.max))
         });
-        bars(&folder.join(file), title, "bar: median; line: least to greatest of the rounds", rows.collect())?;
+        bars(&folder.join(file), (title, ROUNDS, axis), rows.collect())?;
     }
     let notices = results.notices.iter().map(|row| {
         let processes = if row.listeners == 1 { "process" } else { "processes" };
@@ -49,15 +50,16 @@ pub(crate) fn draw(results: &Results, folder: &Path) -> Outcome<()> {
         let median = row.p50 as f64 / 1000.0;
         bar(row.peer, format!("{}: {} {processes}", row.peer, row.listeners), (median, median, most))
     });
-    let title = "One changes, others notice: microseconds until the last of them";
-    bars(&folder.join("notice.svg"), title, "bar: p50; line: to p99.9, of the touched file to p99", notices.collect())?;
+    let title = "One changes, others notice";
+    let note = "bar: p50; line: to p99.9, of the touched file to p99";
+    let axis = "microseconds until the last of them has noticed";
+    bars(&folder.join("notice.svg"), (title, note, axis), notices.collect())?;
     if let Some(day) = &results.day {
         let rows = day.rows.iter().map(|row| {
             let spread = row.requests;
             bar(row.peer, format!("{}: {}", row.peer, row.way), (spread.min, spread.median, spread.max))
         });
-        let title = "A server's day: requests a second";
-        bars(&folder.join("day.svg"), title, "bar: median; line: least to greatest of the rounds", rows.collect())?;
+        bars(&folder.join("day.svg"), ("A server's day", ROUNDS, "requests a second"), rows.collect())?;
     }
     if let Some(growth) = &results.growth {
         let keys = |figure: fn(&KeysRow) -> f64| {
@@ -65,16 +67,18 @@ pub(crate) fn draw(results: &Results, folder: &Path) -> Outcome<()> {
             by_peer(results, points.collect())
         };
         let file = |name: &str| folder.join(name);
-        lines(&file("growth-get.svg"), "Nanoseconds to get a fresh value, by keys", keys(|row| row.get.median))?;
-        lines(&file("growth-attach.svg"), "Nanoseconds to attach to a key, by keys", keys(|row| row.attach))?;
-        lines(&file("growth-memory.svg"), "Bytes, by keys", keys(|row| row.bytes as f64))?;
+        lines(&file("growth-get.svg"), ("Getting a fresh value", "keys", "nanoseconds"), keys(|row| row.get.median))?;
+        lines(&file("growth-attach.svg"), ("Attaching to a key", "keys", "nanoseconds"), keys(|row| row.attach))?;
+        lines(&file("growth-memory.svg"), ("Memory", "keys", "bytes"), keys(|row| row.bytes as f64))?;
         let days = |rows: &[DayRow], x: fn(&DayRow) -> f64| {
             by_peer(results, rows.iter().map(|row| (row.peer, x(row), row.requests.median)).collect())
         };
         let processes = days(&growth.processes, |row| row.processes as f64);
-        lines(&file("growth-processes.svg"), "Gets a second of all processes together, by processes", processes)?;
+        let titles = ("All processes together", "processes", "gets a second");
+        lines(&file("growth-processes.svg"), titles, processes)?;
         let updates = days(&growth.updates, |row| row.updates.median);
-        lines(&file("growth-updates.svg"), "Gets a second of one process, by updates a second that are made", updates)?;
+        let titles = ("One process", "updates a second that are made", "gets a second");
+        lines(&file("growth-updates.svg"), titles, updates)?;
     }
     Ok(())
 }

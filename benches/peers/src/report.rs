@@ -29,7 +29,7 @@ impl Report<'_> {
         let machine = &results.machine;
         writeln!(
             self.text,
-            "`{}`, {:.0} s on {} cores of {}, Linux {}, {}, load before it {}.\n\n{}.\n",
+            "# The run\n\n`{}`, {:.0} s on {} cores of {}, Linux {}, {}, load before it {}.\n\n{}.\n",
             results.command,
             results.seconds,
             machine.cores,

@@ -76,14 +76,15 @@ fn stroke(area: &Area<'_>, points: Vec<(i32, i32)>, style: ShapeStyle) -> Outcom
     Ok(area.draw(&PathElement::new(points, style))?)
 }
 
-pub(super) fn bars(path: &Path, title: &str, note: &str, bars: Vec<Bar>) -> Outcome<()> {
+/// `axis` is what the figures are of.
+pub(super) fn bars(path: &Path, (title, note, axis): (&str, &str, &str), bars: Vec<Bar>) -> Outcome<()> {
     const ROW: i32 = 24;
     const TOP: i32 = 64;
     if bars.is_empty() {
         return Ok(());
     }
     let bottom = TOP + ROW * bars.len() as i32;
-    let area = SVGBackend::new(path, (WIDTH as u32, bottom as u32 + 40)).into_drawing_area();
+    let area = SVGBackend::new(path, (WIDTH as u32, bottom as u32 + 60)).into_drawing_area();
     write(&area, title, (10, 20), HPos::Left, TEXT, SIZE + 4)?;
     write(&area, note, (10, 42), HPos::Left, TEXT, SIZE - 2)?;
     let figures = bars.iter().flat_map(|bar| [bar.least, bar.value, bar.most]);
@@ -92,6 +93,8 @@ pub(super) fn bars(path: &Path, title: &str, note: &str, bars: Vec<Bar>) -> Outc
         stroke(&area, vec![(x, TOP), (x, bottom)], TEXT.mix(0.35).stroke_width(1))?;
         write(&area, &text, (x, bottom + 16), HPos::Center, TEXT, SIZE)?;
     }
+    let middle = (scale.pixels.0 + scale.pixels.1) / 2;
+    write(&area, &format!("{axis}, logarithmic scale"), (middle, bottom + 40), HPos::Center, TEXT, SIZE)?;
     for (index, bar) in bars.iter().enumerate() {
         let middle = TOP + ROW * index as i32 + ROW / 2;
         let (least, value, most) = (scale.at(bar.least), scale.at(bar.value), scale.at(bar.most));
@@ -105,7 +108,8 @@ pub(super) fn bars(path: &Path, title: &str, note: &str, bars: Vec<Bar>) -> Outc
     Ok(())
 }
 
-pub(super) fn lines(path: &Path, title: &str, lines: Vec<Line>) -> Outcome<()> {
+/// `x` and `y` are what the axes are of.
+pub(super) fn lines(path: &Path, (title, x, y): (&str, &str, &str), lines: Vec<Line>) -> Outcome<()> {
     const HEIGHT: i32 = 480;
     let points = lines.iter().flat_map(|line| &line.points);
     if points.clone().count() == 0 {
@@ -114,7 +118,10 @@ pub(super) fn lines(path: &Path, title: &str, lines: Vec<Line>) -> Outcome<()> {
     let area = SVGBackend::new(path, (WIDTH as u32, HEIGHT as u32)).into_drawing_area();
     write(&area, title, (10, 20), HPos::Left, TEXT, SIZE + 4)?;
     let across = Scale { decades: decades(points.clone().map(|point| point.0)), pixels: (80, WIDTH - 130) };
-    let up = Scale { decades: decades(points.map(|point| point.1)), pixels: (HEIGHT - 40, 50) };
+    let up = Scale { decades: decades(points.map(|point| point.1)), pixels: (HEIGHT - 60, 64) };
+    let middle = (across.pixels.0 + across.pixels.1) / 2;
+    write(&area, &format!("{x}, logarithmic scale"), (middle, HEIGHT - 20), HPos::Center, TEXT, SIZE)?;
+    write(&area, &format!("{y}, logarithmic scale"), (10, 44), HPos::Left, TEXT, SIZE)?;
     for (x, text) in across.ticks() {
         stroke(&area, vec![(x, up.pixels.0), (x, up.pixels.1)], TEXT.mix(0.35).stroke_width(1))?;
         write(&area, &text, (x, up.pixels.0 + 16), HPos::Center, TEXT, SIZE)?;
