@@ -15,6 +15,7 @@ pub mod what_can_go_wrong {}
 #[doc = include_str!("../docs/what-was-tried.md")]
 pub mod what_was_tried {}
 
+#[doc = include_str!("../docs/links.md")]
 #[doc = include_str!("../docs/for-operators.md")]
 pub mod for_operators {}
 

@@ -72,7 +72,7 @@ pub(crate) fn doctor(target: &Target, output: &mut Output) -> Outcome {
     let scan = match target.inspect() {
         Ok(table) => {
             let scan = scan(&table);
-            let replaceable = replaceable::check(&path);
+            let replaceable = replaceable::check(&table, &path);
             findings.extend(table::checks(&table, replaceable.as_ref()));
             findings.extend(replaceable);
             findings.extend(surroundings::checks(&path, &table.stats()));
