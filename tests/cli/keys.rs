@@ -141,7 +141,7 @@ fn a_missing_folder_is_named() {
     let place = Place::empty();
     let path = place.folder.path().join("missing/deeper/table");
     let missing = place.folder.path().join("missing");
-    let text = format!("the folder {} does not exist", missing.display());
+    let text = format!("no such folder: {} does not exist", missing.display());
     for command in ["create", "get", "mark"] {
         place.fail(3, &text, &["--table", path.to_str().unwrap(), command, "a"]);
     }

@@ -2,17 +2,21 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::AsFd as _;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
+use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{Id, WaitPidFlag, waitid, waitpid};
 use nix::unistd::{Pid, getpgrp, getpid, getsid, tcgetpgrp};
 
+/// In milliseconds: after this, the child is looked at though no signal came.
+const LONGEST_SLEEP: u16 = 500;
 /// What the child gets as well.
 const PASSED_ON: [Signal; 6] =
     [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGUSR2];
@@ -67,7 +71,9 @@ fn is_leader() -> bool {
 }
 
 fn wait_for(mut child: Child, signals: &SigSet) -> Option<ExitStatus> {
-    let Ok(descriptor) = SignalFd::with_flags(signals, SfdFlags::SFD_CLOEXEC) else { return child.wait().ok() };
+    let Ok(descriptor) = SignalFd::with_flags(signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK) else {
+        return child.wait().ok();
+    };
     loop {
         let ended = child.try_wait();
         if matches!(ended, Ok(None)) {
@@ -78,6 +84,8 @@ fn wait_for(mut child: Child, signals: &SigSet) -> Option<ExitStatus> {
             Ok(None) => {}
             Err(_) => return None,
         }
+        // A signal may have been taken by another thread of this process, or come before it was blocked.
+        let _ = poll(&mut [PollFd::new(descriptor.as_fd(), PollFlags::POLLIN)], LONGEST_SLEEP);
         let Ok(Some(signal)) = descriptor.read_signal() else { continue };
         let is_from_the_kernel = signal.ssi_code == FROM_THE_KERNEL;
         let Ok(signal) = Signal::try_from(signal.ssi_signo as i32) else { continue };

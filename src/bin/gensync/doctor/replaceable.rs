@@ -22,7 +22,7 @@ pub(super) fn check(table: &Table, path: &Path) -> Option<Finding> {
     }
     let error = table.replaceable().err()?;
     let reason = match error.kind() {
-        ErrorKind::NotReplaceable { reason } => reason.clone(),
+        ErrorKind::NotReplaceable { reason, .. } => reason.clone(),
         _ => error.to_string(),
     };
     let found = format!("this user can neither replace nor remove the table: {}", printable(reason.as_bytes()));
@@ -32,7 +32,5 @@ pub(super) fn check(table: &Table, path: &Path) -> Option<Finding> {
 /// Whether the file itself is mounted, as by `docker run -v FILE:FILE`.
 fn is_mount_point(path: &Path) -> bool {
     let found = statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::TYPE);
-    found.is_ok_and(|found| {
-        (found.stx_attributes & found.stx_attributes_mask).contains(StatxAttributes::MOUNT_ROOT)
-    })
+    found.is_ok_and(|found| (found.stx_attributes & found.stx_attributes_mask).contains(StatxAttributes::MOUNT_ROOT))
 }
