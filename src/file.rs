@@ -107,12 +107,7 @@ impl TableFile {
     /// Takes the lock under which a file is replaced or renewed, which is let go of by dropping what is returned. `None` if
     /// a process that may write the file has it for as long as `patience` lasts, as a stopped one does.
     pub(crate) fn try_lock(&self, patience: Duration) -> Result<Option<Lock<'_>>, Error> {
-        let link = Path::new(DESCRIPTORS).join(self.file.as_raw_fd().to_string());
-        let open = || {
-            let file = OpenOptions::new().read(true).write(true).open(&link);
-            file.map_err(|error| Error::io("opening the table's file again", &error))
-        };
-        let attempt = || match RangeLock::try_new(open, REPLACEMENT, Kind::Exclusive) {
+        let attempt = || match RangeLock::try_new(|| open_again(&self.file), REPLACEMENT, Kind::Exclusive) {
             Ok(lock) => Ok(lock.map(Lock::Own)),
             // Without /proc, without the right to open it once more, or without a descriptor.
             Err(_) => {
@@ -234,6 +229,13 @@ pub(crate) enum Lock<'a> {
     Lent(#[expect(dead_code, reason = "held until it is dropped")] LentLock<'a>),
     /// A process that may only read the file keeps it from being had, for which nobody waits.
     KeptByReader,
+}
+
+/// Opens `file` once more, for a lock of its own.
+fn open_again(file: &File) -> Result<File, Error> {
+    let link = Path::new(DESCRIPTORS).join(file.as_raw_fd().to_string());
+    let file = OpenOptions::new().read(true).write(true).open(link);
+    file.map_err(|error| Error::io("opening the table's file again", &error))
 }
 
 /// On overlayfs a file that is only read is the lower one, and stays so for who has it open when others write to another.
@@ -395,7 +397,7 @@ impl Blueprint {
             // A process killed here leaves it behind.
             let (mut prepared, name) = with_unfinished_name(path, |name| {
                 match open.clone().custom_flags(OFlag::O_NOFOLLOW.bits()).create_new(true).open(name) {
-                    Ok(file) => Ok(Some(Prepared { file, name: None, capacity: self.capacity, boot: self.boot })),
+                    Ok(file) => Ok(Some(self.prepared(file))),
                     Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(None),
                     Err(error) => Err(Error::io("creating the table", &error)),
                 }
@@ -405,7 +407,7 @@ impl Blueprint {
             Ok(prepared)
         };
         let prepared = match open.clone().custom_flags(OFlag::O_TMPFILE.bits()).open(folder(path)) {
-            Ok(file) if has_proc() => Prepared { file, name: None, capacity: self.capacity, boot: self.boot },
+            Ok(file) if has_proc() => self.prepared(file),
             // Without /proc, an unnamed file cannot be named.
             Ok(_) => named()?,
             // Not every file system has unnamed files.
@@ -419,6 +421,10 @@ impl Blueprint {
         };
         self.furnish(&prepared.file)?;
         Ok(prepared)
+    }
+
+    fn prepared(&self, file: File) -> Prepared {
+        Prepared { file, lock: None, name: None, capacity: self.capacity, boot: self.boot }
     }
 
     /// A table in memory that only this process and its children have.
@@ -457,6 +463,8 @@ impl Blueprint {
 #[derive(Debug)]
 pub(crate) struct Prepared {
     file: File,
+    /// Of its own description, as a forked child would keep one of `file`'s. None if it is locked by `file`, or not at all.
+    lock: Option<RangeLock>,
     name: Option<PathBuf>,
     capacity: u64,
     boot: [u64; 2],
@@ -472,7 +480,7 @@ impl Prepared {
     /// Gives it a hidden name beside `path`, and a header, so that one call is left to be made.
     pub(crate) fn stand_by(mut self, path: &Path) -> Result<Self, Error> {
         if self.name.is_none() {
-            let stand_by = || {
+            let mut stand_by = || {
                 self.claim()?;
                 let (_, name) = with_unfinished_name(path, |name| Ok(self.link_to(name)?.then_some(())))?;
                 Ok(name)
@@ -483,8 +491,12 @@ impl Prepared {
     }
 
     /// Says whose the file is, before anybody finds it under its hidden name: locked, it is in use.
-    fn claim(&self) -> Result<(), Error> {
-        set(self.file.as_fd(), REPLACEMENT, Some(Kind::Exclusive))?;
+    fn claim(&mut self) -> Result<(), Error> {
+        match RangeLock::try_new(|| open_again(&self.file), REPLACEMENT, Kind::Exclusive) {
+            Ok(lock) => self.lock = lock,
+            // As in `try_lock`.
+            Err(_) => _ = set(self.file.as_fd(), REPLACEMENT, Some(Kind::Exclusive))?,
+        }
         write_header(&self.file, self.capacity, 0, self.boot)
     }
 
@@ -517,7 +529,7 @@ impl Drop for Prepared {
         if let Some(name) = &self.name {
             let _ = std::fs::remove_file(name);
         }
-        // A child that was forked meanwhile has a copy of the descriptor, which would keep the lock.
+        // If it was locked by this descriptor: a child that was forked meanwhile has a copy, which would keep the lock.
         let _ = set(self.file.as_fd(), REPLACEMENT, None);
     }
 }
