@@ -35,8 +35,12 @@ pub(crate) const PAUSE: u64 = 490;
 /// How often an operation starts again because the table was replaced under it, before it gives up.
 pub(crate) const ATTEMPTS: u32 = 100;
 
-/// How long a reader who opens a retired table waits before he looks again whether it was replaced, [`ATTEMPTS`] times.
+/// How long a reader who finds a retired table waits before he looks again whether it was replaced, [`ATTEMPTS`] times.
 const READER_PAUSE: Duration = Duration::from_millis(3);
+
+/// How long the checks of a process wait in all for somebody else who replaces the table. It is ready by then, but for one call
+/// of the system and a sweep.
+const HOLDERS_PATIENCE: Duration = Duration::from_millis(250);
 
 /// A table of generations that processes of this host share.
 ///
@@ -426,9 +430,9 @@ fn open(source: &Source, options: &TableOptions, predecessor: Option<&Incarnatio
                 return Ok(Arc::new(incarnation));
             }
             if options.read_only {
-                // Somebody may be about to replace it. A holder asks again at one of its next uses.
-                if predecessor.is_some() {
-                    return Err(ErrorKind::Retired.into());
+                // Somebody may be about to replace it.
+                if predecessor.is_some_and(|holder| holder.held_up_for() >= HOLDERS_PATIENCE) {
+                    break;
                 }
                 std::thread::sleep(READER_PAUSE);
                 continue;

@@ -53,6 +53,12 @@ impl Incarnation {
         &self.facts
     }
 
+    /// A number that no other incarnation of the table has, but for chance.
+    pub(crate) fn number(&self) -> u64 {
+        let [.., a, b, c, d, e, f, g, h] = self.facts.incarnation;
+        u64::from_le_bytes([a, b, c, d, e, f, g, h])
+    }
+
     fn digest(&self, key: &CacheKey) -> Digest {
         let digest = Sha256::new().chain_update(self.facts.salt).chain_update(key.as_str()).finalize();
         let word = |index: usize| u64::from_le_bytes(std::array::from_fn(|i| digest[8 * index + i]));

@@ -149,7 +149,8 @@ impl TableOptions {
     /// some days.
     ///
     /// That is so when the table was retired or deleted and cannot be opened or made anew, and when its path leads to
-    /// another file system than before, as after a mount over its folder. What was loaded before then is expired at once;
+    /// another file system than before, as after a mount over its folder. An attempt to open it is made within milliseconds of
+    /// the first failure, then less and less often, twice a second at last. What was loaded before then is expired at once;
     /// what is loaded meanwhile serves for this long, so that each holder loads once in this time, and not at each use. When
     /// the table is there again, all of it is expired once more.
     pub fn outage_ttl(mut self, ttl: Duration) -> Self {

@@ -16,7 +16,7 @@ use crate::sync::{AtomicU64, Ordering, fence};
 pub(crate) use local::Seen;
 #[cfg(not(loom))]
 pub(crate) use local::{
-    CheckBudget, Confirmation, Count, HighWater, LastTried, Published, Stopwatch, Turn, Users, Vigil,
+    Backoff, CheckBudget, Confirmation, Count, HighWater, LastTried, Published, Stopwatch, Turn, Users, Vigil,
 };
 #[cfg(not(loom))]
 pub(crate) use pace::Pace;
@@ -458,8 +458,9 @@ impl Header {
 /// number of that loss is, so that who loaded the state after the loss is known by it. Such a sight equals no live word.
 ///
 /// Where freshness cannot be known, a sight holds the time at which it was taken instead, so that state which was loaded
-/// then serves for a while. It has the waiting bit, which is taken from a word before the two are compared: no word equals
-/// it, whatever somebody writes there.
+/// then serves for a while. And where a live table has no such key, which only a holder that may not create it meets, a sight
+/// holds the number of that table's incarnation: nobody has updated the key there as long as it is missing. Both have the
+/// waiting bit, which is taken from a word before the two are compared: no word equals them, whatever somebody writes there.
 ///
 /// | sight | 63..56 | 55 | 54 | 53..32 | 31..0 |
 /// |---|---|---|---|---|---|
@@ -467,6 +468,7 @@ impl Header {
 /// | after a loss | number of the loss | 0 | 1 | generation | generation |
 /// | unconfirmed | time | 1 | 0 | time | generation |
 /// | nothing, or an outage | 1s | 1 | 1 | time | time |
+/// | a missing key | 0 | 1 | 1 | incarnation | incarnation |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Sight(u64);
 
@@ -478,6 +480,12 @@ impl Sight {
     #[cfg(not(loom))]
     pub(crate) fn outage(now: u64) -> Self {
         Self(!GENERATION | now & GENERATION)
+    }
+
+    /// Taken while the live table of this incarnation had no such key.
+    #[cfg(not(loom))]
+    pub(crate) fn missing(incarnation: u64) -> Self {
+        Self(WAITING_BIT | RETIRED_BIT | incarnation & GENERATION)
     }
 
     /// Taken of `word` at `now`, in milliseconds, in a table that may not be the one at its path any more.
@@ -492,7 +500,7 @@ impl Sight {
     /// set back, is long ago.
     #[cfg(not(loom))]
     pub(crate) fn outlives_outage(self, now: u64, limit: u64) -> bool {
-        self.is_nothing() && self != Self::NOTHING && (now.wrapping_sub(self.0) & GENERATION) < limit
+        self.is_outage() && (now.wrapping_sub(self.0) & GENERATION) < limit
     }
 
     /// Whether `word` has the generation that was seen, unconfirmed, less than `limit` milliseconds ago.
@@ -503,14 +511,26 @@ impl Sight {
         self.is_unconfirmed() && (self.0 ^ word.0) & u64::from(u32::MAX) == 0 && age < limit
     }
 
-    /// Whether it names no generation.
-    pub(crate) fn is_nothing(self) -> bool {
+    /// Whether it names no generation, as it was taken of no slot.
+    #[cfg(not(loom))]
+    pub(crate) fn is_of_no_slot(self) -> bool {
         self.0 & (WAITING_BIT | RETIRED_BIT) == WAITING_BIT | RETIRED_BIT
     }
 
     #[cfg(not(loom))]
-    pub(crate) fn is_unconfirmed(self) -> bool {
+    fn is_outage(self) -> bool {
+        self.0 & !GENERATION == Self::NOTHING.0 && self != Self::NOTHING
+    }
+
+    #[cfg(not(loom))]
+    fn is_unconfirmed(self) -> bool {
         self.0 & (WAITING_BIT | RETIRED_BIT) == WAITING_BIT
+    }
+
+    /// Whether what is loaded with it may have been updated without anybody's knowing.
+    #[cfg(not(loom))]
+    pub(crate) fn is_in_doubt(self) -> bool {
+        self.is_unconfirmed() || self.0 & !GENERATION == Self::NOTHING.0
     }
 
     pub(crate) fn of(word: Word) -> Self {

@@ -11,7 +11,7 @@ use crate::key::CacheKey;
 use crate::layout::Slot;
 use crate::lock::Held;
 use crate::mapping::Places;
-use crate::slot::{CheckBudget, LastTried, Pace, Seen, Sight, Turn, Vigil, Word};
+use crate::slot::{Backoff, CheckBudget, LastTried, Pace, Seen, Sight, Vigil, Word};
 
 /// How often to ask for a pending update's lock while others take it and let go of it.
 const ROUNDS: u32 = 16;
@@ -58,8 +58,8 @@ pub struct GenerationSynchronizer {
     table: Table,
     key: CacheKey,
     /// When the next attempt to attach to a successor may be made.
-    retry: Turn,
-    /// The incarnation that the last attempt was made with.
+    retry: Backoff,
+    /// The address of the incarnation that the last attempt was made with, and one if it was retired for good by then.
     tried: LastTried,
     /// One for all clones, as what was seen tells of losses by the numbers that they have there.
     vigil: Arc<Vigil>,
@@ -138,11 +138,11 @@ impl Ticket {
     /// Whether it was taken while freshness could not be known: what is loaded with it serves for the
     /// [`outage_ttl`](crate::TableOptions::outage_ttl).
     pub(crate) fn is_unconfirmed(self) -> bool {
-        self.sight.is_nothing() || self.sight.is_unconfirmed()
+        self.sight.is_in_doubt()
     }
 
-    /// The generation that it stands for; `None` if there was no table to attach to, or none that could be
-    /// [confirmed](crate::TableOptions::outage_ttl) to be the one at its path.
+    /// The generation that it stands for; `None` if there was no table to attach to, none that could be
+    /// [confirmed](crate::TableOptions::outage_ttl) to be the one at its path, or no such key in a table that is read only.
     ///
     /// # Progress
     ///
@@ -179,7 +179,7 @@ impl GenerationSynchronizer {
 
     fn assemble(places: Places<Incarnation>, sight: Sight, table: Table, key: CacheKey, vigil: Arc<Vigil>) -> Self {
         let (seen, budget, read_only) = (Seen::new(sight), CheckBudget::new(), table.is_read_only());
-        let (retry, tried, pace, is_detoured) = (Turn::every(PAUSE), LastTried::default(), Pace::new(), read_only);
+        let (retry, tried, pace, is_detoured) = (Backoff::up_to(PAUSE), LastTried::default(), Pace::new(), read_only);
         Self { places, seen, budget, read_only, is_detoured, table, key, retry, tried, vigil, pace }
     }
 
@@ -192,7 +192,9 @@ impl GenerationSynchronizer {
     /// Whether the state must be loaded again: its key was updated since the generation was seen.
     ///
     /// Where that cannot be known, because the table was replaced and its successor cannot be attached to, the answer
-    /// is `true` until the state is loaded, and again when the [`outage_ttl`](crate::TableOptions::outage_ttl) has passed.
+    /// is `true` until the state is loaded, and again when the [`outage_ttl`](crate::TableOptions::outage_ttl) has passed. A
+    /// process that reads only finds no key after a [reset](Table::reset) until a writer attaches to it again: state that it
+    /// loads meanwhile is fresh for as long as the key is missing.
     ///
     /// A table whose file was deleted or replaced is noticed by the first check that comes a second after that. A holder
     /// that checks often looks at a clock once in a quarter of a second, or in 64 checks if that is sooner; so one whose rate
@@ -237,7 +239,7 @@ impl GenerationSynchronizer {
     #[cold]
     fn is_expired_slow(&self, seen: Sight, word: Word) -> bool {
         // A pending update brings every check here, and so does an outage.
-        let may_wait = seen.is_before_updates_of(word) || seen.is_nothing() || seen.is_unconfirmed();
+        let may_wait = seen.is_before_updates_of(word) || seen.is_of_no_slot() || seen.is_in_doubt();
         if !(may_wait && self.budget.spend()) {
             self.revalidate();
         }
@@ -258,16 +260,32 @@ impl GenerationSynchronizer {
         if word.is_live() && self.table.is_latest(self.places.latest().owner()) {
             return !self.is_fresh(seen, word);
         }
-        let (now, latest) = (coarse_now(), Arc::as_ptr(self.table.latest()).addr());
-        // What another holder of this process has attached to is there.
-        if self.retry.is_due(now) || self.tried.differs(latest) {
-            match self.move_on() {
-                Ok(_) => return true,
-                Err(_) => self.retry.postpone(now),
+        let now = coarse_now();
+        let mut missing = self.missing();
+        if missing.is_none() {
+            if self.try_to_move_on(now) {
+                return true;
             }
-            self.tried.set(latest);
+            // It may have come to another table.
+            missing = self.missing();
         }
-        !seen.outlives_outage(now, self.table.outage_ttl())
+        missing.map_or_else(|| !seen.outlives_outage(now, self.table.outage_ttl()), |missing| seen != missing)
+    }
+
+    /// Attaches to the key in the latest incarnation, unless it was tried in vain just now.
+    fn try_to_move_on(&self, now: u64) -> bool {
+        let latest = self.table.latest();
+        // What another holder of this process has attached to is there; and so is the successor of what is retired for good.
+        let found = Arc::as_ptr(latest).addr() | usize::from(latest.slots().header().is_retired());
+        if !self.retry.is_due(now) && !self.tried.differs(found) {
+            return false;
+        }
+        let has_moved_on = self.move_on().is_ok();
+        if !has_moved_on {
+            self.retry.fail(now);
+            self.tried.set(found);
+        }
+        has_moved_on
     }
 
     fn is_fresh(&self, seen: Sight, word: Word) -> bool {
@@ -336,10 +354,11 @@ impl GenerationSynchronizer {
     fn move_on(&self) -> Result<&Place, Error> {
         let place = self.table.attach(&self.key);
         // What was seen in an outage serves as long as that lasts.
-        if place.is_ok() || !self.seen.get().is_nothing() {
+        if place.is_ok() || !self.seen.get().is_of_no_slot() {
             self.seen.adopt(Sight::NOTHING);
         }
         self.places.append(place?);
+        self.retry.end();
         Ok(self.places.latest())
     }
 
@@ -356,9 +375,17 @@ impl GenerationSynchronizer {
         }
     }
 
-    /// What to load the state with while there is no table to attach to.
-    fn outage(&self) -> Ticket {
-        Ticket::of(Sight::outage(coarse_now()), self.places.slot())
+    /// What to load the state with while there is no slot to attach to.
+    fn unattached(&self) -> Ticket {
+        Ticket::of(self.missing().unwrap_or_else(|| Sight::outage(coarse_now())), self.places.slot())
+    }
+
+    /// What there is to be seen while the table has no such key, which this holder may not create. Every process that could
+    /// update the key attaches to it first.
+    fn missing(&self) -> Option<Sight> {
+        let latest = self.table.latest();
+        let may_be_missing = self.read_only && !self.table.is_doubtful() && latest.slots().header().is_live();
+        (may_be_missing && matches!(latest.find(&self.key), Ok(None))).then(|| Sight::missing(latest.number()))
     }
 
     /// Moves on until `action` succeeds, as the table may be replaced again and again.
@@ -469,7 +496,7 @@ impl GenerationSynchronizer {
 
     #[cold]
     fn ticket_slow(&self) -> Ticket {
-        self.present().unwrap_or_else(|_| self.outage())
+        self.present().unwrap_or_else(|_| self.unattached())
     }
 
     /// As [`ticket`](Self::ticket), and why freshness cannot be known, if so.
@@ -480,7 +507,10 @@ impl GenerationSynchronizer {
         }
         match self.present() {
             Ok(ticket) => (ticket, ticket.is_unconfirmed().then(|| self.error(ErrorKind::Unconfirmed))),
-            Err(error) => (self.outage(), Some(error)),
+            Err(error) => {
+                let ticket = self.unattached();
+                (ticket, ticket.is_unconfirmed().then_some(error))
+            }
         }
     }
 
@@ -710,7 +740,8 @@ impl GenerationSynchronizer {
         self.table.follow_update(place.owner(), &self.key).map_err(|error| self.explain(error))
     }
 
-    /// The generation that the holder has seen; `None` if it was lost with a table that was replaced, or cannot be confirmed.
+    /// The generation that the holder has seen; `None` if it was lost with a table that was replaced, or cannot be confirmed,
+    /// or if a table that is read only has no such key.
     ///
     /// # Progress
     ///

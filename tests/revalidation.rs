@@ -305,6 +305,43 @@ fn a_table_that_cannot_be_had_is_no_load_at_each_use() {
 }
 
 #[test]
+fn a_reader_of_a_key_that_a_reset_took_away_is_as_fresh_as_any() {
+    let (_folder, path) = path();
+    let owner = Table::open(&path).unwrap();
+    drop(sync(&owner));
+    let table = Table::options().read_only(true).open(&path).unwrap();
+    let (source, loads, loader) = source();
+    let cached = Cached::new(sync(&table), loader);
+    let plain = sync(&table);
+    let mut value = 0;
+    for round in 1..=20 {
+        owner.reset().unwrap();
+        value += 1;
+        set(&source, Ok(value));
+        assert_eq!(*cached.get().unwrap(), value, "round {round}: what was loaded before the reset is served");
+        assert!(plain.is_expired());
+        plain.refresh_with(|| Ok::<_, Error>(())).unwrap();
+        let before = loads.load(SeqCst);
+        for _ in 0..10_000 {
+            assert_eq!(*cached.get().unwrap(), value);
+            assert!(!plain.is_expired(), "nobody can have updated a key that is not there");
+        }
+        assert_eq!(loads.load(SeqCst), before, "round {round}");
+        if round % 3 == 0 {
+            // A reset of a table that has no such key either.
+            continue;
+        }
+        let writer = sync(&owner);
+        value += 1;
+        set(&source, Ok(value));
+        writer.mark_updated().unwrap();
+        assert!(plain.is_expired(), "round {round}: not noticed at once");
+        assert_eq!(*cached.get().unwrap(), value);
+    }
+    assert_eq!(cached.counters().unconfirmed, 0);
+}
+
+#[test]
 fn a_mount_over_the_folder_does_not_leave_state_fresh_for_good() {
     if !Uid::effective().is_root() {
         eprintln!("not root: nothing can be mounted");

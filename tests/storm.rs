@@ -31,9 +31,7 @@ const STINT: Duration = Duration::from_secs(15);
 
 /// As small as can be, so that it grows.
 fn options() -> TableOptions {
-    // Without a time to live for what is loaded in an outage: a table that is replaced all the time, by processes that are killed
-    // over it, often cannot be attached to, and the oracle knows nothing of outages.
-    Table::options().capacity(1).pending_limit(PENDING_LIMIT).outage_ttl(Duration::ZERO)
+    Table::options().capacity(1).pending_limit(PENDING_LIMIT)
 }
 
 /// What all processes of a storm know. It lives as long as they do.

@@ -5,16 +5,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{ATTEMPTS, Table, floor_of_successor, succeeding, with_patience};
+use super::{ATTEMPTS, HOLDERS_PATIENCE, Table, floor_of_successor, succeeding, with_patience};
 use crate::error::{Error, ErrorKind};
 use crate::file::{LOCK_PATIENCE, Lock, Prepared, TableFile, identity, remove, remove_unfinished};
 use crate::incarnation::Incarnation;
 use crate::lock::RangeLock;
 use crate::mapping::Identity;
-
-/// How long the checks of a process wait in all for somebody else who replaces the table. It is ready by then, but for one call
-/// of the system and a sweep.
-const HOLDERS_PATIENCE: Duration = Duration::from_millis(250);
 
 impl Table {
     /// Ends this incarnation of the table and begins another: every key's state is expired in every process, and keys

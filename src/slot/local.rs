@@ -287,19 +287,6 @@ impl Turn {
         Self { due: AtomicU64::new(0), pause }
     }
 
-    pub(crate) fn is_due(&self, now: u64) -> bool {
-        self.has_come(self.due.load(Ordering::Relaxed), now)
-    }
-
-    fn has_come(&self, due: u64, now: u64) -> bool {
-        now >= due || due - now > self.pause
-    }
-
-    /// Due a pause from `now`.
-    pub(crate) fn postpone(&self, now: u64) {
-        self.due.store(now + self.pause, Ordering::Relaxed);
-    }
-
     /// Due now.
     #[cfg(test)]
     pub(crate) fn expedite(&self) {
@@ -310,11 +297,52 @@ impl Turn {
     pub(crate) fn take(&self, now: u64) -> bool {
         let due = self.due.load(Ordering::Relaxed);
         let next = now + self.pause;
-        self.has_come(due, now) && self.due.compare_exchange(due, next, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+        has_come(due, now, self.pause)
+            && self.due.compare_exchange(due, next, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 }
 
-/// The address of what was last tried.
+fn has_come(due: u64, now: u64, pause: u64) -> bool {
+    now >= due || due - now > pause
+}
+
+/// When to try again what has failed: soon at first, and less often the longer it goes on. Times are milliseconds.
+#[cfg(not(loom))]
+#[derive(Debug)]
+pub(crate) struct Backoff {
+    due: AtomicU64,
+    pause: AtomicU64,
+    longest: u64,
+}
+
+// ORDERING: relaxed throughout: it guards nothing but the cost of an attempt more.
+#[cfg(not(loom))]
+impl Backoff {
+    const FIRST: u64 = 4;
+
+    pub(crate) fn up_to(longest: u64) -> Self {
+        Self { due: AtomicU64::new(0), pause: AtomicU64::new(Self::FIRST), longest }
+    }
+
+    pub(crate) fn is_due(&self, now: u64) -> bool {
+        has_come(self.due.load(Ordering::Relaxed), now, self.longest)
+    }
+
+    /// It has failed at `now`.
+    pub(crate) fn fail(&self, now: u64) {
+        let pause = self.pause.load(Ordering::Relaxed);
+        self.due.store(now + pause, Ordering::Relaxed);
+        self.pause.store((2 * pause).min(self.longest), Ordering::Relaxed);
+    }
+
+    /// It has not failed: the next failure is the first one again.
+    pub(crate) fn end(&self) {
+        self.due.store(0, Ordering::Relaxed);
+        self.pause.store(Self::FIRST, Ordering::Relaxed);
+    }
+}
+
+/// What was last tried.
 #[cfg(not(loom))]
 #[derive(Debug, Default)]
 pub(crate) struct LastTried(AtomicU64);
@@ -322,12 +350,12 @@ pub(crate) struct LastTried(AtomicU64);
 // ORDERING: relaxed throughout: a thread that finds an old one tries once more.
 #[cfg(not(loom))]
 impl LastTried {
-    pub(crate) fn differs(&self, address: usize) -> bool {
-        self.0.load(Ordering::Relaxed) != address as u64
+    pub(crate) fn differs(&self, what: usize) -> bool {
+        self.0.load(Ordering::Relaxed) != what as u64
     }
 
-    pub(crate) fn set(&self, address: usize) {
-        self.0.store(address as u64, Ordering::Relaxed);
+    pub(crate) fn set(&self, what: usize) {
+        self.0.store(what as u64, Ordering::Relaxed);
     }
 }
 
