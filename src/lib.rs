@@ -91,6 +91,9 @@
 //! - A child that is forked by a bare system call in the middle of an `update` or a `reset`, not by `fork` of the C library,
 //!   keeps its parent's locks: if it outlives the parent, others notice after [`pending_limit`](TableOptions::pending_limit). So
 //!   does each child when more than 1024 updates of its parent were in flight.
+//! - A forked child can use all of this. But Rust's standard library may hang where a child starts a thread, if another thread of
+//!   its parent was starting or ending one at the fork; and tasks, streams and descriptors that wait take a thread of each
+//!   process. Fork before there are threads that come and go.
 //! - An `update` opens the table's file once more: it takes a free descriptor, and permission. An anonymous table's is
 //!   opened through /proc.
 //! - A process with a read-only table cannot recover a killed one's update for all: it loads its own state again, once in

@@ -418,11 +418,11 @@ impl GenerationSynchronizer {
     }
 
     /// Whether somebody who has loaded the state with `ticket` need not wait any longer. A table that cannot be attached to
-    /// is news as often as that is tried.
+    /// is news twice a second.
     pub(crate) fn is_news(&self, ticket: Ticket) -> bool {
         self.table.revalidate_if_due(coarse_now());
         let is_lost = ticket.sight == Sight::NOTHING && !self.places.slot().word().is_live();
-        (!is_lost || self.retry.is_due(coarse_now())) && self.is_overtaken(ticket.sight)
+        (!is_lost || self.retry.is_long_ago(coarse_now())) && self.is_overtaken(ticket.sight)
     }
 
     /// Has the next update wake those who sleep on the table's wake word, unless this process cannot write to the table, and
@@ -431,7 +431,7 @@ impl GenerationSynchronizer {
         let place = self.places.latest();
         let is_live = place.word().is_live() && self.table.is_latest(place.owner());
         let word = if self.read_only || !is_live { place.word() } else { place.await_update() };
-        let may_retry = is_live || self.retry.is_due(coarse_now());
+        let may_retry = is_live || self.retry.is_long_ago(coarse_now());
         News { word, is_live, is_doubtful: self.table.is_doubtful(), may_retry, read_only: self.read_only }
     }
 

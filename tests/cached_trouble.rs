@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use gensync::{Cached, ErrorKind, GenerationSynchronizer};
 use support::source::*;
-use support::{await_value, in_child};
+use support::{alone, await_value, in_child};
 
 #[test]
 fn a_loader_that_marks_a_key_of_its_value_is_reported_and_does_not_loop() {
@@ -287,41 +287,49 @@ fn a_loader_that_panics_lets_the_next_thread_load() {
 
 #[test]
 fn a_forked_child_goes_its_own_way_whatever_the_parents_threads_were_doing() {
-    let table = anonymous();
-    let begun = Arc::default();
-    let (open, loader) = gated(&begun);
-    let parent = std::process::id();
-    let cached = Cached::new(sync(&table), move || if std::process::id() == parent { loader() } else { Ok(100) });
-    cached.get().unwrap();
-    // A child has the value that its parent had.
-    in_child(|| assert_eq!(*cached.get().unwrap(), 1)).succeeds();
-    sync(&table).mark_updated().unwrap();
-    thread::scope(|scope| {
-        let pilot = scope.spawn(|| *cached.get().unwrap());
-        await_value(&begun, 2);
-        let waiters: Vec<_> = (0..4).map(|_| scope.spawn(|| *cached.get().unwrap())).collect();
-        for _ in 0..50 {
-            // In the parent, the load goes on.
-            in_child(|| {
-                assert_eq!(*cached.get().unwrap(), 100);
-                sync(&table).clear().unwrap();
-                let values: Vec<_> = thread::scope(|scope| {
-                    (0..2)
-                        .map(|_| scope.spawn(|| *cached.get().unwrap()))
-                        .collect::<Vec<_>>()
-                        .into_iter()
-                        .map(|thread| thread.join().unwrap())
-                        .collect()
-                });
-                assert_eq!(values, [100, 100]);
-            })
-            .succeeds();
-        }
-        // Its updates have overtaken the load, so those who came after it began need another one.
-        open.send(()).unwrap();
-        open.send(()).unwrap();
-        assert_eq!(pilot.join().unwrap(), 2);
-        assert!(waiters.into_iter().all(|thread| (2..=3).contains(&thread.join().unwrap())));
+    alone(|| {
+        let table = anonymous();
+        let begun = Arc::default();
+        let (open, loader) = gated(&begun);
+        let parent = std::process::id();
+        let cached = Cached::new(sync(&table), move || if std::process::id() == parent { loader() } else { Ok(100) });
+        cached.get().unwrap();
+        // A child has the value that its parent had.
+        in_child(|| assert_eq!(*cached.get().unwrap(), 1)).succeeds();
+        sync(&table).mark_updated().unwrap();
+        let started = &AtomicU64::new(0);
+        thread::scope(|scope| {
+            let pilot = scope.spawn(|| *cached.get().unwrap());
+            await_value(&begun, 2);
+            let wait = || {
+                started.fetch_add(1, SeqCst);
+                *cached.get().unwrap()
+            };
+            let waiters: Vec<_> = (0..4).map(|_| scope.spawn(wait)).collect();
+            await_value(started, 4);
+            for _ in 0..50 {
+                // In the parent, the load goes on.
+                in_child(|| {
+                    assert_eq!(*cached.get().unwrap(), 100);
+                    sync(&table).clear().unwrap();
+                    let values: Vec<_> = thread::scope(|scope| {
+                        (0..2)
+                            .map(|_| scope.spawn(|| *cached.get().unwrap()))
+                            .collect::<Vec<_>>()
+                            .into_iter()
+                            .map(|thread| thread.join().unwrap())
+                            .collect()
+                    });
+                    assert_eq!(values, [100, 100]);
+                })
+                .succeeds();
+            }
+            // Its updates have overtaken the load, so those who came after it began need another one.
+            open.send(()).unwrap();
+            open.send(()).unwrap();
+            assert_eq!(pilot.join().unwrap(), 2);
+            assert!(waiters.into_iter().all(|thread| (2..=3).contains(&thread.join().unwrap())));
+        });
     });
 }
 
@@ -434,35 +442,39 @@ fn loads_in_tasks_that_wait_for_each_other_are_told_so() {
 
 #[test]
 fn a_forked_child_finds_its_own_circles_whatever_the_parents_threads_wait_for() {
-    let table = anonymous();
-    let begun = Arc::default();
-    let (open, loader) = gated(&begun);
-    let cached = Cached::new(sync(&table), loader);
-    cached.get().unwrap();
-    sync(&table).mark_updated().unwrap();
-    let stop = AtomicU64::new(0);
-    thread::scope(|scope| {
-        let pilot = scope.spawn(|| cached.get().unwrap());
-        await_value(&begun, 2);
-        // These go on and off the list all the time.
-        let waiters = [(); 2].map(|()| {
-            scope.spawn(|| {
-                while stop.load(SeqCst) == 0 {
-                    let _ = cached.get_fresh(Instant::now() + Duration::from_micros(50));
-                }
-            })
+    alone(|| {
+        let table = anonymous();
+        let begun = Arc::default();
+        let (open, loader) = gated(&begun);
+        let cached = Cached::new(sync(&table), loader);
+        cached.get().unwrap();
+        sync(&table).mark_updated().unwrap();
+        let (started, stop) = (AtomicU64::new(0), AtomicU64::new(0));
+        thread::scope(|scope| {
+            let pilot = scope.spawn(|| cached.get().unwrap());
+            await_value(&begun, 2);
+            // These go on and off the list all the time.
+            let waiters = [(); 2].map(|()| {
+                scope.spawn(|| {
+                    started.fetch_add(1, SeqCst);
+                    while stop.load(SeqCst) == 0 {
+                        let _ = cached.get_fresh(Instant::now() + Duration::from_micros(50));
+                    }
+                })
+            });
+            await_value(&started, 2);
+            for _ in 0..30 {
+                in_child(|| {
+                    let errors = errors_of(&circle(2), |work| _ = thread::spawn(work));
+                    assert!(errors.iter().all(is_recursion));
+                })
+                .succeeds();
+            }
+            stop.store(1, SeqCst);
+            waiters.into_iter().for_each(|waiter| waiter.join().unwrap());
+            open.send(()).unwrap();
+            pilot.join().unwrap();
         });
-        for _ in 0..30 {
-            in_child(|| {
-                let errors = errors_of(&circle(2), |work| _ = thread::spawn(work));
-                assert!(errors.iter().all(is_recursion));
-            })
-            .succeeds();
-        }
-        stop.store(1, SeqCst);
-        waiters.into_iter().for_each(|waiter| waiter.join().unwrap());
-        open.send(()).unwrap();
-        pilot.join().unwrap();
     });
 }
 
@@ -527,9 +539,9 @@ fn a_load_that_lasts_longer_than_an_old_value_may_be_served_counts_as_failed() {
         cached.get().unwrap();
         thread::sleep(Duration::from_millis(40));
         thread::scope(|scope| {
+            let start = Instant::now();
             let pilot = scope.spawn(|| *cached.get().unwrap());
             await_value(&begun, 2);
-            let start = Instant::now();
             // The gate is closed all the time.
             let error = loop {
                 match cached.get() {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use gensync::{GenerationSynchronizer, Table, WaitSet};
 use support::{
-    Child, LIMIT, await_value, dawdle, in_child, is_overslept, micros, path, shared_words, system_calls, tables,
+    Child, LIMIT, alone, await_value, dawdle, in_child, is_overslept, micros, path, shared_words, system_calls, tables,
 };
 
 const KEYS: usize = 3000;
@@ -301,70 +301,73 @@ fn killed_while_waiting() {
 /// Each kill may leave sleepers that find out half a second later: so there is a key for each, and one waiting for all.
 #[test]
 fn killed_while_updating_what_others_wait_for() {
-    tables(|table| {
-        let words = shared_words(3 * KILLS + 2);
-        let (sources, rest) = words.split_at(KILLS);
-        let (loaded, flags) = rest.split_at(2 * KILLS);
-        let (ready, started) = (&flags[0], &flags[1]);
-        let attach = || -> Vec<_> {
-            (0..KILLS).map(|key| GenerationSynchronizer::new(table, format!("key {key}")).unwrap()).collect()
-        };
-        let syncs = attach();
-        let load = |key: usize, sync: &GenerationSynchronizer, loaded: &[AtomicU64]| {
-            let state = sync.refresh_with(|| Ok::<_, ()>(sources[key].load(SeqCst))).unwrap();
-            loaded[key].store(state, SeqCst);
-        };
-        let _waiters = [
-            in_child(|| {
-                std::thread::scope(|scope| {
-                    for (key, sync) in syncs.iter().enumerate() {
-                        scope.spawn(move || {
-                            ready.fetch_add(1, SeqCst);
-                            loop {
-                                sync.wait();
-                                load(key, sync, &loaded[..KILLS]);
-                            }
-                        });
+    alone(|| {
+        tables(|table| {
+            let words = shared_words(3 * KILLS + 2);
+            let (sources, rest) = words.split_at(KILLS);
+            let (loaded, flags) = rest.split_at(2 * KILLS);
+            let (ready, started) = (&flags[0], &flags[1]);
+            let attach = || -> Vec<_> {
+                (0..KILLS).map(|key| GenerationSynchronizer::new(table, format!("key {key}")).unwrap()).collect()
+            };
+            let syncs = attach();
+            let load = |key: usize, sync: &GenerationSynchronizer, loaded: &[AtomicU64]| {
+                let state = sync.refresh_with(|| Ok::<_, ()>(sources[key].load(SeqCst))).unwrap();
+                loaded[key].store(state, SeqCst);
+            };
+            let _waiters = [
+                in_child(|| {
+                    std::thread::scope(|scope| {
+                        for (key, sync) in syncs.iter().enumerate() {
+                            scope.spawn(move || {
+                                ready.fetch_add(1, SeqCst);
+                                loop {
+                                    sync.wait();
+                                    load(key, sync, &loaded[..KILLS]);
+                                }
+                            });
+                        }
+                    });
+                }),
+                in_child(|| {
+                    let set: WaitSet<'_> = syncs.iter().collect();
+                    ready.fetch_add(1, SeqCst);
+                    loop {
+                        set.wait().into_iter().for_each(|key| load(key, &syncs[key], &loaded[KILLS..]));
+                    }
+                }),
+            ];
+            await_value(ready, KILLS as u64 + 1);
+            let mut random = 1;
+            let writers = attach();
+            for (key, writer) in writers.iter().enumerate() {
+                started.store(0, SeqCst);
+                let victim = in_child(|| {
+                    for round in 0_u64.. {
+                        // The source is changed before an update that does not outlive its maker, and within one that does.
+                        match round % 4 {
+                            0 => writer.update(|| Ok::<_, ()>(sources[key].fetch_add(1, SeqCst))).map(drop).unwrap(),
+                            _ => drop(writer.mark_updated().unwrap()),
+                        }
+                        started.store(1, SeqCst);
                     }
                 });
-            }),
-            in_child(|| {
-                let set: WaitSet<'_> = syncs.iter().collect();
-                ready.fetch_add(1, SeqCst);
-                loop {
-                    set.wait().into_iter().for_each(|key| load(key, &syncs[key], &loaded[KILLS..]));
-                }
-            }),
-        ];
-        await_value(ready, KILLS as u64 + 1);
-        let mut random = 1;
-        let writers = attach();
-        for (key, writer) in writers.iter().enumerate() {
-            started.store(0, SeqCst);
-            let victim = in_child(|| {
-                for round in 0_u64.. {
-                    // The source is changed before an update that does not outlive its maker, and within one that does.
-                    match round % 4 {
-                        0 => writer.update(|| Ok::<_, ()>(sources[key].fetch_add(1, SeqCst))).map(drop).unwrap(),
-                        _ => drop(writer.mark_updated().unwrap()),
-                    }
-                    started.store(1, SeqCst);
-                }
-            });
-            await_value(started, 1);
-            dawdle(&mut random, 300);
-            victim.kill();
-        }
-        // Nobody updates any more.
-        let start = Instant::now();
-        let is_fresh = |(key, loaded): (usize, &AtomicU64)| loaded.load(SeqCst) == sources[key % KILLS].load(SeqCst);
-        while !loaded.iter().enumerate().all(is_fresh) {
-            assert!(start.elapsed() < LIMIT, "a waiter sleeps through an update");
-            std::thread::yield_now();
-        }
-        while table.slots().any(|slot| slot.pending() > 0) {
-            assert!(start.elapsed() < LIMIT, "pending for good, though somebody waits");
-        }
+                await_value(started, 1);
+                dawdle(&mut random, 300);
+                victim.kill();
+            }
+            // Nobody updates any more.
+            let start = Instant::now();
+            let is_fresh =
+                |(key, loaded): (usize, &AtomicU64)| loaded.load(SeqCst) == sources[key % KILLS].load(SeqCst);
+            while !loaded.iter().enumerate().all(is_fresh) {
+                assert!(start.elapsed() < LIMIT, "a waiter sleeps through an update");
+                std::thread::yield_now();
+            }
+            while table.slots().any(|slot| slot.pending() > 0) {
+                assert!(start.elapsed() < LIMIT, "pending for good, though somebody waits");
+            }
+        });
     });
 }
 

@@ -13,7 +13,7 @@ use nix::libc::{MCL_CURRENT, MCL_FUTURE, mlockall};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use support::place::{KINDS, Place};
-use support::{in_child, path};
+use support::{alone, in_child, path};
 
 fn attach(table: &Table, key: impl Into<gensync::CacheKey>) -> Result<GenerationSynchronizer, Error> {
     GenerationSynchronizer::new(table, key)
@@ -137,37 +137,41 @@ fn drop_capability() {
 
 #[test]
 fn a_table_leaves_the_program_the_address_space_that_it_does_not_use() {
-    for kind in KINDS {
-        in_child(|| {
-            let place = Place::new(*kind);
-            spare_address_space(300 << 20);
-            let table = place.open(Table::options().capacity(16));
-            grow(&table, 6).unwrap();
-            let mut own = Vec::<u8>::new();
-            own.try_reserve_exact(200 << 20).unwrap();
-            assert_works(&table);
-            std::thread::Builder::new().stack_size(8 << 20).spawn(|| {}).unwrap().join().unwrap();
-            place.remove();
-        })
-        .succeeds();
-    }
+    alone(|| {
+        for kind in KINDS {
+            in_child(|| {
+                let place = Place::new(*kind);
+                spare_address_space(300 << 20);
+                let table = place.open(Table::options().capacity(16));
+                grow(&table, 6).unwrap();
+                let mut own = Vec::<u8>::new();
+                own.try_reserve_exact(200 << 20).unwrap();
+                assert_works(&table);
+                std::thread::Builder::new().stack_size(8 << 20).spawn(|| {}).unwrap().join().unwrap();
+                place.remove();
+            })
+            .succeeds();
+        }
+    });
 }
 
 #[test]
 fn twenty_thousand_tables_leave_room_for_threads() {
-    const TABLES: usize = 20_000;
-    let (_folder, path) = path();
-    let sync = attach(&Table::options().capacity(16).open(&path).unwrap(), "key").unwrap();
-    in_child(|| {
-        let most = getrlimit(Resource::RLIMIT_NOFILE).unwrap().1;
-        limit(Resource::RLIMIT_NOFILE, most);
-        let count = TABLES.min(most as usize - 100);
-        let tables: Vec<_> = (0..count).map(|_| Table::open(&path).unwrap()).collect();
-        std::thread::spawn(|| {}).join().unwrap();
-        attach(tables.last().unwrap(), "key").unwrap().mark_updated().unwrap();
-    })
-    .succeeds();
-    assert!(sync.is_expired());
+    alone(|| {
+        const TABLES: usize = 20_000;
+        let (_folder, path) = path();
+        let sync = attach(&Table::options().capacity(16).open(&path).unwrap(), "key").unwrap();
+        in_child(|| {
+            let most = getrlimit(Resource::RLIMIT_NOFILE).unwrap().1;
+            limit(Resource::RLIMIT_NOFILE, most);
+            let count = TABLES.min(most as usize - 100);
+            let tables: Vec<_> = (0..count).map(|_| Table::open(&path).unwrap()).collect();
+            std::thread::spawn(|| {}).join().unwrap();
+            attach(tables.last().unwrap(), "key").unwrap().mark_updated().unwrap();
+        })
+        .succeeds();
+        assert!(sync.is_expired());
+    });
 }
 
 #[test]

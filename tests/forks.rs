@@ -12,7 +12,7 @@ use gensync::{Cached, ErrorKind, GenerationSynchronizer, Table};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::Pid;
-use support::{Child, await_value, fork_here, in_child, path, shared_words};
+use support::{Child, alone, await_value, fork_here, in_child, path, shared_words};
 
 fn sync(table: &Table) -> GenerationSynchronizer {
     GenerationSynchronizer::new(table, "key").unwrap()
@@ -108,49 +108,51 @@ fn generations(result: &'static AtomicU64, loading: &'static AtomicU64) {
 
 #[test]
 fn a_child_that_was_forked_during_a_reset_keeps_no_lock_of_a_parent_that_is_killed() {
-    let (_folder, path) = path();
-    let table = Table::open(&path).unwrap();
-    let writer = sync(&table);
-    let words = shared_words(3);
-    let (resets, children, stop) = (&words[0], &words[1], &words[2]);
-    for round in 0..50 {
-        words.iter().for_each(|word| word.store(0, SeqCst));
-        let parent = in_child(|| {
-            std::thread::scope(|scope| {
-                scope.spawn(|| {
-                    let table = Table::open(&path).unwrap();
-                    loop {
-                        table.reset().unwrap();
-                        resets.fetch_add(1, SeqCst);
+    alone(|| {
+        let (_folder, path) = path();
+        let table = Table::open(&path).unwrap();
+        let writer = sync(&table);
+        let words = shared_words(3);
+        let (resets, children, stop) = (&words[0], &words[1], &words[2]);
+        for round in 0..50 {
+            words.iter().for_each(|word| word.store(0, SeqCst));
+            let parent = in_child(|| {
+                std::thread::scope(|scope| {
+                    scope.spawn(|| {
+                        let table = Table::open(&path).unwrap();
+                        loop {
+                            table.reset().unwrap();
+                            resets.fetch_add(1, SeqCst);
+                        }
+                    });
+                    await_value(resets, 2 + round % 7);
+                    if fork_here().is_some() {
+                        // At once, so that the table which the child may have locked is still the one in use.
+                        end();
                     }
-                });
-                await_value(resets, 2 + round % 7);
-                if fork_here().is_some() {
-                    // At once, so that the table which the child may have locked is still the one in use.
+                    children.store(1, SeqCst);
+                    while stop.load(SeqCst) == 0 {
+                        std::thread::sleep(Duration::from_millis(1));
+                    }
                     end();
-                }
-                children.store(1, SeqCst);
-                while stop.load(SeqCst) == 0 {
-                    std::thread::sleep(Duration::from_millis(1));
-                }
-                end();
+                });
             });
-        });
-        await_value(children, 1);
-        assert!(parent.ends_by_kill());
-        // What the parent held is let go of by the kernel, and the child sleeps.
-        let inode = format!(":{} ", std::fs::metadata(&path).unwrap().ino());
-        let locks = std::fs::read_to_string("/proc/locks").unwrap();
-        let held = locks.lines().filter(|line| line.contains("OFDLCK") && line.contains(&inode));
-        // That it has the table open is true of the child as well.
-        let held: Vec<_> = held.filter(|line| !line.ends_with(" 128 143")).collect();
-        assert!(held.is_empty(), "a child keeps a lock of its parent's: {held:?}");
-        let begun = writer.update_deadline(Instant::now() + Duration::from_secs(5), || Ok::<_, ()>(()));
-        let reset = begun.is_ok().then(|| table.reset());
-        stop.store(1, SeqCst);
-        begun.expect("a child keeps a lock of its parent's");
-        reset.unwrap().expect("a child keeps a lock of its parent's");
-    }
+            await_value(children, 1);
+            assert!(parent.ends_by_kill());
+            // What the parent held is let go of by the kernel, and the child sleeps.
+            let inode = format!(":{} ", std::fs::metadata(&path).unwrap().ino());
+            let locks = std::fs::read_to_string("/proc/locks").unwrap();
+            let held = locks.lines().filter(|line| line.contains("OFDLCK") && line.contains(&inode));
+            // That it has the table open is true of the child as well.
+            let held: Vec<_> = held.filter(|line| !line.ends_with(" 128 143")).collect();
+            assert!(held.is_empty(), "a child keeps a lock of its parent's: {held:?}");
+            let begun = writer.update_deadline(Instant::now() + Duration::from_secs(5), || Ok::<_, ()>(()));
+            let reset = begun.is_ok().then(|| table.reset());
+            stop.store(1, SeqCst);
+            begun.expect("a child keeps a lock of its parent's");
+            reset.unwrap().expect("a child keeps a lock of its parent's");
+        }
+    });
 }
 
 #[test]

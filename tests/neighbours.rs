@@ -22,7 +22,7 @@ use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::{Uid, alarm, getppid};
 use support::place::{Kind, Place};
-use support::{in_child, next_random, path, shared_words};
+use support::{alone, in_child, next_random, path, shared_words};
 
 /// How long each kind of table is scribbled over.
 const TIME: Duration = Duration::from_secs(3);
@@ -33,18 +33,18 @@ const WATCHDOG: u32 = 120;
 
 #[test]
 fn a_file_that_is_scribbled_over_does_no_harm() {
-    survive(Kind::File);
+    alone(|| survive(Kind::File));
 }
 
 #[test]
 fn an_anonymous_table_that_is_scribbled_over_does_no_harm() {
-    survive(Kind::Anonymous);
+    alone(|| survive(Kind::Anonymous));
 }
 
 #[test]
 #[cfg(feature = "shm")]
 fn a_named_table_that_is_scribbled_over_does_no_harm() {
-    survive(Kind::Named);
+    alone(|| survive(Kind::Named));
 }
 
 #[test]

@@ -296,21 +296,19 @@ impl Turn {
     /// Whether it is due at `now`; if so, the caller has the turn, and the next one is a pause later.
     pub(crate) fn take(&self, now: u64) -> bool {
         let due = self.due.load(Ordering::Relaxed);
+        let has_come = now >= due || due - now > self.pause;
         let next = now + self.pause;
-        has_come(due, now, self.pause)
-            && self.due.compare_exchange(due, next, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+        has_come && self.due.compare_exchange(due, next, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 }
 
-fn has_come(due: u64, now: u64, pause: u64) -> bool {
-    now >= due || due - now > pause
-}
-
-/// When to try again what has failed: soon at first, and less often the longer it goes on. Times are milliseconds.
+/// When to try again what has failed: soon at first, and less often the longer it goes on. Times are milliseconds; one that is
+/// still to come, as the clock was set back, is long ago.
 #[cfg(not(loom))]
 #[derive(Debug)]
 pub(crate) struct Backoff {
-    due: AtomicU64,
+    failed: AtomicU64,
+    /// Zero until it fails.
     pause: AtomicU64,
     longest: u64,
 }
@@ -318,27 +316,31 @@ pub(crate) struct Backoff {
 // ORDERING: relaxed throughout: it guards nothing but the cost of an attempt more.
 #[cfg(not(loom))]
 impl Backoff {
-    const FIRST: u64 = 4;
+    const SHORTEST: u64 = 4;
 
     pub(crate) fn up_to(longest: u64) -> Self {
-        Self { due: AtomicU64::new(0), pause: AtomicU64::new(Self::FIRST), longest }
+        Self { failed: AtomicU64::new(0), pause: AtomicU64::new(0), longest }
     }
 
     pub(crate) fn is_due(&self, now: u64) -> bool {
-        has_come(self.due.load(Ordering::Relaxed), now, self.longest)
+        now.wrapping_sub(self.failed.load(Ordering::Relaxed)) >= self.pause.load(Ordering::Relaxed)
+    }
+
+    /// Whether the longest pause has passed since it failed.
+    pub(crate) fn is_long_ago(&self, now: u64) -> bool {
+        self.pause.load(Ordering::Relaxed) == 0 || now.wrapping_sub(self.failed.load(Ordering::Relaxed)) >= self.longest
     }
 
     /// It has failed at `now`.
     pub(crate) fn fail(&self, now: u64) {
-        let pause = self.pause.load(Ordering::Relaxed);
-        self.due.store(now + pause, Ordering::Relaxed);
-        self.pause.store((2 * pause).min(self.longest), Ordering::Relaxed);
+        let pause = (2 * self.pause.load(Ordering::Relaxed)).clamp(Self::SHORTEST, self.longest);
+        self.pause.store(pause, Ordering::Relaxed);
+        self.failed.store(now, Ordering::Relaxed);
     }
 
     /// It has not failed: the next failure is the first one again.
     pub(crate) fn end(&self) {
-        self.due.store(0, Ordering::Relaxed);
-        self.pause.store(Self::FIRST, Ordering::Relaxed);
+        self.pause.store(0, Ordering::Relaxed);
     }
 }
 

@@ -168,7 +168,8 @@ fn tables_that_can_be_seen_are_listed_and_anonymous_ones_looked_at() {
     // Mapped by a process, it is found without being named.
     let table = place.table();
     let found = row(crate::tool::objects(&said(program().args(["--json", "tables"]).output().unwrap()).out));
-    assert_eq!(found["processes"], 1);
+    // And by children of this one that another test has just forked.
+    assert!(found["processes"].as_u64().unwrap() >= 1, "{found}");
     drop(table);
     let table = Table::options().anonymous().unwrap();
     let sync = GenerationSynchronizer::new(&table, "of-nobody-else").unwrap();

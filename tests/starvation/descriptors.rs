@@ -117,7 +117,7 @@ const OPERATIONS: &[Operation] = &[
         assert_eq!(before == after, result.is_err(), "some were announced, others not");
         result
     }),
-    operation("reset", 4, |poor| {
+    operation("reset", 5, |poor| {
         let result = poor.table.reset();
         assert_eq!(poor.sync.is_expired(), result.is_ok(), "{result:?}");
         result

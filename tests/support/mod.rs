@@ -44,7 +44,8 @@ pub(crate) struct Child(Option<Pid>);
 /// Runs `work` in a forked child, which ends with status 0 unless `work` panics.
 ///
 /// The harness has threads: `work` must not need a lock that one of them may hold, but those of the allocator, which
-/// glibc keeps usable.
+/// glibc keeps usable. The standard library has such a lock, which starting and ending threads take: a test whose `work`
+/// starts threads is run [`alone`].
 pub(crate) fn in_child(work: impl FnOnce()) -> Child {
     // Set before the fork: a thread of the harness that panics at the fork holds the hook's lock.
     static HOOK: Once = Once::new();
@@ -124,6 +125,24 @@ impl Drop for Child {
             let _ = waitpid(pid, None);
         }
     }
+}
+
+/// Runs `test`, which is a whole one, in a process in which no other test starts and ends threads.
+pub(crate) fn alone(test: impl FnOnce()) {
+    const ALONE: &str = "GENSYNC_TEST_ALONE";
+    let thread = std::thread::current();
+    let name = thread.name().expect("the harness names a test's thread after the test");
+    // With one thread for all tests, they run in the main one.
+    if std::env::var_os(ALONE).is_some() || name == "main" {
+        return test();
+    }
+    let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", name, "--nocapture", "--test-threads=1"]).env(ALONE, "1");
+    let output = command.output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && text.contains("1 passed"), "{}:\n{text}\n{errors}", output.status);
+    println!("{text}");
 }
 
 /// Words of zero that this process shares with its children.
