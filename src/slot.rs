@@ -560,8 +560,9 @@ impl Sight {
         self.is(word) || self.is_before_updates_of(word)
     }
 
-    /// Whether `word` is what was seen, but for updates that are pending.
+    /// Whether `word` is what was seen, but for updates that are pending. The word of a retired slot never is: it may have
+    /// been seen by somebody who attached just before, and nothing moves it on.
     pub(crate) fn is_before_updates_of(self, word: Word) -> bool {
-        word.pending() > 0 && word.0 & GENERATION == self.0 & GENERATION && self.0 & WAITING_BIT == 0
+        word.pending() > 0 && word.0 & (RETIRED_BIT | GENERATION) == self.0 & GENERATION && self.0 & WAITING_BIT == 0
     }
 }

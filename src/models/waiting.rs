@@ -147,6 +147,23 @@ fn a_waiter_does_not_sleep_through_the_end_of_its_table() {
 }
 
 #[test]
+fn who_attached_beside_the_end_of_a_table_does_not_wait_for_a_dead_update_there() {
+    model(|| {
+        let table = table_with_key(2, 1);
+        table.slot().begin_update();
+        both(
+            &table,
+            |table| table.retire().unwrap(),
+            |table| {
+                if table.attached(key(0)).is_some() {
+                    table.wait_for(key(0), Sight::of(table.word()));
+                }
+            },
+        );
+    });
+}
+
+#[test]
 fn who_finds_a_dead_update_wakes_those_who_wait_for_it() {
     model(|| {
         let table = table_with_key(2, 1);
