@@ -641,6 +641,9 @@ pub(crate) fn boot_id() -> Result<[u64; 2], Error> {
 pub(crate) struct View {
     path: PathBuf,
     root: Option<Identity>,
+    /// The device of the folder, unless the file is a mount point itself. Not the file's: overlayfs gives its files another one
+    /// than its folders.
+    device: Option<u64>,
 }
 
 /// What a look at a table's path finds.
@@ -653,7 +656,9 @@ pub(crate) enum Presence {
 
 impl View {
     pub(crate) fn new(path: &Path) -> Self {
-        Self { path: path.to_owned(), root: root() }
+        let is_mounted = || attributes(path).is_ok_and(|found| found.contains(StatxAttributes::MOUNT_ROOT));
+        let around = std::fs::metadata(folder(path)).ok().filter(|_| !is_mounted());
+        Self { path: path.to_owned(), root: root(), device: around.map(|folder| folder.dev()) }
     }
 
     /// Whether `own` is still what the path names: one system call if it is.
@@ -674,8 +679,8 @@ impl View {
         let folder = std::fs::metadata(folder(&self.path));
         match (found, folder) {
             _ if is_confined => links.map_or(Presence::Unknown, |_| Presence::Here),
-            (Ok(_), Ok(folder)) if folder.dev() == own.device => Presence::Gone,
-            (Err(error), Ok(folder)) if is_missing(&error) && folder.dev() == own.device => Presence::Gone,
+            (Ok(_), Ok(folder)) if Some(folder.dev()) == self.device => Presence::Gone,
+            (Err(error), Ok(folder)) if is_missing(&error) && Some(folder.dev()) == self.device => Presence::Gone,
             (Err(error), _) if error.kind() == io::ErrorKind::PermissionDenied => {
                 links.map_or(Presence::Unknown, |_| Presence::Here)
             }
