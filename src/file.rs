@@ -360,13 +360,14 @@ pub(crate) struct Blueprint {
     /// Sparse up to this size; 0: as long as its segments.
     size: u64,
     allowed_file_systems: Vec<u64>,
+    accepted: OwnerCheck,
 }
 
 impl Blueprint {
     pub(crate) fn new(options: &TableOptions, size: u64) -> Result<Self, Error> {
         let (capacity, boot) = (options.checked_capacity()?, boot_id()?);
-        let allowed_file_systems = options.allowed_file_systems.clone();
-        Ok(Self { capacity, boot, mode: options.mode, owner: None, size, allowed_file_systems })
+        let (allowed_file_systems, accepted) = (options.allowed_file_systems.clone(), options.owner);
+        Ok(Self { capacity, boot, mode: options.mode, owner: None, size, allowed_file_systems, accepted })
     }
 
     /// A successor, as like its predecessor as can be: others must be able to open it just the same.
@@ -379,6 +380,7 @@ impl Blueprint {
             owner: Some((stat.st_uid, stat.st_gid)),
             size: if sparse { stat.st_size as u64 } else { 0 },
             allowed_file_systems: options.allowed_file_systems.clone(),
+            accepted: options.owner,
         })
     }
 
@@ -437,6 +439,8 @@ impl Blueprint {
         check_file_system(file, &self.allowed_file_systems)?;
         let doing = |action| move |error| Error::io(action, &error);
         let metadata = file.metadata().map_err(doing("looking at the new table"))?;
+        // Whoever makes a table opens it next: one that would be refused then is not left behind.
+        self.accepted.check(self.owner.map_or(metadata.uid(), |(user, _)| user))?;
         if let Some((user, group)) = self.owner.filter(|owner| *owner != (metadata.uid(), metadata.gid())) {
             std::os::unix::fs::fchown(file, Some(user), Some(group)).map_err(doing("giving the table to its owner"))?;
         }
