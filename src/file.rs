@@ -175,6 +175,16 @@ impl TableFile {
             }
             result => result.map_err(|errno| Error::system("looking at the table's folder", errno))?,
         }
+        // Of a file onto itself it does nothing, but is refused like another one by what else guards names, as a sandbox does.
+        match std::fs::rename(path, path) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                let reason =
+                    format!("the system keeps this process from it ({error}), though its user may; so does a sandbox");
+                return not_replaceable(format!("{reason}; do it outside of that"));
+            }
+            Err(error) if !is_missing(&error) => return Err(Error::io("looking at the table's file", &error)),
+            _ => {}
+        }
         let stat = self.stat()?;
         let around =
             nix::sys::stat::stat(place).map_err(|errno| Error::system("looking at the table's folder", errno))?;
