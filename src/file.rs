@@ -170,6 +170,16 @@ impl TableFile {
             }
             result => result.map_err(|errno| Error::system("looking at the table's folder", errno))?,
         }
+        // Of a file onto itself it does nothing, but is refused like another one by what else guards names, as a sandbox does.
+        match std::fs::rename(path, path) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                let reason =
+                    format!("the system keeps this process from it ({error}), though its user may; so does a sandbox");
+                return not_replaceable(format!("{reason}; do it outside of that"));
+            }
+            Err(error) if !is_missing(&error) => return Err(Error::io("looking at the table's file", &error)),
+            _ => {}
+        }
         let stat = self.stat()?;
         let around =
             nix::sys::stat::stat(place).map_err(|errno| Error::system("looking at the table's folder", errno))?;
@@ -362,13 +372,14 @@ pub(crate) struct Blueprint {
     /// Sparse up to this size; 0: as long as its segments.
     size: u64,
     allowed_file_systems: Vec<u64>,
+    accepted: OwnerCheck,
 }
 
 impl Blueprint {
     pub(crate) fn new(options: &TableOptions, size: u64) -> Result<Self, Error> {
         let (capacity, boot) = (options.checked_capacity()?, boot_id()?);
-        let allowed_file_systems = options.allowed_file_systems.clone();
-        Ok(Self { capacity, boot, mode: options.mode, owner: None, size, allowed_file_systems })
+        let (allowed_file_systems, accepted) = (options.allowed_file_systems.clone(), options.owner);
+        Ok(Self { capacity, boot, mode: options.mode, owner: None, size, allowed_file_systems, accepted })
     }
 
     /// A successor, as like its predecessor as can be: others must be able to open it just the same.
@@ -381,6 +392,7 @@ impl Blueprint {
             owner: Some((stat.st_uid, stat.st_gid)),
             size: if sparse { stat.st_size as u64 } else { 0 },
             allowed_file_systems: options.allowed_file_systems.clone(),
+            accepted: options.owner,
         })
     }
 
@@ -443,6 +455,8 @@ impl Blueprint {
         check_file_system(file, &self.allowed_file_systems)?;
         let doing = |action| move |error| Error::io(action, &error);
         let metadata = file.metadata().map_err(doing("looking at the new table"))?;
+        // Whoever makes a table opens it next: one that would be refused then is not left behind.
+        self.accepted.check(self.owner.map_or(metadata.uid(), |(user, _)| user))?;
         if let Some((user, group)) = self.owner.filter(|owner| *owner != (metadata.uid(), metadata.gid())) {
             std::os::unix::fs::fchown(file, Some(user), Some(group)).map_err(doing("giving the table to its owner"))?;
         }
@@ -653,6 +667,9 @@ pub(crate) fn boot_id() -> Result<[u64; 2], Error> {
 pub(crate) struct View {
     path: PathBuf,
     root: Option<Identity>,
+    /// The device of the folder, unless the file is a mount point itself. Not the file's: overlayfs gives its files another one
+    /// than its folders.
+    device: Option<u64>,
 }
 
 /// What a look at a table's path finds.
@@ -665,7 +682,9 @@ pub(crate) enum Presence {
 
 impl View {
     pub(crate) fn new(path: &Path) -> Self {
-        Self { path: path.to_owned(), root: root() }
+        let is_mounted = || attributes(path).is_ok_and(|found| found.contains(StatxAttributes::MOUNT_ROOT));
+        let around = std::fs::metadata(folder(path)).ok().filter(|_| !is_mounted());
+        Self { path: path.to_owned(), root: root(), device: around.map(|folder| folder.dev()) }
     }
 
     /// Whether `own` is still what the path names: one system call if it is.
@@ -686,8 +705,8 @@ impl View {
         let folder = std::fs::metadata(folder(&self.path));
         match (found, folder) {
             _ if is_confined => links.map_or(Presence::Unknown, |_| Presence::Here),
-            (Ok(_), Ok(folder)) if folder.dev() == own.device => Presence::Gone,
-            (Err(error), Ok(folder)) if is_missing(&error) && folder.dev() == own.device => Presence::Gone,
+            (Ok(_), Ok(folder)) if Some(folder.dev()) == self.device => Presence::Gone,
+            (Err(error), Ok(folder)) if is_missing(&error) && Some(folder.dev()) == self.device => Presence::Gone,
             (Err(error), _) if error.kind() == io::ErrorKind::PermissionDenied => {
                 links.map_or(Presence::Unknown, |_| Presence::Here)
             }

@@ -313,8 +313,17 @@ impl Table {
     /// There is another file, and it cannot be attached to.
     pub(crate) fn follow_update(&self, owner: &Arc<Incarnation>, key: &CacheKey) -> Result<(), Error> {
         // A holder of a file that comes to the path after this look has loaded its state after the update.
-        if owner.presence() != Presence::Gone || !self.is_latest(owner) {
+        let presence = owner.presence();
+        if presence == Presence::Here || !self.is_latest(owner) {
             return Ok(());
+        }
+        // Whatever was put over the folder, those who come to the path now use that; and those who came before, this one.
+        if presence == Presence::Unknown {
+            let existing = self.0.options.clone().create(false);
+            return match self.announce_at_path(existing, None, key) {
+                Err(error) if *error.kind() == ErrorKind::NotFound => Ok(()),
+                result => result,
+            };
         }
         // The process that retires the table began after the update had ended, as it locks the slots, and what comes after the
         // table was loaded later, or is expired by that process when it has retired the table. Should it be killed before, this
@@ -327,18 +336,25 @@ impl Table {
         if self.leave(owner) && self.latest().slots().header().is_live() {
             return Ok(());
         }
-        let announce = || {
-            let next = open(&self.0.source, &self.0.options, Some(owner))?;
-            if let Some(place) = next.attach(key)? {
-                next.slots().announce(&place, place.bump());
-            }
-            Ok(())
-        };
-        match announce() {
+        match self.announce_at_path(self.0.options.clone(), Some(owner), key) {
             // Nobody can have loaded anything through a file that is not there.
             Err(_) if self.path().is_some_and(|path| !path.exists()) => Ok(()),
             result => result,
         }
+    }
+
+    /// Updates the key in the table at the path, which this process need not move on to.
+    fn announce_at_path(
+        &self,
+        options: TableOptions,
+        predecessor: Option<&Incarnation>,
+        key: &CacheKey,
+    ) -> Result<(), Error> {
+        let next = open(&self.0.source, &options, predecessor)?;
+        if let Some(place) = next.attach(key)? {
+            next.slots().announce(&place, place.bump());
+        }
+        Ok(())
     }
 
     #[cfg(test)]

@@ -306,6 +306,9 @@ fn missing(error: Error) -> Result<(), Error> {
 }
 
 fn own_folder(folder: &Path) -> Result<(), Error> {
+    let user = Uid::effective().as_raw();
+    check_mapped(user)
+        .map_err(|unmapped| ErrorKind::UnsafeFolder { found: format!("it would belong to {unmapped}"), user })?;
     match std::fs::DirBuilder::new().mode(0o700).create(folder) {
         Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
             Err(Error::io("creating the folder", &error))

@@ -94,6 +94,78 @@ fn a_reader_on_overlayfs_who_may_not_write_is_told_why_he_is_refused() {
 }
 
 #[test]
+fn a_table_on_overlayfs_of_two_file_systems_is_found_to_be_gone() {
+    // There, files have other device numbers than folders.
+    let [lower, upper, merged] = [(); 3].map(|()| tempfile::tempdir().unwrap());
+    in_child(|| {
+        if !Uid::effective().is_root() {
+            eprintln!("skipped, as only root may mount");
+            return;
+        }
+        support::keep_mounts_apart();
+        if ![&lower, &upper].into_iter().all(|folder| mount_at("tmpfs", folder.path(), "size=8m")) {
+            return;
+        }
+        let [changes, work] = ["changes", "work"].map(|name| upper.path().join(name));
+        [&changes, &work].into_iter().for_each(|folder| fs::create_dir(folder).unwrap());
+        drop(attach(&Table::open(lower.path().join("old")).unwrap()));
+        let layers = format!(
+            "xino=off,lowerdir={},upperdir={},workdir={}",
+            lower.path().display(),
+            changes.display(),
+            work.display()
+        );
+        if !mount_at("overlay", merged.path(), &layers) {
+            return;
+        }
+        for name in ["old", "new"] {
+            let path = merged.path().join(name);
+            let importer = attach(&Table::open(&path).unwrap());
+            let reader = attach(&Table::options().read_only(true).open(&path).unwrap());
+            fs::rename(&path, merged.path().join("elsewhere")).unwrap();
+            let worker = attach(&Table::open(&path).unwrap());
+            importer.update(|| Ok::<_, ()>(())).unwrap();
+            assert!(worker.is_expired() && reader.is_expired(), "{name}: the update reached nobody");
+            for holder in [&worker, &reader] {
+                holder.refresh().unwrap();
+            }
+            importer.mark_updated().unwrap();
+            assert!(worker.is_expired() && reader.is_expired(), "{name}: they have files of their own");
+        }
+    })
+    .succeeds();
+}
+
+#[test]
+fn a_table_that_its_maker_would_refuse_is_not_made() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::set_permissions(folder.path(), Permissions::from_mode(0o777)).unwrap();
+    let path = folder.path().join("table");
+    let error = Table::options().owner(OwnerCheck::User(STRANGER)).open(&path).unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::WrongOwner { .. }) && error.path() == Some(&path), "{error}");
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "it is left behind");
+    in_child(|| {
+        // As a user who is not mapped, whose files show as another's.
+        let apart = setuid(Uid::from_raw(STRANGER)).and_then(|()| unshare(CloneFlags::CLONE_NEWUSER));
+        if let Err(error) = apart {
+            eprintln!("skipped, as no user namespace can be made here: {error}");
+            return;
+        }
+        let error = Table::open(&path).unwrap_err();
+        assert!(matches!(error.kind(), ErrorKind::WrongOwner { .. }), "{error}");
+        if std::env::var_os("XDG_RUNTIME_DIR").is_none() {
+            let home = Path::new("/dev/shm").join(format!("gensync-{}", Uid::effective()));
+            let existed = home.exists();
+            let error = Table::open_default("table").unwrap_err();
+            assert!(matches!(error.kind(), ErrorKind::UnsafeFolder { .. }), "{error}");
+            assert_eq!(home.exists(), existed, "a folder is left behind that is in another user's way");
+        }
+    })
+    .succeeds();
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "it is left behind");
+}
+
+#[test]
 fn nobody_is_taken_for_the_owner_where_he_is_not_mapped() {
     if !Uid::effective().is_root() {
         eprintln!("skipped, as only root may give files away");

@@ -18,7 +18,7 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::stat::Mode;
 use nix::sys::statvfs::statvfs;
 use nix::unistd::{Uid, mkfifo, setuid};
-use support::{await_value, in_child, lock_for_replacing, path, shared_words};
+use support::{await_value, in_child, keep_all_files, lock_for_replacing, path, shared_words};
 
 const STRANGER: u32 = 54_321;
 
@@ -189,6 +189,18 @@ fn what_is_immutable_is_expired_in_place() {
         assert!(chattr("-"));
         result.unwrap();
     }
+    assert_is_replaced(&path);
+}
+
+#[test]
+fn what_a_sandbox_keeps_is_expired_in_place() {
+    let (_folder, path) = path();
+    drop(attach(&Table::open(&path).unwrap()));
+    in_child(|| match keep_all_files() {
+        true => assert_stays(&path, "sandbox"),
+        false => eprintln!("skipped, as this kernel has no Landlock"),
+    })
+    .succeeds();
     assert_is_replaced(&path);
 }
 

@@ -55,6 +55,53 @@ fn an_update_reaches_the_holders_of_the_file_that_the_path_names() {
 }
 
 #[test]
+fn an_update_reaches_the_holders_of_another_file_systems_file_that_the_path_names() {
+    if !Uid::effective().is_root() {
+        eprintln!("not root: nothing can be mounted");
+        return;
+    }
+    let (folder, _) = path();
+    in_child(|| {
+        keep_mounts_apart();
+        let [home, other, link] = ["home", "other", "current"].map(|name| folder.path().join(name));
+        let mount_at = |folder: &Path| {
+            mount(Some("tmpfs"), folder, Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
+        };
+        [&home, &other].into_iter().for_each(|folder| fs::create_dir(folder).unwrap());
+        std::os::unix::fs::symlink(&home, &link).unwrap();
+        mount_at(&home);
+        let ways: [(&str, &Path, &dyn Fn()); 3] = [
+            ("mounted over", &home, &|| mount_at(&home)),
+            ("unmounted lazily, and mounted anew", &home, &|| {
+                umount2(&home, MntFlags::MNT_DETACH).unwrap();
+                mount_at(&home);
+            }),
+            ("a link that leads elsewhere", &link, &|| {
+                mount_at(&other);
+                fs::remove_file(&link).unwrap();
+                std::os::unix::fs::symlink(&other, &link).unwrap();
+            }),
+        ];
+        for (name, folder, change) in ways {
+            let path = folder.join(name);
+            let table = Table::open(&path).unwrap();
+            let (importer, before) = (sync(&table), sync(&table));
+            change();
+            // Nothing is there yet, and nothing is put there.
+            importer.update(|| Ok::<_, Error>(())).unwrap();
+            assert!(!path.exists() && before.is_expired(), "{name}");
+            for round in 0..3 {
+                let worker = sync(&Table::open(&path).unwrap());
+                importer.update(|| Ok::<_, Error>(())).unwrap();
+                assert!(worker.is_expired(), "{name}, round {round}: the update reached nobody");
+                adopts(&worker);
+            }
+        }
+    })
+    .succeeds();
+}
+
+#[test]
 fn an_update_that_the_file_is_deleted_under_reaches_the_holders_of_the_new_one() {
     let (_folder, path) = path();
     let importer = sync(&Table::open(&path).unwrap());

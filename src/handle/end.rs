@@ -105,8 +105,8 @@ impl Table {
     /// # Errors
     ///
     /// [`ErrorKind::NotReplaceable`] says why not: the file is a mount point itself, the folder is not to be written to by this
-    /// process, it is sticky and the file another user's, one of them is immutable or append-only, or the new file could not
-    /// be given to the owner of the old one. Or that cannot be found out.
+    /// process, it is sticky and the file another user's, one of them is immutable or append-only, a sandbox keeps this process
+    /// from renaming the file, or the new file could not be given to the owner of the old one. Or that cannot be found out.
     pub fn replaceable(&self) -> Result<(), Error> {
         let Some(path) = self.path() else {
             let reason = "it is anonymous, and has no name; a reset gives every key a new generation".to_owned();

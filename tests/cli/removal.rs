@@ -4,7 +4,10 @@ use std::fs;
 use std::io::{BufRead as _, BufReader};
 
 use gensync::{ErrorKind, Table};
+use nix::mount::{MsFlags, mount};
+use nix::unistd::Uid;
 
+use crate::support::{in_child, keep_mounts_apart};
 use crate::tool::Place;
 
 #[test]
@@ -33,6 +36,63 @@ fn a_reset_expires_everybody_and_they_go_on_together() {
     let object = place.object(&["reset", "-y"]);
     assert_eq!(object["table"], place.path.to_str().unwrap());
     assert_ne!(object["incarnation"], *incarnation);
+}
+
+#[test]
+fn a_table_that_stays_where_it_is_is_not_said_to_be_another_one() {
+    if !Uid::effective().is_root() {
+        eprintln!("skipped, as only root may mount");
+        return;
+    }
+    let place = Place::with_keys(["a"]);
+    in_child(|| {
+        keep_mounts_apart();
+        mount(Some(&place.path), &place.path, None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
+        let said = place.run(&["create", "b"]);
+        assert!(said.status == 0 && said.err.contains("is a mount point of its own"), "{said:?}");
+        let before = place.object(&["stat"])["incarnation"].clone();
+        for arguments in [["reset", "--yes", "--json"], ["rm", "--yes", "--json"]] {
+            let sync = place.sync("a");
+            let said = place.run(&arguments);
+            assert_eq!(sync.is_expired(), arguments[0] == "reset", "{said:?}");
+            assert_eq!(said.status == 0, arguments[0] == "reset", "{said:?}");
+        }
+        let said = place.succeed(&["reset", "--yes"]);
+        assert!(
+            said.contains("every key has expired, and stays, as the file cannot be replaced: it is a mount"),
+            "{said}"
+        );
+        let object = place.object(&["reset", "--yes"]);
+        assert_eq!((&object["in_place"], &object["incarnation"]), (&true.into(), &before));
+        assert_eq!(place.objects(&["ls"]).len(), 2);
+    })
+    .succeeds();
+    assert_eq!(place.object(&["reset", "--yes"])["in_place"], false);
+}
+
+#[test]
+fn a_file_system_that_is_refused_can_be_allowed() {
+    if !Uid::effective().is_root() {
+        eprintln!("skipped, as only root may mount");
+        return;
+    }
+    let place = Place::empty();
+    in_child(|| {
+        keep_mounts_apart();
+        if let Err(error) = mount(Some("none"), place.folder.path(), Some("hugetlbfs"), MsFlags::empty(), None::<&str>)
+        {
+            eprintln!("skipped, as hugetlbfs cannot be mounted here: {error}");
+            return;
+        }
+        place.fail(3, "--allow-file-system NUMBER", &["create", "a"]);
+        for number in ["0x958458f6", "958458f6"] {
+            // Whatever comes then, it is not refused for its file system.
+            let said = place.run(&["create", "a", "--allow-file-system", number]);
+            assert!(said.status != 2 && !said.err.contains("magic number"), "{said:?}");
+        }
+        place.fail(2, "invalid", &["create", "a", "--allow-file-system", "hugetlbfs"]);
+    })
+    .succeeds();
 }
 
 #[test]

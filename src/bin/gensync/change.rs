@@ -4,11 +4,12 @@ use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
-use gensync::{CacheKey, GenerationSynchronizer, SlotInfo, Table, TableState};
+use gensync::{CacheKey, Error, ErrorKind, GenerationSynchronizer, SlotInfo, Table, TableState};
 use nix::unistd::Uid;
 use serde_json::json;
 
 use crate::arguments::{Clear, Confirmed, Create, Mark};
+use crate::doctor::is_mount_point;
 use crate::failure::{DONE, Failure, Outcome, complain};
 use crate::keys::{Selection, by_label, no_such_key};
 use crate::notice::{LIMIT, while_waiting};
@@ -97,6 +98,12 @@ pub(crate) fn create(target: &Target, options: &Create, output: &mut Output) -> 
                 "{shown}: the table was there already: its mode is {found:04o}{whose}; whoever may write to it can forge generations"
             ));
         }
+        if is_mount_point(path) {
+            complain(&format!(
+                "{shown}: the file is a mount point of its own: a reset here expires it in place, a removal fails, and a table \
+                 that is made outside is never seen here; mount the folder that it is in instead"
+            ));
+        }
         let slots = table.info().capacity;
         if options.capacity.is_some_and(|capacity| capacity.next_power_of_two() != slots) {
             complain(&format!(
@@ -142,12 +149,32 @@ pub(crate) fn reset(target: &Target, options: &Confirmed, output: &mut Output) -
             _ => return Err(error.into()),
         },
     };
+    let in_place = incarnation == before;
     let incarnation = format!("{incarnation:032x}");
+    let said = match table.replaceable() {
+        Err(error) if in_place => format!("{path}: every key has expired, and stays, as {}", reason(&error)),
+        _ => format!("{path} has begun anew, as incarnation {incarnation}{by}"),
+    };
     match output.is_json() {
-        true => output.object(&json!({ "table": path, "incarnation": incarnation, "by_another": !by.is_empty() }))?,
-        false => output.line(&format!("{path} has begun anew, as incarnation {incarnation}{by}"))?,
+        true => output.object(&json!({
+            "table": path,
+            "incarnation": incarnation,
+            "by_another": !by.is_empty(),
+            "in_place": in_place,
+        }))?,
+        false => output.line(&said)?,
     }
     Ok(DONE)
+}
+
+/// Why a table cannot be replaced.
+fn reason(error: &Error) -> String {
+    match error.kind() {
+        ErrorKind::NotReplaceable { reason, .. } => {
+            format!("the file cannot be replaced: {}", printable(reason.as_bytes()))
+        }
+        _ => printable(error.to_string().as_bytes()),
+    }
 }
 
 pub(crate) fn rm(target: &Target, options: &Confirmed, output: &mut Output) -> Outcome {

@@ -5,6 +5,7 @@ mod surroundings;
 mod table;
 
 use gensync::ErrorKind;
+pub(crate) use replaceable::is_mount_point;
 use serde_json::json;
 
 use crate::failure::{DONE, Failure, NEGATIVE, Outcome, explain};

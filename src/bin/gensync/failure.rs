@@ -102,7 +102,9 @@ pub(crate) fn explain(error: &Error) -> String {
             }
         }
         ErrorKind::Permission => "run this as the table's owner or as root",
-        ErrorKind::NetworkFileSystem { .. } => "here, --allow-fuse accepts a FUSE file system",
+        ErrorKind::NetworkFileSystem { .. } | ErrorKind::UnknownFileSystem { .. } => {
+            "here, --allow-file-system NUMBER accepts it, and --allow-fuse one of FUSE"
+        }
         ErrorKind::Retired => {
             "`gensync doctor` tells more; any command that writes, such as `gensync create KEY`, replaces it"
         }

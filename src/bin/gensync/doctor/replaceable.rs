@@ -30,7 +30,7 @@ pub(super) fn check(table: &Table, path: &Path) -> Option<Finding> {
 }
 
 /// Whether the file itself is mounted, as by `docker run -v FILE:FILE`.
-fn is_mount_point(path: &Path) -> bool {
+pub(crate) fn is_mount_point(path: &Path) -> bool {
     let found = statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::TYPE);
     found.is_ok_and(|found| (found.stx_attributes & found.stx_attributes_mask).contains(StatxAttributes::MOUNT_ROOT))
 }
