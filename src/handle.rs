@@ -454,7 +454,7 @@ fn open(source: &Source, options: &TableOptions, predecessor: Option<&Incarnatio
                 continue;
             }
             let _excluded = if is_live { Some(exclude_updates(&incarnation, options.pending_limit)?) } else { None };
-            replace(path, &file, &incarnation, predecessor, || {
+            replace(path, &file, &incarnation, predecessor, options.pending_limit, || {
                 succeeding(&file, options)?.prepare(path)?.stand_by(path)
             })?;
         }

@@ -130,6 +130,16 @@ impl Incarnation {
         Ok(is_quiet)
     }
 
+    /// Whether an update is in flight whose maker may live: one that was counted in, and whose lock is held.
+    pub(crate) fn has_live_updates(&self) -> Result<bool, Error> {
+        let mapping = self.mapping();
+        if !mapping.has_updates_in_flight() {
+            return Ok(false);
+        }
+        let is_live = |slot: &Slot| matches!(mapping.held(slot), Some(Held::Update | Held::Unknown));
+        Ok(self.slots.claimed(mapping.segments()?).any(|(_, _, slot)| slot.word().pending() > 0 && is_live(slot)))
+    }
+
     /// Whether the path still names the file. An anonymous table is always here.
     pub(crate) fn presence(&self) -> Presence {
         let mapping = self.mapping();

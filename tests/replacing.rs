@@ -10,7 +10,8 @@ use std::os::unix::ffi::OsStringExt as _;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::Ordering::SeqCst;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::time::Duration;
 
 use gensync::{ErrorKind, GenerationSynchronizer, OwnerCheck, Table};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -333,11 +334,63 @@ fn who_finds_a_table_that_somebody_else_replaces_makes_no_successor_until_that_o
     let start = support::micros();
     while GenerationSynchronizer::new(&table, "new").is_err() {
         assert!(support::micros() - start < support::LIMIT.as_micros() as u64, "stuck for good");
-        std::thread::sleep(std::time::Duration::from_millis(10));
+        std::thread::sleep(Duration::from_millis(10));
     }
     assert!(fs::metadata(&path).unwrap().ino() != before.1);
     while sync.refresh().is_err() {}
     assert!(!sync.is_expired());
+}
+
+/// A table that is being retired, as if a reset had not seen the update that the child has in flight; the source, and the child.
+fn retiring_under_an_update(path: &Path) -> (Table, GenerationSynchronizer, &'static AtomicU64, support::Child) {
+    let table = Table::options().pending_limit(Duration::from_secs(5)).open(path).unwrap();
+    let sync = attach(&table);
+    let words = shared_words(3);
+    let maker = in_child(|| {
+        let sync = attach(&table);
+        let _update = sync.begin_update().unwrap();
+        words[1].store(1, SeqCst);
+        await_value(&words[2], 1);
+    });
+    await_value(&words[1], 1);
+    File::options().write(true).open(path).unwrap().write_all_at(&2_u32.to_le_bytes(), 144).unwrap();
+    (table, sync, &words[0], maker)
+}
+
+#[test]
+fn a_table_that_is_retired_under_an_update_is_not_replaced_before_that_has_ended() {
+    let (_folder, path) = path();
+    let (table, sync, source, maker) = retiring_under_an_update(&path);
+    let before = fs::metadata(&path).unwrap().ino();
+    let load = || Ok::<_, ()>(source.load(SeqCst));
+    for _ in 0..3 {
+        assert_eq!(*GenerationSynchronizer::new(&table, "new").unwrap_err().kind(), ErrorKind::Retired);
+        assert!(sync.is_expired() && fs::metadata(&path).unwrap().ino() == before, "replaced under an update");
+    }
+    let early = sync.refresh_with(load).unwrap();
+    source.store(1, SeqCst);
+    maker.kill();
+    while GenerationSynchronizer::new(&table, "new").is_err() {}
+    assert!(fs::metadata(&path).unwrap().ino() != before);
+    assert!(early == 1 || sync.is_expired(), "a maker that was killed after its commit was forgotten");
+    // Who opens it anew waits for the maker; and no longer than the limit.
+    fs::remove_file(&path).unwrap();
+    let (_table, _sync, source, maker) = retiring_under_an_update(&path);
+    let (there, loaded) = (&shared_words(1)[0], &shared_words(1)[0]);
+    let opener = in_child(|| {
+        there.store(1, SeqCst);
+        drop(attach(&Table::open(&path).unwrap()));
+        loaded.store(1 + source.load(SeqCst), SeqCst);
+    });
+    await_value(there, 1);
+    std::thread::sleep(Duration::from_millis(50));
+    source.store(1, SeqCst);
+    maker.kill();
+    opener.succeeds();
+    assert_eq!(loaded.load(SeqCst), 2, "loaded through a successor that came before the maker's end");
+    fs::remove_file(&path).unwrap();
+    let (_table, _sync, _source, _maker) = retiring_under_an_update(&path);
+    drop(attach(&Table::options().pending_limit(Duration::from_millis(100)).open(&path).unwrap()));
 }
 
 #[test]

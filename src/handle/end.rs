@@ -156,7 +156,8 @@ impl Table {
         file: TableFile,
         prepared: Prepared,
     ) -> Result<bool, Error> {
-        let replaced = self.while_latest(current, replace(path, &file, current, None, || Ok(prepared)))?;
+        let replaced =
+            self.while_latest(current, replace(path, &file, current, None, self.pending_limit(), || Ok(prepared)))?;
         drop(file);
         match self.succeed(current) {
             // It is done, and whoever needs the successor tries again.
@@ -172,7 +173,7 @@ impl Table {
     }
 
     fn end_for_good(&self, path: &Path, current: &Arc<Incarnation>, file: &TableFile) -> Result<bool, Error> {
-        let is_done = self.while_latest(current, retire_and_remove(path, file, current))?;
+        let is_done = self.while_latest(current, retire_and_remove(path, file, current, self.pending_limit()))?;
         if is_done == Some(false) {
             // Somebody was faster: what he has put there is what is to be removed.
             self.succeed(current)?;
@@ -221,43 +222,70 @@ pub(super) fn exclude_updates(table: &Incarnation, patience: Duration) -> Result
 /// Retires `old`, which `file` at `path` is, and puts what `prepare` makes into its place; `false` if somebody else has done so.
 ///
 /// All that can fail comes before anything is retired, and only the one who has the lock prepares a successor here: it is as
-/// large as the table. `holder` is who moves on to the successor, if it is not to wait long.
+/// large as the table. `holder` is who moves on to the successor, if it is not to wait long. Updates that are in flight
+/// nevertheless are waited for as long as `patience` lasts.
 pub(super) fn replace(
     path: &Path,
     file: &TableFile,
     old: &Incarnation,
     holder: Option<&Incarnation>,
+    patience: Duration,
     prepare: impl FnOnce() -> Result<Prepared, Error>,
 ) -> Result<bool, Error> {
     with_the_lock(path, file, old, holder, || {
         file.check_replaceable(path)?;
         let prepared = prepare()?;
         old.slots().retire()?;
+        if !outlast_updates(path, old, holder, patience)? {
+            return Ok(false);
+        }
         prepared.replace(path, floor_of_successor(old)?)?;
         old.slots().header().end_retiring();
         remove_unfinished(path);
-        Ok(())
+        Ok(true)
     })
 }
 
-/// Runs `action` under the lock of `table`, which `file` is, if that is what `path` names; otherwise `false`.
+/// Waits until no update is in flight in `old`, which is retired; `false` if another file has its name by then.
+///
+/// One may have begun between the last look and the retiring of its key, where a lock of somebody who only reads the file kept
+/// updates from being excluded. While there is no successor, nobody can load anything that its maker's death would leave
+/// unannounced: all is expired, and what is loaded later is loaded after the maker's end. A holder that checks does not wait: it
+/// fails, and asks again later.
+fn outlast_updates(
+    path: &Path,
+    old: &Incarnation,
+    holder: Option<&Incarnation>,
+    patience: Duration,
+) -> Result<bool, Error> {
+    match holder {
+        Some(holder) if old.has_live_updates()? && holder.held_up_for() < patience => {
+            return Err(ErrorKind::Retired.into());
+        }
+        Some(_) => {}
+        None => _ = with_patience(patience, || Ok::<_, Error>((!old.has_live_updates()?).then_some(())))?,
+    }
+    Ok(is_in_place(path, old))
+}
+
+fn is_in_place(path: &Path, table: &Incarnation) -> bool {
+    std::fs::symlink_metadata(path).is_ok_and(|metadata| identity(&metadata) == table.mapping().identity())
+}
+
+/// Runs `action` under the lock of `table`, which `file` is, if that is what `path` names; otherwise `false`, which `action` may
+/// find as well.
 fn with_the_lock(
     path: &Path,
     file: &TableFile,
     table: &Incarnation,
     holder: Option<&Incarnation>,
-    action: impl FnOnce() -> Result<(), Error>,
+    action: impl FnOnce() -> Result<bool, Error>,
 ) -> Result<bool, Error> {
     let _lock = match holder {
         None => file.lock()?,
         Some(holder) => lock_soon(file, holder)?,
     };
-    let in_place =
-        std::fs::symlink_metadata(path).is_ok_and(|metadata| identity(&metadata) == table.mapping().identity());
-    if in_place {
-        action()?;
-    }
-    Ok(in_place)
+    if is_in_place(path, table) { action() } else { Ok(false) }
 }
 
 /// The lock of `file`, by which `holder` is about to be replaced. While somebody else has it, who is to put the successor there,
@@ -275,15 +303,18 @@ fn lock_soon<'a>(file: &'a TableFile, holder: &Incarnation) -> Result<Option<Loc
 }
 
 /// Retires `table`, which `file` at `path` is, and removes the file; `false` if the path is another one's by now.
-fn retire_and_remove(path: &Path, file: &TableFile, table: &Incarnation) -> Result<bool, Error> {
+fn retire_and_remove(path: &Path, file: &TableFile, table: &Incarnation, patience: Duration) -> Result<bool, Error> {
     // Unlike a successor, which may be put there by whoever finds the table retired, nothing is to come after it: so the lock
     // comes first.
     with_the_lock(path, file, table, None, || {
         file.check_replaceable(path)?;
         table.slots().retire()?;
+        if !outlast_updates(path, table, None, patience)? {
+            return Ok(false);
+        }
         remove(path)?;
         table.slots().header().end_retiring();
         remove_unfinished(path);
-        Ok(())
+        Ok(true)
     })
 }
