@@ -19,7 +19,7 @@ impl Peer for Gensync {
             several_writers: "yes",
             keys_at_run_time: "yes",
             writer_killed: "yes with `update`: the others expire; with `mark_updated` alone, stale if killed before it",
-            file_replaced: "yes, within 64 checks or a second",
+            file_replaced: "yes, at the first use a second later; or up to 64 uses after",
             without_server: "yes",
             across_processes: "yes",
         }
