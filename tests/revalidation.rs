@@ -102,6 +102,28 @@ fn an_update_reaches_the_holders_of_another_file_systems_file_that_the_path_name
 }
 
 #[test]
+fn an_update_that_is_killed_has_begun_in_the_file_that_the_path_names() {
+    let (_folder, path) = path();
+    let importer = sync(&Table::open(&path).unwrap());
+    let worker = sync(&replace(&path));
+    let begun = &shared_words(1)[0];
+    let child = in_child(|| {
+        let _update = importer.begin_update().unwrap();
+        begun.store(1, SeqCst);
+        loop {
+            sleep(Duration::from_secs(1));
+        }
+    });
+    await_value(begun, 1);
+    adopts(&worker);
+    child.kill();
+    let start = Instant::now();
+    while !worker.is_expired() {
+        assert!(start.elapsed() < support::LIMIT, "nobody knows of the update");
+    }
+}
+
+#[test]
 fn an_update_that_the_file_is_deleted_under_reaches_the_holders_of_the_new_one() {
     let (_folder, path) = path();
     let importer = sync(&Table::open(&path).unwrap());
