@@ -132,7 +132,8 @@ impl TableFile {
     /// [`hold`](Self::hold) is called.
     pub(crate) fn try_have_alone(&self) -> Result<bool, Error> {
         let file = self.file.as_fd();
-        // Who has closed all descriptors holds the table without a lock; its updates have theirs.
+        // A lock lasts as long as the memory that was mapped through its descriptor. A named table's was mapped through another: if
+        // the holder has closed all descriptors, its updates alone have locks.
         Ok(set(file, BOOT, Some(Kind::Exclusive))? && set(file, SLOTS, Some(Kind::Exclusive))?)
     }
 

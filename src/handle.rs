@@ -248,7 +248,8 @@ impl Table {
             let latest = self.latest();
             match latest.presence() {
                 Presence::Here => self.0.confirmation.confirm(now),
-                Presence::Unknown => self.0.confirmation.doubt(now),
+                Presence::Unknown if self.0.confirmation.doubt(now) => self.expire_at_path(),
+                Presence::Unknown => {}
                 Presence::Gone => _ = self.leave(latest),
             }
         }
@@ -317,13 +318,8 @@ impl Table {
         if presence == Presence::Here || !self.is_latest(owner) {
             return Ok(());
         }
-        // Whatever was put over the folder, those who come to the path now use that; and those who came before, this one.
         if presence == Presence::Unknown {
-            let existing = self.0.options.clone().create(false);
-            return match self.announce_at_path(existing, None, key) {
-                Err(error) if *error.kind() == ErrorKind::NotFound => Ok(()),
-                result => result,
-            };
+            return self.announce_elsewhere(key);
         }
         // The process that retires the table began after the update had ended, as it locks the slots, and what comes after the
         // table was loaded later, or is expired by that process when it has retired the table. Should it be killed before, this
@@ -340,6 +336,25 @@ impl Table {
             // Nobody can have loaded anything through a file that is not there.
             Err(_) if self.path().is_some_and(|path| !path.exists()) => Ok(()),
             result => result,
+        }
+    }
+
+    /// Updates the key in the table that was put over this one, if there is one: those who come to the path now use that, and
+    /// those who came before, this one.
+    pub(crate) fn announce_elsewhere(&self, key: &CacheKey) -> Result<(), Error> {
+        match self.announce_at_path(self.0.options.clone().create(false), None, key) {
+            Err(error) if *error.kind() == ErrorKind::NotFound => Ok(()),
+            result => result,
+        }
+    }
+
+    /// Expires everything in the table that was put over this one, if there is one: what was announced here alone, until that was
+    /// noticed, is announced there.
+    fn expire_at_path(&self) {
+        if !self.is_read_only()
+            && let Ok(next) = open(&self.0.source, &self.0.options.clone().create(false), None)
+        {
+            let _ = next.slots().expire_all();
         }
     }
 

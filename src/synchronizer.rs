@@ -585,8 +585,8 @@ impl GenerationSynchronizer {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::ReadOnly`]; or the table was replaced, and its successor cannot be attached to: then the update is
-    /// not announced, and the call should be repeated.
+    /// [`ErrorKind::ReadOnly`]; or the table was replaced, and its successor cannot be attached to, or something was mounted over
+    /// it, and another table that is there cannot be: then the update is not announced there, and the call should be repeated.
     ///
     /// # Progress
     ///
@@ -651,6 +651,9 @@ impl GenerationSynchronizer {
     #[cold]
     fn revalidate_after(&self, generation: Generation) -> Result<Generation, Error> {
         self.revalidate();
+        if self.table.is_doubtful() {
+            self.table.announce_elsewhere(&self.key).map_err(|error| self.explain(error))?;
+        }
         Ok(generation)
     }
 

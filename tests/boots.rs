@@ -191,14 +191,26 @@ fn processes_that_cannot_read_the_boot_id_do_not_expire_what_others_hold() {
 #[test]
 fn updates_in_flight_are_left_alone_though_all_descriptors_were_closed() {
     let (folder, path) = path();
-    let folder = folder.path();
+    // Memory that was mapped through a descriptor keeps its locks.
+    leaves_updates_alone(folder.path(), &path, || Table::open(&path).unwrap());
+    #[cfg(feature = "shm")]
+    {
+        // That of a named one was mapped through another.
+        let name = format!("gensync-boots-{}", std::process::id());
+        let path = Path::new("/dev/shm").join(&name);
+        leaves_updates_alone(folder.path(), &path, || Table::options().named(&name).unwrap());
+        fs::remove_file(path).unwrap();
+    }
+}
+
+fn leaves_updates_alone(folder: &Path, path: &Path, open: impl Fn() -> Table) {
     if !can_see(folder, &[Sight::Id(1), Sight::Id(2)]) {
         return;
     }
     let words = shared_words(2);
     let maker = container(folder, Sight::Id(1), || {
-        let sync = attach(&path);
-        // As a daemon does, which loses the lock that says that it has the table open.
+        let sync = GenerationSynchronizer::new(&open(), "key").unwrap();
+        // As a daemon does.
         for number in 3..1024 {
             let _ = nix::unistd::close(number);
         }
@@ -208,7 +220,7 @@ fn updates_in_flight_are_left_alone_though_all_descriptors_were_closed() {
         drop(update);
     });
     await_value(&words[0], 1);
-    assert_eq!(generation(folder, Sight::Id(2), &path), words[0].load(SeqCst), "renewed under an update");
+    assert_eq!(generation(folder, Sight::Id(2), path), words[0].load(SeqCst), "renewed under an update");
     words[1].store(1, SeqCst);
     maker.succeeds();
 }

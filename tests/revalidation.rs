@@ -55,7 +55,7 @@ fn an_update_reaches_the_holders_of_the_file_that_the_path_names() {
 }
 
 #[test]
-fn an_update_reaches_the_holders_of_another_file_systems_file_that_the_path_names() {
+fn an_announcement_reaches_the_holders_of_another_file_systems_file_that_the_path_names() {
     if !Uid::effective().is_root() {
         eprintln!("not root: nothing can be mounted");
         return;
@@ -96,9 +96,43 @@ fn an_update_reaches_the_holders_of_another_file_systems_file_that_the_path_name
                 assert!(worker.is_expired(), "{name}, round {round}: the update reached nobody");
                 adopts(&worker);
             }
+            let worker = sync(&Table::open(&path).unwrap());
+            // Lost for now: nobody has looked.
+            importer.mark_updated().unwrap();
+            sleep(NOTICED);
+            let _ = before.is_expired();
+            assert!(worker.is_expired(), "{name}: a mark from before this was noticed reached nobody");
+            for round in 0..3 {
+                adopts(&worker);
+                sleep(Duration::from_millis(300));
+                importer.mark_updated().unwrap();
+                assert!(worker.is_expired(), "{name}, round {round}: the mark reached nobody");
+            }
         }
     })
     .succeeds();
+}
+
+#[test]
+fn an_update_that_is_killed_has_begun_in_the_file_that_the_path_names() {
+    let (_folder, path) = path();
+    let importer = sync(&Table::open(&path).unwrap());
+    let worker = sync(&replace(&path));
+    let begun = &shared_words(1)[0];
+    let child = in_child(|| {
+        let _update = importer.begin_update().unwrap();
+        begun.store(1, SeqCst);
+        loop {
+            sleep(Duration::from_secs(1));
+        }
+    });
+    await_value(begun, 1);
+    adopts(&worker);
+    child.kill();
+    let start = Instant::now();
+    while !worker.is_expired() {
+        assert!(start.elapsed() < support::LIMIT, "nobody knows of the update");
+    }
 }
 
 #[test]

@@ -263,12 +263,11 @@ impl Confirmation {
         self.is_doubtful.store(0, Ordering::Relaxed);
     }
 
-    /// A look could not find out whether the path names the file.
-    pub(crate) fn doubt(&self, now: u64) {
+    /// A look could not find out whether the path names the file. Returns whether the doubt begins with it.
+    pub(crate) fn doubt(&self, now: u64) -> bool {
         // A time that is still to come, as the clock was set back, is long ago.
-        if now.wrapping_sub(self.time.load(Ordering::Relaxed)) >= Self::GOOD {
-            self.is_doubtful.store(1, Ordering::Relaxed);
-        }
+        let is_old = now.wrapping_sub(self.time.load(Ordering::Relaxed)) >= Self::GOOD;
+        is_old && self.is_doubtful.swap(1, Ordering::Relaxed) == 0
     }
 }
 
