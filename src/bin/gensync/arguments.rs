@@ -313,6 +313,9 @@ pub(crate) struct BenchWorker {
 
 #[derive(Args, Debug)]
 pub(crate) struct WitnessOptions {
+    /// The process that is watched, whose child this is.
+    #[arg(long)]
+    pub(crate) of: i32,
     #[arg(long)]
     pub(crate) all: bool,
     #[arg(long)]
