@@ -2,7 +2,6 @@
 
 use gensync::{GenerationSynchronizer, Table};
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 
 use crate::terminal::Terminal;
 use crate::tool::{Place, child_of, eventually, lives};

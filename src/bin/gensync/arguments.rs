@@ -143,7 +143,7 @@ pub(crate) fn is_exec(words: impl IntoIterator<Item = std::ffi::OsString>) -> bo
     let mut words = words.into_iter().skip(1);
     while let Some(word) = words.next() {
         match word.to_str() {
-            Some("--table" | "-t" | "--app" | "-a") => _ = words.next(),
+            Some("--table" | "-t" | "--app" | "-a" | "--allow-file-system") => _ = words.next(),
             Some(option) if option.starts_with('-') => {}
             word => return word == Some("exec"),
         }

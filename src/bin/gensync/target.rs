@@ -22,6 +22,15 @@ pub(crate) struct Target {
     /// Accept a table on a FUSE file system, if no other machine has it mounted
     #[arg(long, global = true)]
     allow_fuse: bool,
+    /// Accept a table on the file system with this number, as its refusal names it, if no other machine has it mounted
+    #[arg(long, value_name = "NUMBER", global = true, value_parser = parse_number)]
+    allow_file_system: Vec<u64>,
+}
+
+/// As the refusal of a file system has it, or in decimal.
+fn parse_number(text: &str) -> Result<u64, String> {
+    let number = text.strip_prefix("0x").map_or_else(|| text.parse(), |digits| u64::from_str_radix(digits, 16));
+    number.map_err(|_| "expected the file system's number, such as 0x786f4256".to_owned())
 }
 
 impl Target {
@@ -44,7 +53,8 @@ impl Target {
     /// What another process of this program is to be told, so that it means the same table.
     pub(crate) fn arguments(&self) -> Outcome<Vec<OsString>> {
         let allow_fuse = self.allow_fuse.then(|| "--allow-fuse".into());
-        Ok(["--table".into(), self.path()?.into_os_string()].into_iter().chain(allow_fuse).collect())
+        let allowed = self.allow_file_system.iter().map(|number| format!("--allow-file-system={number:#x}").into());
+        Ok(["--table".into(), self.path()?.into_os_string()].into_iter().chain(allow_fuse).chain(allowed).collect())
     }
 
     /// To be looked at: without write permission, and without a change.
@@ -93,8 +103,9 @@ impl Target {
         }
     }
 
-    fn options(&self) -> TableOptions {
+    pub(crate) fn options(&self) -> TableOptions {
         // Whose table it is to be, only its users know: `doctor` tells whose it is.
-        Table::options().create(false).owner(OwnerCheck::Anyone).allow_fuse(self.allow_fuse)
+        let options = Table::options().create(false).owner(OwnerCheck::Anyone).allow_fuse(self.allow_fuse);
+        self.allow_file_system.iter().fold(options, |options, number| options.allow_file_system(*number))
     }
 }
