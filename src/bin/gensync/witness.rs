@@ -13,7 +13,7 @@ use crate::arguments::WitnessOptions;
 use crate::change::mark_key;
 use crate::child::this_program;
 use crate::failure::{DONE, Outcome, complain};
-use crate::keys::{Choice, matches};
+use crate::keys::Choice;
 use crate::target::Target;
 
 /// The witness, as the process has it that is to be watched; which is over with when this is dropped.
@@ -69,7 +69,8 @@ pub(crate) fn witness(target: &Target, options: &WitnessOptions) -> Outcome {
     }
     let WitnessOptions { all, glob, digests, .. } = options;
     table.clear_matching(|slot| {
-        *all || glob.iter().any(|glob| matches(glob, slot)) || digests.digest.contains(&slot.digest())
+        *all || glob.iter().any(|glob| Choice::Glob(glob.clone()).matches(slot))
+            || digests.digest.contains(&slot.digest())
     })?;
     Ok(DONE)
 }
