@@ -8,7 +8,7 @@ use std::process::Stdio;
 
 use gensync::{GenerationSynchronizer, Table};
 
-use crate::tool::{Place, Running, program, said};
+use crate::tool::{Place, Running, eventually, program, said};
 
 const COMMANDS: [&str; 19] = [
     "ls",
@@ -55,7 +55,8 @@ fn each_command_tells_how_it_is_used() {
             let script = place
                 .succeed(&["completions", shell])
                 .replace("gensync __complete keys", "")
-                .replace(r#""${table[@]}" __complete"#, "");
+                .replace(r#""${table[@]}" __complete"#, "")
+                .replace("gensync $table __complete keys", "");
             assert!(
                 !script.contains(hidden) && !script.contains(&hidden.replace('-', "__subcmd__")),
                 "{shell}: {hidden}"
@@ -158,11 +159,66 @@ fn keys_are_completed() {
 }
 
 #[test]
+fn keys_are_completed_by_zsh() {
+    let place = Place::with_keys(["user:1", "routes"]);
+    let functions = place.folder.path().join("functions");
+    std::fs::create_dir(&functions).unwrap();
+    std::fs::write(functions.join("_gensync"), place.succeed(&["completions", "zsh"])).unwrap();
+    // Types into a shell in a terminal of its own, whose line is completed by a tab.
+    let script = r#"
+        zmodload zsh/zpty
+        zpty shell zsh -f -i
+        zpty -w shell "PS1=; path=($1 \$path); fpath=($2 \$fpath); autoload -U compinit; compinit -u -D; bindkey '^I' complete-word"
+        zpty -w shell "print re''ady"
+        zpty -r shell out '*ready*'
+        zpty -w -n shell $'print found: gensync > /dev/null; gensync --json --table '$3$' get us\t\n'
+        zpty -w shell "print en''ded"
+        zpty -r shell out '*ended*'
+        print -r -- $out
+    "#;
+    let tool = std::path::Path::new(env!("CARGO_BIN_EXE_gensync")).parent().unwrap();
+    let mut zsh = std::process::Command::new("zsh");
+    zsh.args(["-f", "-c", script, "zsh"]).args([tool, &functions, &place.path]).env_remove("GENSYNC_TABLE");
+    let Ok(output) = zsh.output() else { return eprintln!("skipped: there is no zsh") };
+    let said = said(output);
+    assert!(said.out.contains(r#""key":"user:1""#), "{said:?}");
+}
+
+#[test]
+fn a_file_system_that_is_refused_can_be_allowed_by_its_number() {
+    use nix::mount::{MntFlags, MsFlags, mount, umount2};
+    let place = Place::empty();
+    let folder = place.folder.path();
+    if let Err(errno) = mount(Some("hugetlbfs"), folder, Some("hugetlbfs"), MsFlags::empty(), None::<&str>) {
+        return eprintln!("skipped: the kernel refuses the mount: {errno}");
+    }
+    let advice = "\n  here, --allow-file-system=0x958458f6 accepts it\n";
+    let refused =
+        [&["create", "a"][..], &["exec", "--create", "a", "--", "true"], &["ls"]].map(|words| place.run(words));
+    // Whatever keeps it from being used then, it is not that nobody knows it.
+    let [hex, decimal] =
+        ["0x958458f6", "2508478710"].map(|number| place.run(&["--allow-file-system", number, "create", "a"]));
+    umount2(folder, MntFlags::MNT_DETACH).unwrap();
+    assert!(refused[..2].iter().all(|said| said.err.contains(advice)), "{refused:?}");
+    assert_eq!(refused.each_ref().map(|said| said.status), [3, 125, 3]);
+    assert!(!hex.err.contains("none of those known") && !decimal.err.contains("none of those known"), "{hex:?}");
+    place.fail(2, "expected the file system's number", &["--allow-file-system", "ext9", "ls"]);
+    // Its number is not taken for the command.
+    place.fail(125, "required", &["--allow-file-system", "1", "exec", "a"]);
+    place.succeed(&["--allow-file-system=1", "create", "a"]);
+    place.succeed(&["--allow-file-system=1", "exec", "a", "--", "true"]);
+}
+
+#[test]
 fn tables_that_can_be_seen_are_listed_and_anonymous_ones_looked_at() {
     let place = Place::with_keys(["a"]);
     let row = |objects: Vec<serde_json::Value>| {
         objects.into_iter().find(|object| object["table"] == place.path.to_str().unwrap()).unwrap()
     };
+    let mapped = |count| {
+        eventually("waiting for forks of other tests to end", || row(place.objects(&["tables"]))["processes"] == count)
+    };
+    mapped(0);
     let found = row(place.objects(&["tables"]));
     assert_eq!((&found["state"], &found["keys"], &found["processes"]), (&"live".into(), &1.into(), &0.into()));
     // Mapped by a process, it is found without being named.
@@ -170,6 +226,7 @@ fn tables_that_can_be_seen_are_listed_and_anonymous_ones_looked_at() {
     let found = row(crate::tool::objects(&said(program().args(["--json", "tables"]).output().unwrap()).out));
     // And by children of this one that another test has just forked.
     assert!(found["processes"].as_u64().unwrap() >= 1, "{found}");
+    mapped(1);
     drop(table);
     let table = Table::options().anonymous().unwrap();
     let sync = GenerationSynchronizer::new(&table, "of-nobody-else").unwrap();

@@ -1,7 +1,8 @@
 //! `exec`: whoever is killed, everybody loads again when the change can be complete, not before and not never.
 
 use std::fs;
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::PathBuf;
 
@@ -10,13 +11,16 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::support::LIMIT;
-use crate::tool::{Place, Running, child_of, eventually};
+use crate::tool::{Place, Running, child_of, eventually, lives};
 
 /// A command that says that it has begun, and goes on when it may.
 struct Held {
     place: Place,
     sync: GenerationSynchronizer,
-    go: PathBuf,
+    /// What lets it go is written here. Open from the beginning: a shell keeps an interrupt that comes while it opens a file for
+    /// later, and would wait for the other end first.
+    go: fs::File,
+    path: PathBuf,
     tool: Option<Running>,
     command: Pid,
 }
@@ -26,13 +30,19 @@ impl Held {
     fn start(script: &str) -> Self {
         let place = Place::with_keys(["key"]);
         let sync = place.sync("key");
-        let [begun, go] = ["begun", "go"].map(|name| place.folder.path().join(name));
-        nix::unistd::mkfifo(&go, nix::sys::stat::Mode::S_IRWXU).unwrap();
-        let script = format!("> {}; read line < {}; {script}", begun.display(), go.display());
+        let path = place.folder.path().join("go");
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let script = format!("read line < {}; {script}", path.display());
         let tool = place.start(&["exec", "key", "--", "sh", "-c", &script]);
-        eventually("waiting for the command to begin", || begun.exists());
-        let command = child_of(tool.pid(), go.to_str().unwrap());
-        Self { place, sync, go, tool: Some(tool), command }
+        let mut options = fs::File::options();
+        let options = options.write(true).custom_flags(nix::libc::O_NONBLOCK);
+        let mut go = None;
+        eventually("waiting for the command to begin", || {
+            go = options.open(&path).ok();
+            go.is_some()
+        });
+        let command = child_of(tool.pid(), path.to_str().unwrap());
+        Self { place, sync, go: go.unwrap(), path, tool: Some(tool), command }
     }
 
     fn tool(&self) -> &Running {
@@ -48,7 +58,7 @@ impl Held {
     }
 
     fn let_go(&self) {
-        fs::write(&self.go, "go\n").unwrap();
+        (&self.go).write_all(b"go\n").unwrap();
     }
 
     /// Everybody loads what there is then, and goes on to be told when the command has ended.
@@ -62,7 +72,7 @@ impl Held {
 
     fn is_command_alive(&self) -> bool {
         let command = fs::read(format!("/proc/{}/cmdline", self.command)).unwrap_or_default();
-        String::from_utf8_lossy(&command).contains(self.go.to_str().unwrap())
+        String::from_utf8_lossy(&command).contains(self.path.to_str().unwrap())
     }
 
     fn assert_announced(&self) {
@@ -140,6 +150,7 @@ fn the_command_is_killed_while_the_tool_is_stopped_and_then_the_tool() {
     let held = Held::start("true");
     held.tool().signal(Signal::SIGSTOP);
     kill(held.command, Signal::SIGKILL).unwrap();
+    eventually("waiting for the command to end", || !lives(held.command));
     // The tool alone holds it now.
     held.assert_in_flight();
     let seen = held.sync.sync_gen().unwrap().get();
@@ -247,6 +258,22 @@ fn globs_and_all_choose_keys_also_those_that_come_while_the_command_runs() {
 }
 
 #[test]
+fn a_key_whose_label_is_cut_is_announced_if_it_may_match() {
+    let long = "user:".to_owned() + &"ä".repeat(60) + ":name";
+    let place = Place::with_keys(["user:1", &long]);
+    let sync = place.sync(&long);
+    let may = ["user:*:name", "*:name", "*[mn]ame", "user:ä*", "us?r:*"];
+    for command in [&["mark"][..], &["clear"], &["exec"]] {
+        for glob in may.iter().chain(&["user:?", "users:*", "user:a*", "[!u]*:name", "ä*"]) {
+            let behind: &[&str] = if command == ["exec"] { &["--", "true"] } else { &[] };
+            let said = place.run(&[command, &[glob], behind].concat());
+            assert_eq!(sync.is_expired(), may.contains(glob), "{command:?} {glob}: {said:?}");
+            sync.refresh().unwrap();
+        }
+    }
+}
+
+#[test]
 fn more_keys_than_descriptors() {
     let place = Place::empty();
     let table = place.table();
@@ -282,7 +309,8 @@ fn what_keeps_an_update_from_beginning_is_told() {
     let file = fs::File::options().read(true).write(true).open(&place.path).unwrap();
     let lock = |kind| {
         let range = nix::libc::flock { l_type: kind as i16, l_whence: 0, l_start: 0, l_len: 0, l_pid: 0 };
-        nix::fcntl::fcntl(&file, nix::fcntl::FcntlArg::F_OFD_SETLK(&range)).unwrap();
+        // A program that another test starts at this moment has a copy of the lock of the table that was closed, until it runs.
+        nix::fcntl::fcntl(&file, nix::fcntl::FcntlArg::F_OFD_SETLKW(&range)).unwrap();
     };
     // As somebody who resets the table has it.
     lock(nix::libc::F_WRLCK);

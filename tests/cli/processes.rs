@@ -25,6 +25,11 @@ fn holder(place: &Place, before: impl FnOnce()) -> Child {
     child
 }
 
+/// Forks of other tests have what this process had mapped at that moment, until they end.
+fn await_users(place: &Place, count: usize) {
+    eventually("waiting for forks of other tests to end", || pids(place).len() == count);
+}
+
 fn pids(place: &Place) -> Vec<u64> {
     place.objects(&["ps"]).iter().map(|process| process["pid"].as_u64().unwrap()).collect()
 }
@@ -36,7 +41,7 @@ fn number(child: &Child) -> u64 {
 #[test]
 fn processes_that_have_the_table_mapped_are_listed() {
     let place = Place::with_keys(["a"]);
-    assert!(pids(&place).is_empty());
+    await_users(&place, 0);
     let child = holder(&place, || {});
     let process = place.object(&["ps"]);
     assert_eq!(process["pid"], number(&child));
@@ -60,12 +65,14 @@ fn processes_that_have_the_table_mapped_are_listed() {
 #[test]
 fn processes_that_are_left_with_a_deleted_file_are_marked() {
     let place = Place::with_keys(["a"]);
+    await_users(&place, 0);
     let old = holder(&place, || {});
     fs::remove_file(&place.path).unwrap();
     // Nothing is there, but that process.
     let process = place.object(&["ps"]);
     assert_eq!((&process["pid"], &process["deleted"]), (&number(&old).into(), &true.into()));
     place.sync("a");
+    await_users(&place, 1);
     let new = holder(&place, || {});
     let processes = place.objects(&["ps"]);
     let deleted = |child: &Child| {
@@ -102,6 +109,7 @@ fn a_process_that_sees_another_file_at_the_same_path_is_told_of() {
         return;
     }
     let place = Place::with_keys(["a"]);
+    await_users(&place, 0);
     let child = holder(&place, || {
         unshare(CloneFlags::CLONE_NEWNS).unwrap();
         let none = None::<&str>;

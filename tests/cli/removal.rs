@@ -71,31 +71,6 @@ fn a_table_that_stays_where_it_is_is_not_said_to_be_another_one() {
 }
 
 #[test]
-fn a_file_system_that_is_refused_can_be_allowed() {
-    if !Uid::effective().is_root() {
-        eprintln!("skipped, as only root may mount");
-        return;
-    }
-    let place = Place::empty();
-    in_child(|| {
-        keep_mounts_apart();
-        if let Err(error) = mount(Some("none"), place.folder.path(), Some("hugetlbfs"), MsFlags::empty(), None::<&str>)
-        {
-            eprintln!("skipped, as hugetlbfs cannot be mounted here: {error}");
-            return;
-        }
-        place.fail(3, "--allow-file-system NUMBER", &["create", "a"]);
-        for number in ["0x958458f6", "958458f6"] {
-            // Whatever comes then, it is not refused for its file system.
-            let said = place.run(&["create", "a", "--allow-file-system", number]);
-            assert!(said.status != 2 && !said.err.contains("magic number"), "{said:?}");
-        }
-        place.fail(2, "invalid", &["create", "a", "--allow-file-system", "hugetlbfs"]);
-    })
-    .succeeds();
-}
-
-#[test]
 fn a_removed_table_is_gone_until_it_is_used_again() {
     let place = Place::with_keys(["a"]);
     let frozen = Table::options().create(false).open(&place.path).unwrap();

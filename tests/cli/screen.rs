@@ -2,10 +2,9 @@
 
 use gensync::{GenerationSynchronizer, Table};
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 
 use crate::terminal::Terminal;
-use crate::tool::{Place, child_of, eventually};
+use crate::tool::{Place, child_of, eventually, lives};
 
 fn top(place: &Place) -> Terminal {
     let mut terminal = Terminal::start(&mut place.command(&["top", "--interval", "50ms"]));
@@ -119,12 +118,6 @@ fn the_terminal_is_restored_whichever_process_is_killed() {
             eventually("waiting for the terminal to be restored", || terminal.is_restored());
         }
     }
-}
-
-/// Whether the process is there, and has not ended.
-fn lives(pid: Pid) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit_once(") ").is_some_and(|(_, state)| !state.starts_with(['Z', 'X']))
 }
 
 #[test]
@@ -373,7 +366,9 @@ fn a_question_is_asked_on_a_terminal() {
 #[test]
 fn a_signal_from_the_terminal_is_not_passed_on_as_the_command_has_it_already() {
     let place = Place::with_keys(["a"]);
-    let mut terminal = Terminal::start(&mut place.command(&["exec", "a", "--", "sh", "-c", "echo ready; sleep 60"]));
+    // With a trap: without one, a shell that is about to start something keeps the signal for later, and waits first.
+    let script = "trap 'exit 130' INT; echo ready; while true; do sleep 0.01; done";
+    let mut terminal = Terminal::start(&mut place.command(&["exec", "a", "--", "sh", "-c", script]));
     terminal.await_text("ready");
     terminal.press("\u{3}");
     assert_eq!(terminal.await_end(), 130);

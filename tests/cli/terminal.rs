@@ -2,17 +2,16 @@
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 
-use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, poll};
-use nix::pty::{Winsize, openpty};
+use nix::pty::Winsize;
 use nix::sys::termios::{FlowArg, LocalFlags, Termios, tcflow, tcgetattr};
 use vt100::{Parser, Screen};
 
-use crate::tool::{Running, eventually};
+use crate::tool::{Running, eventually, pty};
 
 /// A terminal of 100 columns and 30 lines, unless it is asked for otherwise.
 pub(crate) struct Terminal {
@@ -33,12 +32,12 @@ impl Terminal {
 
     pub(crate) fn start_sized(command: &mut Command, rows: u16, columns: u16) -> Self {
         let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
-        let pair = openpty(Some(&size), None).unwrap();
+        let pair = pty();
         let (master, slave) = (File::from(pair.master), pair.slave);
-        // What the program inherited of the terminal's other end would keep it.
-        for end in [master.as_fd(), slave.as_fd()] {
-            fcntl(end, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).unwrap();
-        }
+        #[expect(unsafe_code, reason = "no library has this call")]
+        // SAFETY: the descriptor is a terminal's, and the call reads one Winsize.
+        let set = unsafe { nix::libc::ioctl(slave.as_raw_fd(), nix::libc::TIOCSWINSZ, &raw const size) };
+        assert_eq!(set, 0);
         let before = tcgetattr(&slave).unwrap();
         let end = || slave.try_clone().unwrap();
         command.env("TERM", "xterm-256color").stdin(end()).stdout(end()).stderr(end());

@@ -1,10 +1,15 @@
 //! The program, and a table for it.
 
+use std::fs::File;
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::Instant;
 
 use gensync::{CacheKey, GenerationSynchronizer, Table};
+use nix::fcntl::OFlag;
+use nix::pty::{OpenptyResult, grantpt, posix_openpt, ptsname_r, unlockpt};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -177,18 +182,25 @@ pub(crate) fn child_of(pid: Pid, text: &str) -> Pid {
     found.unwrap()
 }
 
+/// Whether the process is there, and has not ended.
+pub(crate) fn lives(pid: Pid) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, state)| !state.starts_with(['Z', 'X']))
+}
+
 pub(crate) fn bytes(path: &Path) -> Vec<u8> {
     std::fs::read(path).unwrap()
 }
 
-/// A pseudo-terminal whose ends no program gets but by what it is given.
-pub(crate) fn pty() -> nix::pty::OpenptyResult {
-    use nix::fcntl::{FcntlArg, FdFlag, fcntl};
-    let pair = nix::pty::openpty(None, None).unwrap();
-    for end in [&pair.master, &pair.slave] {
-        fcntl(end, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).unwrap();
-    }
-    pair
+/// A pseudo-terminal whose ends no program inherits, not even one that another test starts at this moment: a program that has
+/// one keeps the terminal from going away.
+pub(crate) fn pty() -> OpenptyResult {
+    let master = posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC).unwrap();
+    grantpt(&master).unwrap();
+    unlockpt(&master).unwrap();
+    let slave =
+        File::options().read(true).write(true).custom_flags(nix::libc::O_NOCTTY).open(ptsname_r(&master).unwrap());
+    OpenptyResult { master: master.as_fd().try_clone_to_owned().unwrap(), slave: slave.unwrap().into() }
 }
 
 /// Whether this user may have a process namespace; says why not.

@@ -143,7 +143,7 @@ pub(crate) fn is_exec(words: impl IntoIterator<Item = std::ffi::OsString>) -> bo
     let mut words = words.into_iter().skip(1);
     while let Some(word) = words.next() {
         match word.to_str() {
-            Some("--table" | "-t" | "--app" | "-a") => _ = words.next(),
+            Some("--table" | "-t" | "--app" | "-a" | "--allow-file-system") => _ = words.next(),
             Some(option) if option.starts_with('-') => {}
             word => return word == Some("exec"),
         }
@@ -313,6 +313,9 @@ pub(crate) struct BenchWorker {
 
 #[derive(Args, Debug)]
 pub(crate) struct WitnessOptions {
+    /// The process that is watched, whose child this is.
+    #[arg(long)]
+    pub(crate) of: i32,
     #[arg(long)]
     pub(crate) all: bool,
     #[arg(long)]

@@ -102,8 +102,9 @@ pub(crate) fn explain(error: &Error) -> String {
             }
         }
         ErrorKind::Permission => "run this as the table's owner or as root",
-        ErrorKind::NetworkFileSystem { .. } | ErrorKind::UnknownFileSystem { .. } => {
-            "here, --allow-file-system NUMBER accepts it, and --allow-fuse one of FUSE"
+        ErrorKind::NetworkFileSystem { found: "FUSE", .. } => "here, --allow-fuse accepts it",
+        ErrorKind::NetworkFileSystem { magic, .. } | ErrorKind::UnknownFileSystem { magic, .. } => {
+            &format!("here, --allow-file-system={magic:#x} accepts it")
         }
         ErrorKind::Retired => {
             "`gensync doctor` tells more; any command that writes, such as `gensync create KEY`, replaces it"

@@ -116,7 +116,7 @@ impl Choice {
     pub(crate) fn matches(&self, slot: &SlotInfo) -> bool {
         match self {
             Self::All => true,
-            Self::Glob(glob) => matches(glob, slot),
+            Self::Glob(glob) => matches(glob, slot) || (slot.is_truncated() && may_match(glob, slot)),
             Self::Digest(digest) => slot.digest() == *digest,
         }
     }
@@ -201,6 +201,17 @@ pub(crate) fn chosen(table: &Table, glob: Option<&Pattern>) -> impl Iterator<Ite
 /// The order of the labels; of those that begin alike, always the same.
 pub(crate) fn by_label(one: &SlotInfo, other: &SlotInfo) -> Ordering {
     one.label_bytes().cmp(other.label_bytes()).then_with(|| one.digest().cmp(&other.digest()))
+}
+
+/// Whether a key whose label is cut may match for all that is known: then it is announced rather once too often than not at all.
+fn may_match(glob: &Pattern, slot: &SlotInfo) -> bool {
+    let bytes = slot.label_bytes();
+    // It may be cut within a character.
+    let label =
+        str::from_utf8(bytes).or_else(|error| str::from_utf8(&bytes[..error.valid_up_to()])).unwrap_or_default();
+    let text = glob.as_str();
+    // If the glob's beginning takes all of the label, the rest can take the rest of the key. What ends within a class is no glob.
+    text.char_indices().any(|(at, _)| Pattern::new(&text[..at]).is_ok_and(|beginning| beginning.matches(label)))
 }
 
 /// Whether the key's label matches.

@@ -32,6 +32,27 @@ The table of \-\-app APP.
 The same, where XDG_RUNTIME_DIR is not set. UID is the effective user.
 "#;
 
+/// What completes keys in zsh. The words are taken from the line itself, as `words` has lost what stands before the command.
+const ZSH_KEYS: &str = r#"
+_gensync_keys() {
+    local -a line table keys
+    local -i i
+    line=("${(z)LBUFFER}")
+    if (( ${line[(I)--]} )); then
+        _default
+        return
+    fi
+    for ((i = 2; i <= $#line; i++)); do
+        case $line[i] in
+            -t|--table|-a|--app) table=($line[i] "${(Q)line[i + 1]}") ;;
+            --table=*|--app=*) table=("${(Q)line[i]}") ;;
+        esac
+    done
+    keys=("${(@f)$(gensync $table __complete keys 2>/dev/null)}")
+    compadd -a keys
+}
+"#;
+
 pub(crate) fn completions(shell: Shell, output: &mut Output) -> Outcome {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut visible(Arguments::command()), "gensync", &mut script);
@@ -48,6 +69,7 @@ _gensync_keys() {{
         case "$word" in
             --) return ;;
             -t|--table|-a|--app) table=("$word" "${{COMP_WORDS[i + 1]}}"); ((i++)) ;;
+            --allow-file-system) ((i++)) ;;
             -*) ;;
             *) [[ -n $command ]] || command=$word ;;
         esac
@@ -60,6 +82,20 @@ _gensync_keys() {{
 complete -F _gensync_keys -o nosort -o bashdefault -o default gensync 2>/dev/null || complete -F _gensync_keys gensync
 "#
         ),
+        // Instead of files, as in bash.
+        Shell::Zsh => {
+            let text = String::from_utf8_lossy(&script);
+            let is_of_keys = |line: &&str| line.starts_with("'*::texts -- ") || line.starts_with("'::glob -- ");
+            let lines = text.lines().map(|line| match Some(line).filter(is_of_keys) {
+                Some(line) => line.replace(":_default'", ":_gensync_keys'"),
+                None => line.to_owned(),
+            });
+            let lines: Vec<_> = lines.collect();
+            script =
+                lines.join("\n").replacen("\n_gensync() {\n", &format!("{ZSH_KEYS}\n_gensync() {{\n"), 1).into_bytes();
+            script.push(b'\n');
+            String::new()
+        }
         Shell::Fish => format!(
             "\ncomplete -c gensync -n '__fish_seen_subcommand_from {OF_KEYS}' -f -a '(gensync __complete keys 2>/dev/null)'\n"
         ),

@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use gensync::{OwnerCheck, Table, TableState};
+use gensync::TableState;
 use nix::unistd::Uid;
 use serde_json::json;
 
@@ -26,7 +26,7 @@ pub(crate) fn tables(target: &Target, output: &mut Output) -> Outcome {
         if identity.is_none_or(|identity| !seen.insert(identity)) {
             continue;
         }
-        let options = Table::options().create(false).read_only(true).accept_retired(true).owner(OwnerCheck::Anyone);
+        let options = target.options().read_only(true).accept_retired(true);
         // What is no table is no business of this.
         let Ok(table) = options.open(&path) else { continue };
         let state = match table.info().state {

@@ -22,14 +22,15 @@ pub(crate) struct Target {
     /// Accept a table on a FUSE file system, if no other machine has it mounted
     #[arg(long, global = true)]
     allow_fuse: bool,
-    /// Accept a table on the file system with this magic number, as 0x786f4256, if no other machine has it mounted; may be given again
-    #[arg(long, value_name = "NUMBER", value_parser = magic_number, global = true)]
+    /// Accept a table on the file system with this number, as its refusal names it, if no other machine has it mounted
+    #[arg(long, value_name = "NUMBER", global = true, value_parser = parse_number)]
     allow_file_system: Vec<u64>,
 }
 
-/// As the errors show it, in hexadecimal digits after `0x`, and as `stat --file-system --format %t` does, without.
-fn magic_number(text: &str) -> Result<u64, std::num::ParseIntError> {
-    u64::from_str_radix(text.strip_prefix("0x").unwrap_or(text), 16)
+/// As the refusal of a file system has it, or in decimal.
+fn parse_number(text: &str) -> Result<u64, String> {
+    let number = text.strip_prefix("0x").map_or_else(|| text.parse(), |digits| u64::from_str_radix(digits, 16));
+    number.map_err(|_| "expected the file system's number, such as 0x786f4256".to_owned())
 }
 
 impl Target {
@@ -52,7 +53,7 @@ impl Target {
     /// What another process of this program is to be told, so that it means the same table.
     pub(crate) fn arguments(&self) -> Outcome<Vec<OsString>> {
         let allow_fuse = self.allow_fuse.then(|| "--allow-fuse".into());
-        let allowed = self.allow_file_system.iter().map(|magic| format!("--allow-file-system={magic:#x}").into());
+        let allowed = self.allow_file_system.iter().map(|number| format!("--allow-file-system={number:#x}").into());
         Ok(["--table".into(), self.path()?.into_os_string()].into_iter().chain(allow_fuse).chain(allowed).collect())
     }
 
@@ -102,9 +103,9 @@ impl Target {
         }
     }
 
-    fn options(&self) -> TableOptions {
+    pub(crate) fn options(&self) -> TableOptions {
         // Whose table it is to be, only its users know: `doctor` tells whose it is.
         let options = Table::options().create(false).owner(OwnerCheck::Anyone).allow_fuse(self.allow_fuse);
-        self.allow_file_system.iter().fold(options, |options, magic| options.allow_file_system(*magic))
+        self.allow_file_system.iter().fold(options, |options, number| options.allow_file_system(*number))
     }
 }
