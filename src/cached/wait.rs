@@ -10,6 +10,9 @@ use crate::error::{Error, ErrorKind};
 use crate::handle::coarse_now;
 use crate::wait::{Awaited, SLICE, wait_for_any};
 
+/// Even if no pause is asked for, a loop of waits does not keep the processor busy with loads that fail.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(10);
+
 impl<T: ?Sized> Cached<T> {
     /// Blocks until the value that is in place is expired, and returns the fresh one; if none is in place yet, loads it.
     ///
@@ -37,7 +40,8 @@ impl<T: ?Sized> Cached<T> {
     /// # Errors
     ///
     /// As [`get`](Self::get), whatever was built to hide errors. The next wait does not try again before the
-    /// [`retry_pause`](crate::CachedBuilder::retry_pause) has passed, so that a loop does not storm a broken source.
+    /// [`retry_pause`](crate::CachedBuilder::retry_pause) has passed, and 10 milliseconds at least, so that a loop does not storm
+    /// a broken source.
     ///
     /// # Progress
     ///
@@ -155,7 +159,7 @@ impl<T: ?Sized> Cached<T> {
         let flights = self.flights.get();
         // Not a later one's pause as well: threads that do not wait may fail again and again.
         let Some(ended) = flights.last_failure() else { return true };
-        let pause = Period::new(ended, self.policy.retry_pause);
+        let pause = Period::new(ended, self.policy.retry_pause.max(SHORTEST_PAUSE));
         while flights.last_failure().is_some() {
             let now = coarse_now();
             if pause.is_over(now) {
