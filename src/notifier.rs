@@ -254,6 +254,22 @@ impl Notifier {
         thread.map(drop).map_err(|error| Error::io("starting the thread that waits for updates", &error))
     }
 
+    /// Has the tasks that wait for `key` look for themselves.
+    #[cfg(feature = "async")]
+    pub(crate) fn wake_tasks(&self, key: &CacheKey) {
+        let mut state = self.lock();
+        let group = state.by_key.get(key).copied().and_then(|index| state.groups[index].as_mut());
+        let entries = group.into_iter().flat_map(|group| group.members.entries.values_mut());
+        let wakers: Vec<Target> = entries
+            .filter_map(|entry| match &mut entry.target {
+                Target::Descriptor(_) => None,
+                Target::Task(waker) => Some(Target::Task(waker.take())),
+            })
+            .collect();
+        drop(state);
+        wakers.into_iter().for_each(Target::tell);
+    }
+
     fn run(&self, table: &Table) {
         loop {
             // Looks at the file, too, if it is time.
