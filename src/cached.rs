@@ -28,6 +28,7 @@ use crate::handle::coarse_now;
 use crate::slot::Count;
 use crate::synchronizer::{GenerationSynchronizer, Ticket};
 use crate::update::{Update, UpdateError};
+use crate::wait::Deadline;
 #[cfg(feature = "async")]
 pub use changed::CachedChanged;
 use flights::{Failure, Flight, Flights, Log, Next};
@@ -221,7 +222,7 @@ pub struct Counters {
 struct Terms {
     stale_while_reloading: bool,
     stale_after_failure: bool,
-    deadline: Option<Instant>,
+    deadline: Option<Deadline>,
 }
 
 impl Terms {
@@ -375,7 +376,7 @@ impl<T: ?Sized> Cached<T> {
         match self.fresh(true, |entry| entry.value()) {
             Some(value) => Ok(value),
             None => {
-                let terms = Terms { deadline: Some(deadline), ..Terms::FRESH };
+                let terms = Terms { deadline: Some(Deadline::at(deadline)), ..Terms::FRESH };
                 self.get_slow(terms).map(|entry| entry.value())
             }
         }
@@ -509,7 +510,7 @@ impl<T: ?Sized> Cached<T> {
     /// which this one is a [dependency](CachedBuilder::depends_on).
     ///
     /// The old value is kept, and served where this `Cached` was built to serve it. A [`CachedReader`] notices within 64 of its
-    /// uses, and a [wait](Self::wait) that is under way within half a second.
+    /// uses, and a [wait](Self::wait) that is under way within half a second; descriptors and tasks are told at once.
     ///
     /// # Progress
     ///
@@ -645,10 +646,11 @@ impl<T: ?Sized> Cached<T> {
                     }
                     // Nobody need keep an old value for this call's sake.
                     drop(current);
-                    if terms.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                    if terms.deadline.is_some_and(Deadline::is_reached) {
                         return Err(self.sync.error(ErrorKind::Deadline));
                     }
-                    let end = terms.deadline.into_iter().chain(period(began).end(now)).min();
+                    let end =
+                        terms.deadline.map(|deadline| deadline.at).into_iter().chain(period(began).end(now)).min();
                     let key = self.sync.cache_key().as_str();
                     flights
                         .wait(log, end, key)

@@ -29,6 +29,10 @@ mod system {
 
     /// Sleeps until any of the words is woken, unless one has not its value any more; at most for `limit`. May return sooner.
     pub(crate) fn sleep_on_any(words: &[(&AtomicU32, u32)], limit: Duration) {
+        // For a length of time, while several words can be slept on until a point in time only.
+        if let [(word, value)] = words {
+            return sleep_on(word, *value, limit);
+        }
         let wait = |&(word, value): &(&AtomicU32, u32)| {
             let mut wait = Wait::new();
             wait.val = value.into();

@@ -8,7 +8,7 @@ mod sleep;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit};
 use nix::time::{ClockId, clock_gettime};
@@ -24,6 +24,7 @@ use crate::mapping::{Chain, Mapping};
 use crate::notifier::Notifier;
 use crate::options::TableOptions;
 use crate::slot::{Confirmation, Turn};
+use crate::wait::Deadline;
 
 /// At least so many milliseconds pass between two looks at a table's path, and between two attempts to attach to a table
 /// that cannot be attached to.
@@ -502,10 +503,12 @@ pub(crate) fn with_patience<R, E>(
     patience: Duration,
     attempt: impl Fn() -> Result<Option<R>, E>,
 ) -> Result<Option<R>, E> {
-    let start = Instant::now();
+    let end = Deadline::after(patience);
     loop {
         match attempt()? {
-            None if start.elapsed() < patience => std::thread::sleep(Duration::from_millis(1).min(patience)),
+            None if !end.is_some_and(Deadline::is_reached) => {
+                std::thread::sleep(Duration::from_millis(1).min(patience))
+            }
             result => return Ok(result),
         }
     }

@@ -45,6 +45,8 @@ struct State {
     by_key: HashMap<CacheKey, usize>,
     /// When to tell a registration at the latest, in milliseconds, by time and number; and the group that it is in.
     timers: BTreeMap<(u64, u64), usize>,
+    /// When the timers were looked at last.
+    looked: u64,
     /// How long the thread sleeps, if nobody wakes it.
     sleeps_until: u64,
 }
@@ -145,7 +147,11 @@ impl State {
                 group.look(due);
             }
         }
-        while let Some(timer) = self.timers.first_entry().filter(|timer| timer.key().0 <= now) {
+        // If the clock was set back, as when a checkpoint is restored, nobody knows when they are due: each one that is told
+        // looks for itself.
+        let due_until = if now < self.looked { u64::MAX } else { now };
+        self.looked = now;
+        while let Some(timer) = self.timers.first_entry().filter(|timer| timer.key().0 <= due_until) {
             let ((_, id), index) = timer.remove_entry();
             let Some(Group { members, .. }) = &mut self.groups[index] else { continue };
             let Members { sync, entries } = &mut **members;
@@ -252,6 +258,22 @@ impl Notifier {
             let _ = mask.thread_set_mask();
         }
         thread.map(drop).map_err(|error| Error::io("starting the thread that waits for updates", &error))
+    }
+
+    /// Has the tasks that wait for `key` look for themselves.
+    #[cfg(feature = "async")]
+    pub(crate) fn wake_tasks(&self, key: &CacheKey) {
+        let mut state = self.lock();
+        let group = state.by_key.get(key).copied().and_then(|index| state.groups[index].as_mut());
+        let entries = group.into_iter().flat_map(|group| group.members.entries.values_mut());
+        let wakers: Vec<Target> = entries
+            .filter_map(|entry| match &mut entry.target {
+                Target::Descriptor(_) => None,
+                Target::Task(waker) => Some(Target::Task(waker.take())),
+            })
+            .collect();
+        drop(state);
+        wakers.into_iter().for_each(Target::tell);
     }
 
     fn run(&self, table: &Table) {
@@ -380,5 +402,34 @@ impl Drop for Registration {
 impl fmt::Debug for Registration {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Registration").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use nix::sys::eventfd::EfdFlags;
+
+    #[test]
+    fn no_timer_stands_still_when_the_clock_is_set_back() {
+        let table = Table::options().anonymous().unwrap();
+        let sync = GenerationSynchronizer::new(&table, "key").unwrap();
+        let (mut state, mut due) = (State::default(), vec![]);
+        let group = state.group(&sync);
+        let descriptor = Arc::new(EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap());
+        let entry = Entry { ticket: sync.ticket(), target: Target::Descriptor(descriptor), due: None };
+        state.groups[group].as_mut().unwrap().members.entries.insert(1, entry);
+        state.set_timer(1, group, Some(86_400_000));
+        for now in [86_390_000, 86_399_999] {
+            state.look(now, &mut due);
+            assert!(due.is_empty(), "too early");
+        }
+        state.look(1000, &mut due);
+        assert_eq!(due.len(), 1, "not told for a day");
+        state.set_timer(1, group, Some(2000));
+        state.look(1999, &mut due);
+        assert_eq!(due.len(), 1, "too early");
+        state.look(2000, &mut due);
+        assert_eq!(due.len(), 2);
     }
 }

@@ -34,6 +34,7 @@ use crate::handle::with_patience;
 use crate::incarnation::Place;
 use crate::lock::{Kind, RangeLock};
 use crate::synchronizer::GenerationSynchronizer;
+use crate::wait::Deadline;
 
 /// How long an update that is about to begin lets somebody go first who waits to reset the table.
 ///
@@ -235,8 +236,8 @@ impl GenerationSynchronizer {
 
     fn begin_update_within(&self, courtesy: Duration, limit: Duration) -> Result<Update<'_>, Error> {
         self.check_writable()?;
-        let start = Instant::now();
-        let left = || limit.saturating_sub(start.elapsed());
+        let end = Deadline::after(limit);
+        let left = || end.map_or(limit, Deadline::left);
         let locked = || self.error(ErrorKind::Locked { seconds: limit.as_secs() });
         let lock = |place: &Place| {
             let mapping = place.owner().mapping();

@@ -18,6 +18,35 @@ use crate::synchronizer::{GenerationSynchronizer, Ticket};
 /// How long a process sleeps at most before it looks for itself.
 pub(crate) const SLICE: Duration = Duration::from_millis(500);
 
+/// When a wait ends at the latest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Deadline {
+    pub(crate) at: Instant,
+    /// How far ahead that was at first. One that lies further ahead is reached: the clock was set back, and nothing may stand
+    /// still until it has caught up.
+    length: Duration,
+}
+
+impl Deadline {
+    pub(crate) fn at(at: Instant) -> Self {
+        Self { at, length: at.saturating_duration_since(Instant::now()) }
+    }
+
+    /// None if it is as good as never.
+    pub(crate) fn after(length: Duration) -> Option<Self> {
+        Instant::now().checked_add(length).map(|at| Self { at, length })
+    }
+
+    pub(crate) fn is_reached(self) -> bool {
+        self.left().is_zero()
+    }
+
+    pub(crate) fn left(self) -> Duration {
+        let left = self.at.saturating_duration_since(Instant::now());
+        if left > self.length { Duration::ZERO } else { left }
+    }
+}
+
 /// How a wait ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use = "it says whether the state is expired"]
@@ -90,7 +119,7 @@ impl GenerationSynchronizer {
     ///
     /// As [`wait`](Self::wait).
     pub fn wait_timeout(&self, timeout: Duration) -> Waited {
-        self.wait_until(self.seen_ticket(), Instant::now().checked_add(timeout))
+        self.wait_until(self.seen_ticket(), Deadline::after(timeout))
     }
 
     /// As [`wait`](Self::wait), until `deadline` at most. A change that came before is told also after it.
@@ -99,10 +128,10 @@ impl GenerationSynchronizer {
     ///
     /// As [`wait`](Self::wait).
     pub fn wait_deadline(&self, deadline: Instant) -> Waited {
-        self.wait_until(self.seen_ticket(), Some(deadline))
+        self.wait_until(self.seen_ticket(), Some(Deadline::at(deadline)))
     }
 
-    fn wait_until(&self, ticket: Ticket, deadline: Option<Instant>) -> Waited {
+    fn wait_until(&self, ticket: Ticket, deadline: Option<Deadline>) -> Waited {
         let awaited = [Awaited { sync: self, ticket }];
         pause(&awaited, deadline);
         let waited = wait_for_any(&awaited, deadline);
@@ -131,7 +160,7 @@ impl Awaited<'_> {
 }
 
 /// Sleeps until one of the keys was updated.
-pub(crate) fn wait_for_any(awaited: &[Awaited<'_>], deadline: Option<Instant>) -> Waited {
+pub(crate) fn wait_for_any(awaited: &[Awaited<'_>], deadline: Option<Deadline>) -> Waited {
     let (mut bits, mut is_long) = (Vec::new(), false);
     loop {
         if awaited.iter().any(Awaited::is_news) {
@@ -175,7 +204,7 @@ fn await_update<'a>(awaited: &Awaited<'a>, place: &'a Place, bits: &mut Vec<&'a 
 }
 
 /// Sleeps as long as nothing is to be reported but changes that were reported before, and that too lately to be reported again.
-fn pause(awaited: &[Awaited<'_>], deadline: Option<Instant>) {
+fn pause(awaited: &[Awaited<'_>], deadline: Option<Deadline>) {
     // The clock of the pauses is behind the one of the sleeps by up to a tick, so that one sleep may be too short.
     loop {
         let mut least = None;
@@ -186,7 +215,7 @@ fn pause(awaited: &[Awaited<'_>], deadline: Option<Instant>) {
             further.push(Awaited { sync: one.sync, ticket: repeat.map_or(one.ticket, |(_, present)| present) });
         }
         let Some(pause @ 1..) = least else { return };
-        let end = Instant::now().checked_add(Duration::from_millis(pause));
+        let end = Deadline::after(Duration::from_millis(pause));
         let is_changed = wait_for_any(&further, deadline.into_iter().chain(end).min()).is_changed();
         if is_changed || time_left(deadline, SLICE).is_none() {
             return;
@@ -195,9 +224,9 @@ fn pause(awaited: &[Awaited<'_>], deadline: Option<Instant>) {
 }
 
 /// How long to sleep, at most for `slice`; `None` when the deadline is reached.
-pub(crate) fn time_left(deadline: Option<Instant>, slice: Duration) -> Option<Duration> {
+pub(crate) fn time_left(deadline: Option<Deadline>, slice: Duration) -> Option<Duration> {
     let Some(deadline) = deadline else { return Some(slice) };
-    let left = deadline.saturating_duration_since(Instant::now());
+    let left = deadline.left();
     (!left.is_zero()).then(|| left.min(slice))
 }
 
@@ -296,7 +325,7 @@ impl<'a> WaitSet<'a> {
     /// As [`wait`](Self::wait).
     #[must_use]
     pub fn wait_timeout(&self, timeout: Duration) -> Vec<usize> {
-        self.wait_until(Instant::now().checked_add(timeout))
+        self.wait_until(Deadline::after(timeout))
     }
 
     /// As [`wait_timeout`](Self::wait_timeout), until `deadline`.
@@ -306,10 +335,10 @@ impl<'a> WaitSet<'a> {
     /// As [`wait`](Self::wait).
     #[must_use]
     pub fn wait_deadline(&self, deadline: Instant) -> Vec<usize> {
-        self.wait_until(Some(deadline))
+        self.wait_until(Some(Deadline::at(deadline)))
     }
 
-    fn wait_until(&self, deadline: Option<Instant>) -> Vec<usize> {
+    fn wait_until(&self, deadline: Option<Deadline>) -> Vec<usize> {
         let awaited: Vec<_> = self.0.iter().map(|sync| Awaited { sync, ticket: sync.seen_ticket() }).collect();
         pause(&awaited, deadline);
         while wait_for_any(&awaited, deadline).is_changed() {

@@ -8,7 +8,7 @@ use crate::handle::Table;
 use crate::incarnation::Incarnation;
 use crate::info::SlotInfo;
 use crate::layout::{Slot, segment_slots};
-use crate::wait::{SLICE, time_left};
+use crate::wait::{Deadline, SLICE, time_left};
 
 /// The changes of a table's keys, as they come: an iterator that blocks until there is one, and never ends.
 ///
@@ -66,7 +66,7 @@ impl Watch {
     /// milliseconds. Each look goes through all slots, allocates for what it finds, and asks for the locks of updates that
     /// are pending. If the table was replaced, its successor is opened and mapped.
     pub fn next_timeout(&mut self, timeout: Duration) -> Option<SlotInfo> {
-        self.next_until(Instant::now().checked_add(timeout))
+        self.next_until(Deadline::after(timeout))
     }
 
     /// The next change, if it comes until `deadline`.
@@ -75,10 +75,10 @@ impl Watch {
     ///
     /// As [`next_timeout`](Self::next_timeout).
     pub fn next_deadline(&mut self, deadline: Instant) -> Option<SlotInfo> {
-        self.next_until(Some(deadline))
+        self.next_until(Some(Deadline::at(deadline)))
     }
 
-    fn next_until(&mut self, deadline: Option<Instant>) -> Option<SlotInfo> {
+    fn next_until(&mut self, deadline: Option<Deadline>) -> Option<SlotInfo> {
         loop {
             if let Some(change) = self.found.pop_front() {
                 return Some(change);

@@ -551,6 +551,19 @@ fn a_loop_of_waits_does_not_storm_a_broken_source() {
 }
 
 #[test]
+fn nor_does_one_that_asks_for_no_pause() {
+    let table = anonymous();
+    let (source, loads, loader) = source();
+    let cached = Cached::builder(sync(&table), loader).retry_pause(Duration::ZERO).build().unwrap();
+    set(&source, Err("down"));
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_millis(200) {
+        assert!(cached.wait().is_err());
+    }
+    assert!(loads.load(SeqCst) <= 30, "{loads:?}");
+}
+
+#[test]
 fn the_synchronizer_of_a_value_has_seen_what_is_in_place() {
     let table = anonymous();
     let (source, _, loader) = source();

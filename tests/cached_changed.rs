@@ -86,7 +86,15 @@ mod tasks {
     use super::*;
     use std::sync::Arc;
     use support::LIMIT;
-    use tokio::time::timeout;
+
+    /// Unlike tokio's, it does not poll `future` once more when the time is up, by which one that nobody wakes would be ready.
+    async fn timeout<F: Future>(limit: Duration, future: F) -> Result<F::Output, ()> {
+        tokio::select! {
+            biased;
+            () = tokio::time::sleep(limit) => Err(()),
+            output = future => Ok(output),
+        }
+    }
 
     fn run(work: impl Future<Output = ()>) {
         tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(work);
@@ -154,6 +162,48 @@ mod tasks {
             timeout(LIMIT, one).await.unwrap().unwrap();
             cached.get().unwrap();
             timeout(LIMIT, two).await.expect("sleeps through a change").unwrap();
+        });
+    }
+
+    #[test]
+    fn a_task_that_waits_notices_an_invalidation() {
+        let table = anonymous();
+        let (source, _, loader) = source();
+        let cached = Cached::builder(sync(&table), loader).retry_pause(HOUR).build().unwrap();
+        cached.get().unwrap();
+        let notices = || {
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    // The others wait by now.
+                    std::thread::sleep(NOT_YET);
+                    cached.invalidate();
+                });
+                run(async {
+                    let waits = || timeout(Duration::from_secs(5), cached.changed());
+                    let (one, two) = tokio::join!(waits(), waits());
+                    one.and(two).expect("sleeps through it").unwrap();
+                });
+            });
+        };
+        notices();
+        // In the pause after a load that failed, too.
+        set(&source, Err("down"));
+        assert!(cached.get().is_err());
+        run(async { assert!(timeout(NOT_YET, cached.changed()).await.is_err()) });
+        notices();
+        // And between the look and the registration.
+        set(&source, Ok(1));
+        let (ready, is_ready) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            let cached = &cached;
+            scope.spawn(move || is_ready.iter().for_each(|()| cached.invalidate()));
+            run(async move {
+                for _ in 0..500 {
+                    cached.get().unwrap();
+                    ready.send(()).unwrap();
+                    timeout(LIMIT, cached.changed()).await.expect("sleeps through it").unwrap();
+                }
+            });
         });
     }
 

@@ -14,7 +14,6 @@ use gensync::{GenerationSynchronizer, Table};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use support::{alone, await_value, in_child, path, shared_words};
 use tokio::task::JoinSet;
-use tokio::time::timeout;
 use tokio_stream::StreamExt as _;
 
 const LIMIT: Duration = Duration::from_secs(20);
@@ -22,6 +21,15 @@ const NOT_YET: Duration = Duration::from_millis(20);
 
 fn attach(table: &Table, key: impl Into<gensync::CacheKey>) -> GenerationSynchronizer {
     GenerationSynchronizer::new(table, key).unwrap()
+}
+
+/// Unlike tokio's, it does not poll `future` once more when the time is up, by which one that nobody wakes would be ready.
+async fn timeout<F: Future>(limit: Duration, future: F) -> Result<F::Output, ()> {
+    tokio::select! {
+        biased;
+        () = tokio::time::sleep(limit) => Err(()),
+        output = future => Ok(output),
+    }
 }
 
 fn threads() -> usize {

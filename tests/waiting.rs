@@ -1,10 +1,12 @@
 //! Guards against waits that sleep through a change, end without one, or keep the processor busy.
 
+#![expect(unsafe_code, reason = "a signal sets the clock back in the middle of a wait")]
+
 mod support;
 
 use std::path::Path;
 use std::sync::Barrier;
-use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use gensync::{GenerationSynchronizer, Table, WaitSet, Waited};
@@ -413,6 +415,70 @@ fn signals_do_not_end_a_wait() {
             waiter.succeeds();
         }
     });
+}
+
+static TODAY: AtomicI32 = AtomicI32::new(-1);
+
+extern "C" fn set_the_clock_back(_: i32) {
+    // SAFETY: a system call, with a descriptor that stays open.
+    unsafe { nix::libc::setns(TODAY.load(SeqCst), nix::libc::CLONE_NEWTIME) };
+}
+
+#[test]
+fn a_wait_with_a_limit_does_not_stand_still_when_the_clock_is_set_back() {
+    use nix::sched::{CloneFlags, setns, unshare};
+    use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, sigaction};
+    let newtime = CloneFlags::from_bits_retain(nix::libc::CLONE_NEWTIME);
+    let cached = gensync::Cached::new(attach(&anonymous(), "key"), || Ok::<_, std::io::Error>(1));
+    cached.get().unwrap();
+    let broken = gensync::Cached::builder(attach(&anonymous(), "key"), || Err::<u64, _>(std::io::Error::other("down")))
+        .retry_pause(Duration::MAX)
+        .build()
+        .unwrap();
+    let table = anonymous();
+    let (sync, other) = (attach(&table, "key"), attach(&table, "other"));
+    const TIME: Duration = Duration::from_millis(1500);
+    let waits: [&dyn Fn(); 5] = [
+        &|| assert!(sync.wait_timeout(TIME).is_timed_out()),
+        &|| assert!(WaitSet::from_iter([&sync, &other]).wait_timeout(TIME).is_empty()),
+        &|| assert!(table.watch().next_timeout(TIME).is_none()),
+        &|| assert!(cached.wait_timeout(TIME).unwrap().is_none()),
+        // Whether it tries again then, or its time is up.
+        &|| assert!(broken.get().is_err() && !matches!(broken.wait_timeout(TIME), Ok(Some(_)))),
+    ];
+    for (index, wait) in waits.iter().enumerate() {
+        let words = shared_words(1);
+        let waiter = in_child(|| {
+            // A process may be moved to a clock that is a day ahead, and back again: as a restored checkpoint's is.
+            let today = std::fs::File::open("/proc/self/ns/time").unwrap();
+            if let Err(error) = unshare(newtime) {
+                eprintln!("skipped, as clocks cannot be set apart here: {error}");
+                return words[0].store(2, SeqCst);
+            }
+            std::fs::write("/proc/self/timens_offsets", "monotonic 86400 0\n").unwrap();
+            setns(std::fs::File::open("/proc/self/ns/time_for_children").unwrap(), newtime).unwrap();
+            TODAY.store(std::os::fd::AsRawFd::as_raw_fd(&today), SeqCst);
+            let action = SigAction::new(SigHandler::Handler(set_the_clock_back), SaFlags::SA_RESTART, SigSet::empty());
+            // SAFETY: the handler is async-signal-safe.
+            unsafe { sigaction(Signal::SIGUSR1, &action) }.unwrap();
+            words[0].store(1, SeqCst);
+            wait();
+            words[0].store(2, SeqCst);
+        });
+        let start = Instant::now();
+        while words[0].load(SeqCst) == 0 {
+            std::thread::yield_now();
+        }
+        if words[0].load(SeqCst) == 1 {
+            waiter.await_sleep();
+            kill(waiter.pid(), Signal::SIGUSR1).unwrap();
+        }
+        while words[0].load(SeqCst) < 2 {
+            assert!(start.elapsed() < LIMIT, "wait {index} stands still until tomorrow");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        waiter.succeeds();
+    }
 }
 
 #[test]

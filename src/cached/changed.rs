@@ -45,7 +45,7 @@ impl<T: ?Sized> Cached<T> {
     /// further time, up to a second; also to other tasks.
     ///
     /// An age is noticed to within the clock's tick, some milliseconds; that another thread has loaded during a pause, within
-    /// half a second. An [`invalidate`](Self::invalidate) is not noticed by a future that waits already.
+    /// half a second; and an [`invalidate`](Self::invalidate) at once.
     ///
     /// # Cancel safety
     ///
@@ -148,6 +148,10 @@ impl<T: ?Sized> Future for CachedChanged<'_, T> {
         // There may have been an update just before they were registered.
         if pause.is_none() && is_expired() {
             return report();
+        }
+        // Or an invalidation, which puts another entry in place.
+        if address(cached.current.load_full().as_ref()) != address(entry.as_ref()) {
+            context.waker().wake_by_ref();
         }
         sync.pace().end_row();
         Poll::Pending

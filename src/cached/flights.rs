@@ -2,7 +2,8 @@
 //!
 //! No code of the user's runs under the mutex: an error is neither shown nor dropped there, and values never come here.
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::ThreadId;
 use std::time::Instant;
 
@@ -10,13 +11,18 @@ use super::period::Period;
 use super::waits::{Circle, Waiting};
 use crate::error::Source;
 use crate::fork::{OfOneProcess, token};
+use crate::futex::{sleep_on, wake_all};
 use crate::handle::coarse_now;
 use crate::notifier::Registration;
+use crate::sync::AtomicU32;
+use crate::wait::SLICE;
 
 pub(super) struct Flights {
     process: u64,
     state: Mutex<State>,
-    changed: Condvar,
+    /// Goes on with each change. Threads sleep on it for a length of time: a condition variable would have them sleep until a
+    /// point in time, which a clock that is set back puts off.
+    changes: AtomicU32,
 }
 
 #[derive(Default)]
@@ -91,7 +97,7 @@ pub(super) enum Next<'a> {
 
 impl OfOneProcess for Flights {
     fn new() -> Self {
-        Self { process: token(), state: Mutex::default(), changed: Condvar::new() }
+        Self { process: token(), state: Mutex::default(), changes: AtomicU32::new(0) }
     }
 
     fn is_inherited(&self) -> bool {
@@ -156,7 +162,8 @@ impl Flights {
         self.lock().awaited(seen)
     }
 
-    /// Waits until a load has landed that had not in `seen`, or nobody is the pilot, or for that matter until the deadline.
+    /// Waits until a load has landed that had not in `seen`, or nobody is the pilot, or for that matter until the deadline, or
+    /// less long than that.
     /// Fails if the load waits for this thread.
     pub(super) fn wait(self: &Arc<Self>, seen: Log, deadline: Option<Instant>, key: &str) -> Result<(), Circle> {
         let _waiting = Waiting::new(self, seen, key)?;
@@ -165,17 +172,31 @@ impl Flights {
     }
 
     /// Sleeps until no load has succeeded since the one that failed last, which was to be tried again later, or until the
-    /// deadline.
+    /// deadline, or less long than that.
     pub(super) fn rest(&self, deadline: Option<Instant>) {
         self.sleep(deadline, |state| state.failure.is_some());
     }
 
+    /// Sleeps as long as `is_early`; if there is a deadline, it may return before, and does twice a second.
     fn sleep(&self, deadline: Option<Instant>, is_early: impl Fn(&State) -> bool) {
-        let (state, is_early) = (self.lock(), |state: &mut State| is_early(state));
-        match deadline.map(|deadline| deadline.saturating_duration_since(Instant::now())) {
-            None => drop(self.changed.wait_while(state, is_early)),
-            Some(left) => drop(self.changed.wait_timeout_while(state, left, is_early)),
+        loop {
+            // ORDERING: acquire pairs with the release in `announce`; a change that comes after this is one that the futex sees.
+            let changes = self.changes.load(Ordering::Acquire);
+            if !is_early(&self.lock()) {
+                return;
+            }
+            let left = deadline.map_or(SLICE, |deadline| deadline.saturating_duration_since(Instant::now()));
+            sleep_on(&self.changes, changes, left.min(SLICE));
+            if deadline.is_some() {
+                return;
+            }
         }
+    }
+
+    fn announce(&self) {
+        // ORDERING: release pairs with the acquire in `sleep`. The state was changed under its lock before.
+        self.changes.fetch_add(1, Ordering::Release);
+        wake_all(&self.changes);
     }
 
     pub(super) fn add_alarm(&self, registration: &Arc<Registration>) {
@@ -200,7 +221,7 @@ impl Flights {
         let past = state.failure.take();
         let result = change();
         drop(state);
-        self.changed.notify_all();
+        self.announce();
         drop(past);
         result
     }
@@ -276,7 +297,7 @@ impl Flight<'_> {
         state.log.landed = state.log.begun;
         let result = record(&mut state);
         drop(state);
-        self.flights.changed.notify_all();
+        self.flights.announce();
         Some(result)
     }
 }

@@ -73,8 +73,10 @@ impl<T: ?Sized> Cached<T> {
         alarms.iter().for_each(|registration| registration.set_due(due));
     }
 
-    /// Tells all descriptors.
+    /// Tells all descriptors and tasks.
     pub(super) fn ring_alarms(&self) {
         self.set_alarms(coarse_now());
+        #[cfg(feature = "async")]
+        self.sync.table().notifier().wake_tasks(self.sync.cache_key());
     }
 }

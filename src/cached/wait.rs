@@ -8,7 +8,10 @@ use super::period::Period;
 use super::{Cached, Entry, Terms};
 use crate::error::{Error, ErrorKind};
 use crate::handle::coarse_now;
-use crate::wait::{Awaited, SLICE, wait_for_any};
+use crate::wait::{Awaited, Deadline, SLICE, wait_for_any};
+
+/// Even if no pause is asked for, a loop of waits does not keep the processor busy with loads that fail.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(10);
 
 impl<T: ?Sized> Cached<T> {
     /// Blocks until the value that is in place is expired, and returns the fresh one; if none is in place yet, loads it.
@@ -37,7 +40,8 @@ impl<T: ?Sized> Cached<T> {
     /// # Errors
     ///
     /// As [`get`](Self::get), whatever was built to hide errors. The next wait does not try again before the
-    /// [`retry_pause`](crate::CachedBuilder::retry_pause) has passed, so that a loop does not storm a broken source.
+    /// [`retry_pause`](crate::CachedBuilder::retry_pause) has passed, and 10 milliseconds at least, so that a loop does not storm
+    /// a broken source.
     ///
     /// # Progress
     ///
@@ -62,7 +66,7 @@ impl<T: ?Sized> Cached<T> {
     ///
     /// As [`wait`](Self::wait).
     pub fn wait_timeout(&self, timeout: Duration) -> Result<Option<Arc<T>>, Error> {
-        self.wait_until(None, Instant::now().checked_add(timeout))
+        self.wait_until(None, Deadline::after(timeout))
     }
 
     /// As [`wait_timeout`](Self::wait_timeout), until `deadline`.
@@ -75,7 +79,7 @@ impl<T: ?Sized> Cached<T> {
     ///
     /// As [`wait`](Self::wait).
     pub fn wait_deadline(&self, deadline: Instant) -> Result<Option<Arc<T>>, Error> {
-        self.wait_until(None, Some(deadline))
+        self.wait_until(None, Some(Deadline::at(deadline)))
     }
 
     /// Blocks until there is a fresh value other than `known`, which this `Cached` gave, and returns it. What a loader
@@ -97,7 +101,7 @@ impl<T: ?Sized> Cached<T> {
     }
 
     /// Until there is a fresh value that is not `known`; any other than the present one if none is.
-    fn wait_until(&self, known: Option<&Arc<T>>, deadline: Option<Instant>) -> Result<Option<Arc<T>>, Error> {
+    fn wait_until(&self, known: Option<&Arc<T>>, deadline: Option<Deadline>) -> Result<Option<Arc<T>>, Error> {
         // Nobody need keep an old value for this one's sake.
         let present = self.current.load_full().as_ref().map_or_else(Weak::new, Arc::downgrade);
         let is_known = |entry: &Arc<Entry<T>>| match known {
@@ -123,7 +127,7 @@ impl<T: ?Sized> Cached<T> {
     }
 
     /// Sleeps until `entry` is expired, or no longer in place; `false` if that is not so at the deadline.
-    fn is_outlived(&self, entry: Arc<Entry<T>>, deadline: Option<Instant>) -> bool {
+    fn is_outlived(&self, entry: Arc<Entry<T>>, deadline: Option<Deadline>) -> bool {
         let awaited: Vec<_> = self.tickets(&entry).map(|(sync, ticket)| Awaited { sync, ticket }).collect();
         let age = self.policy.max_age.map(|_| entry.age);
         let address = Arc::as_ptr(&entry);
@@ -133,9 +137,8 @@ impl<T: ?Sized> Cached<T> {
             if age.is_some_and(|age| age.is_over(now)) {
                 return true;
             }
-            let end = age.and_then(|age| age.end(now));
-            let slice = Instant::now() + SLICE;
-            let end = deadline.into_iter().chain(end).chain([slice]).min();
+            let end = age.and_then(|age| age.end(now)).map(Deadline::at);
+            let end = deadline.into_iter().chain(end).chain(Deadline::after(SLICE)).min();
             if wait_for_any(&awaited, end).is_changed() {
                 return true;
             }
@@ -143,7 +146,7 @@ impl<T: ?Sized> Cached<T> {
             if !self.current.load().as_ref().is_some_and(|entry| ptr::eq(Arc::as_ptr(entry), address)) {
                 return true;
             }
-            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            if deadline.is_some_and(Deadline::is_reached) {
                 return age.is_some_and(|age| age.is_over(coarse_now()));
             }
         }
@@ -151,20 +154,21 @@ impl<T: ?Sized> Cached<T> {
 
     /// Sleeps until a load that failed may be tried again, or another thread has loaded well; `false` if that is not so at the
     /// deadline.
-    fn rest_after_failure(&self, deadline: Option<Instant>) -> bool {
+    fn rest_after_failure(&self, deadline: Option<Deadline>) -> bool {
         let flights = self.flights.get();
         // Not a later one's pause as well: threads that do not wait may fail again and again.
         let Some(ended) = flights.last_failure() else { return true };
-        let pause = Period::new(ended, self.policy.retry_pause);
+        let pause = Period::new(ended, self.policy.retry_pause.max(SHORTEST_PAUSE));
         while flights.last_failure().is_some() {
             let now = coarse_now();
             if pause.is_over(now) {
                 break;
             }
-            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            if deadline.is_some_and(Deadline::is_reached) {
                 return false;
             }
-            flights.rest(deadline.into_iter().chain(pause.end(now)).min());
+            let end = deadline.map(|deadline| deadline.at).into_iter().chain(pause.end(now)).min();
+            flights.rest(end.or_else(|| Instant::now().checked_add(SLICE)));
         }
         true
     }
