@@ -396,14 +396,17 @@ impl Table {
     }
 
     fn successor(&self, from: &Arc<Incarnation>) -> Result<Arc<Incarnation>, Error> {
-        let unfinished = !self.is_read_only() && !from.slots().header().is_retired();
-        if unfinished {
+        let is_unfinished = || !self.is_read_only() && !from.slots().header().is_retired();
+        // Where it is still what the path names, that is for the one of all processes which has the lock to do: it takes a sweep
+        // over all of the table.
+        if is_unfinished() && from.presence() != Presence::Here {
             from.slots().retire()?;
         }
         let next = open(&self.0.source, &self.0.options, Some(from))?;
-        if unfinished {
+        if is_unfinished() {
             // Updates may have gone to the old file while others used the new one: announce them there as well, before
             // anybody may think that it was done.
+            from.slots().retire()?;
             next.slots().expire_all()?;
             from.slots().header().end_retiring();
         }

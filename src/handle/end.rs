@@ -7,10 +7,14 @@ use std::time::{Duration, Instant};
 
 use super::{ATTEMPTS, HOLDERS_PATIENCE, Table, floor_of_successor, succeeding, with_patience};
 use crate::error::{Error, ErrorKind};
-use crate::file::{LOCK_PATIENCE, Lock, Prepared, TableFile, identity, remove, remove_unfinished};
+use crate::file::{Lock, Prepared, TableFile, identity, remove, remove_unfinished};
 use crate::incarnation::Incarnation;
 use crate::lock::RangeLock;
 use crate::mapping::Identity;
+
+/// After how long a process that has the table open takes whoever replaces it for stopped, and makes a successor of its own. All
+/// of them do, each one as large as the table: so it is longer than a sweep over a great table takes on a busy machine.
+const HOLDERS_LIMIT: Duration = Duration::from_secs(6);
 
 impl Table {
     /// Ends this incarnation of the table and begins another: every key's state is expired in every process, and keys
@@ -234,6 +238,8 @@ pub(super) fn replace(
 ) -> Result<bool, Error> {
     with_the_lock(path, file, old, holder, || {
         file.check_replaceable(path)?;
+        // Asked before as well: it would be prepared in vain, again and again.
+        refuse_beside_updates(old, holder, patience)?;
         let prepared = prepare()?;
         old.slots().retire()?;
         if !outlast_updates(path, old, holder, patience)? {
@@ -258,14 +264,18 @@ fn outlast_updates(
     holder: Option<&Incarnation>,
     patience: Duration,
 ) -> Result<bool, Error> {
-    match holder {
-        Some(holder) if old.has_live_updates()? && holder.held_up_for() < patience => {
-            return Err(ErrorKind::Retired.into());
-        }
-        Some(_) => {}
-        None => _ = with_patience(patience, || Ok::<_, Error>((!old.has_live_updates()?).then_some(())))?,
+    refuse_beside_updates(old, holder, patience)?;
+    if holder.is_none() {
+        with_patience(patience, || Ok::<_, Error>((!old.has_live_updates()?).then_some(())))?;
     }
     Ok(is_in_place(path, old))
+}
+
+fn refuse_beside_updates(old: &Incarnation, holder: Option<&Incarnation>, patience: Duration) -> Result<(), Error> {
+    match holder {
+        Some(holder) if old.has_live_updates()? && holder.held_up_for() < patience => Err(ErrorKind::Retired.into()),
+        _ => Ok(()),
+    }
 }
 
 fn is_in_place(path: &Path, table: &Incarnation) -> bool {
@@ -297,7 +307,7 @@ fn lock_soon<'a>(file: &'a TableFile, holder: &Incarnation) -> Result<Option<Loc
     }
     let waited = holder.held_up_for();
     match file.try_lock(HOLDERS_PATIENCE.saturating_sub(waited))? {
-        None if waited < LOCK_PATIENCE => Err(ErrorKind::Retired.into()),
+        None if waited < HOLDERS_LIMIT => Err(ErrorKind::Retired.into()),
         lock => Ok(lock),
     }
 }
