@@ -60,7 +60,7 @@
 //!
 //! | killed | leaves | repaired by |
 //! |---|---|---|
-//! | while creating a table | nothing: the file is named when it is whole | |
+//! | while creating a table | nothing: the file is named when it is whole; a hidden file, where there are none without a name | the next reset of a table in that folder by the same user |
 //! | while claiming a key's slot | half a claim | whoever attaches to that key, or needs the slot |
 //! | between claim and first generation | a slot without one | whoever attaches to that key |
 //! | while growing | a file longer than needed | whoever grows it next |

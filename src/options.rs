@@ -208,8 +208,9 @@ impl TableOptions {
     /// On overlayfs, a read-only table is first opened for writing and closed again, so that the process sees the file that
     /// writers use; where that is not permitted, it is [`ErrorKind::ReadOnlyOverlay`].
     ///
-    /// A new table stands for a moment under a hidden name beside `path`, `.gensync-` and 16 random hexadecimal digits. A process
-    /// that is killed then leaves it there, to be removed by the next reset of a table in that folder by the same user.
+    /// A successor stands for a moment under a hidden name beside `path`, `.gensync-` and 16 random hexadecimal digits; and so does
+    /// a new table, if the file system has no files without a name, or there is no /proc. A process that is killed then leaves it
+    /// there, to be removed by the next reset of a table in that folder by the same user.
     ///
     /// # Errors
     ///
