@@ -151,7 +151,8 @@ pub(crate) fn reset(target: &Target, options: &Confirmed, output: &mut Output) -
 }
 
 pub(crate) fn rm(target: &Target, options: &Confirmed, output: &mut Output) -> Outcome {
-    let (table, file) = (target.write()?, target.path()?);
+    let file = target.path()?;
+    let table = while_waiting(reset_in_the_way, || target.write())?;
     let path = printable(file.as_os_str().as_encoded_bytes());
     let scan = crate::processes::scan(&table);
     let users = scan.text();
