@@ -178,7 +178,8 @@ fn reason(error: &Error) -> String {
 }
 
 pub(crate) fn rm(target: &Target, options: &Confirmed, output: &mut Output) -> Outcome {
-    let (table, file) = (target.write()?, target.path()?);
+    let file = target.path()?;
+    let table = while_waiting(reset_in_the_way, || target.write())?;
     let path = printable(file.as_os_str().as_encoded_bytes());
     let scan = crate::processes::scan(&table);
     let users = scan.text();
