@@ -85,12 +85,39 @@ impl<E: fmt::Display> fmt::Display for UpdateError<E> {
 /// text has all that is known here: match on the variant to have the error itself.
 ///
 /// That is so because `E` need not be an error, as `Box<dyn Error>` and `anyhow::Error` are none, and Rust cannot ask a
-/// type whether it is one.
+/// type whether it is one. [`boxed`](Self::boxed) makes a source of every error.
 impl<E: fmt::Debug + fmt::Display + 'static> std::error::Error for UpdateError<E> {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::Begin(error) | Self::Announce { error, .. } => std::error::Error::source(error),
             Self::Commit(error) => as_error(error),
+        }
+    }
+}
+
+impl<E> UpdateError<E> {
+    /// The same, with the error of changing the source in a box, which is the [`source`](std::error::Error::source) of a
+    /// [`Commit`](Self::Commit) whatever its type is: for reports that print the causes of an error.
+    ///
+    /// ```
+    /// use std::error::Error;
+    /// use gensync::UpdateError;
+    ///
+    /// let number = "many".parse::<u32>();
+    /// let error = UpdateError::Commit(number.unwrap_err()).boxed();
+    /// assert!(error.source().unwrap().is::<std::num::ParseIntError>());
+    /// ```
+    #[must_use]
+    pub fn boxed(self) -> UpdateError<Box<dyn std::error::Error + Send + Sync>>
+    where
+        E: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        match self {
+            Self::Begin(error) => UpdateError::Begin(error),
+            Self::Commit(error) => UpdateError::Commit(error.into()),
+            Self::Announce { error, further, commit } => {
+                UpdateError::Announce { error, further, commit: commit.map(Into::into) }
+            }
         }
     }
 }

@@ -157,6 +157,21 @@ fn an_update_is_announced_once_and_followed_by_its_maker() {
 }
 
 #[test]
+fn an_error_of_a_commit_is_a_source_whatever_its_type() {
+    let writer = sync(&anonymous());
+    let number = || "many".parse::<u32>().map(drop);
+    let error = writer.update(number).unwrap_err();
+    assert!(error.source().is_none(), "says the documentation");
+    let text = error.to_string();
+    let error = error.boxed();
+    assert_eq!(error.to_string(), text);
+    assert!(error.source().unwrap().is::<std::num::ParseIntError>());
+    // What is no error by itself may be made one.
+    let text = writer.update(|| Err::<(), _>("disk on fire")).unwrap_err().boxed();
+    assert_eq!(text.source().unwrap().to_string(), "disk on fire");
+}
+
+#[test]
 fn a_commit_that_fails_is_announced_and_its_error_given_back() {
     let table = anonymous();
     let (writer, reader) = (sync(&table), sync(&table));

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::{Signal, raise};
@@ -195,6 +195,31 @@ fn a_table_of_an_earlier_boot_and_leftovers_are_noted() {
     let found = leftovers["found"].as_str().unwrap();
     assert!(found.contains(".table.successor") && found.contains(".table.0123456789abcdef") && !found.contains("swp"));
     assert_eq!(place.run(&["doctor"]).status, 0, "a note needs nobody");
+}
+
+#[test]
+fn a_table_that_another_container_uses_is_not_called_unused() {
+    let place = place();
+    let _user = place.sync("a");
+    let id = place.folder.path().join("id");
+    fs::write(&id, "11111111-2222-3333-4444-555555555555\n").unwrap();
+    // A boot id of its own, as some container runtimes give it.
+    let script = format!(
+        "mount --bind {} /proc/sys/kernel/random/boot_id || exit 77; exec {} --table {} --json doctor",
+        id.display(),
+        env!("CARGO_BIN_EXE_gensync"),
+        place.path.display()
+    );
+    let said = said(Command::new("unshare").args(["--mount", "sh", "-c", &script]).output().unwrap());
+    if !Uid::effective().is_root() || said.status == 77 {
+        eprintln!("skipped: nothing can be mounted here: {said:?}");
+        return;
+    }
+    let findings = objects(&said.out);
+    let finding = check(&findings, "boot");
+    assert_eq!(finding["verdict"], "note");
+    let text = finding.to_string();
+    assert!(text.contains("container") && !text.contains("nobody has opened"), "{text}");
 }
 
 /// Writes into the file what no gensync would: a word at `offset` of the key's slot.

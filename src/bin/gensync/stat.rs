@@ -85,8 +85,7 @@ fn boot(boot: u128) -> String {
 }
 
 fn boot_text(info: &TableInfo) -> String {
-    let which =
-        if info.is_of_earlier_boot { "an earlier one: whoever writes next moves all keys on" } else { "this one" };
+    let which = if info.is_of_earlier_boot { "an earlier one, or another container's" } else { "this one" };
     format!("{} ({which})", boot(info.boot))
 }
 

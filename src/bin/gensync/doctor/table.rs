@@ -34,8 +34,8 @@ pub(super) fn checks(table: &Table, obstacle: Option<&Finding>) -> Vec<Finding> 
     if info.is_of_earlier_boot {
         findings.push(Finding::note(
             "boot",
-            "nobody has opened the table for writing since the machine was started",
-            "nothing to do: whoever does moves all keys on",
+            "last opened for writing in another boot, or where another boot id is seen, as in another container",
+            "nothing to do: a process that opens it for writing while no other has it open moves all keys on",
         ));
     }
     findings.push(updates(table));
