@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::{Signal, raise};
@@ -137,6 +137,37 @@ fn a_file_system_on_a_disk_is_noted() {
         _ if found.starts_with("overlayfs") => assert_eq!(finding["verdict"], "problem"),
         _ => assert_eq!(finding["verdict"], "note"),
     }
+}
+
+#[test]
+fn a_table_that_is_not_rewritten_in_place_is_found_and_a_reset_cures_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let image = tempfile::NamedTempFile::new().unwrap();
+    image.as_file().set_len(256 << 20).unwrap();
+    let run = |command: &mut Command| command.output().is_ok_and(|output| output.status.success());
+    let mounted = run(Command::new("mkfs.btrfs").arg("-q").arg(image.path()))
+        && run(Command::new("mount").args(["-t", "btrfs", "-o", "loop"]).arg(image.path()).arg(folder.path()));
+    if !mounted {
+        eprintln!("skipped, as a disk with btrfs cannot be made and mounted here");
+        return;
+    }
+    let result = std::panic::catch_unwind(|| {
+        let made = Place { path: folder.path().join("table"), folder: tempfile::tempdir().unwrap() };
+        made.sync("a");
+        assert_eq!(check(&made.objects(&["doctor"]), "file system")["verdict"], "note");
+        assert!(run(Command::new("sync").arg("-f").arg(&made.path)));
+        let snapshot = folder.path().join("snapshot");
+        let mut btrfs = Command::new("btrfs");
+        assert!(run(btrfs.args(["subvolume", "snapshot"]).args([folder.path(), &snapshot])));
+        assert_problem(&made, "file system", "shares extents", "gensync reset");
+        assert_eq!(made.run(&["reset", "--yes"]).status, 0);
+        assert_eq!(check(&made.objects(&["doctor"]), "file system")["verdict"], "note");
+        let copied = Place { path: folder.path().join("copy"), folder: tempfile::tempdir().unwrap() };
+        assert!(run(Command::new("cp").args(["--reflink=never"]).args([&made.path, &copied.path])));
+        assert_problem(&copied, "file system", "is not rewritten in place", "gensync reset");
+    });
+    umount2(folder.path(), MntFlags::MNT_DETACH).unwrap();
+    result.unwrap();
 }
 
 #[test]
