@@ -459,6 +459,10 @@ impl<T: ?Sized> Cached<T> {
     /// # Errors
     ///
     /// As there.
+    ///
+    /// # Progress
+    ///
+    /// As there.
     pub fn update<R, E>(&self, commit: impl FnOnce() -> Result<R, E>) -> Result<R, UpdateError<E>> {
         self.sync.update(commit)
     }

@@ -100,6 +100,10 @@ impl Table {
     /// # Errors
     ///
     /// As [`TableOptions::open`].
+    ///
+    /// # Progress
+    ///
+    /// As [`TableOptions::open`].
     pub fn open(path: impl AsRef<Path>) -> Result<Self, Error> {
         Self::options().open(path)
     }
@@ -115,6 +119,10 @@ impl Table {
     ///
     /// [`ErrorKind::UnsafeFolder`] if the folder, which is made with mode 0700, belongs to someone else or is writable
     /// by others; [`ErrorKind::InvalidInput`] if `app` is not a plain file name; else as [`TableOptions::open`].
+    ///
+    /// # Progress
+    ///
+    /// As [`TableOptions::open`].
     pub fn open_default(app: &str) -> Result<Self, Error> {
         Self::options().open_default(app)
     }

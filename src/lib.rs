@@ -49,6 +49,8 @@
 //!   are sealed against truncation.)
 //! - A file that is not a table of this version is left untouched.
 //!
+//! What a call may do besides computing stands under "Progress"; one that has nothing there neither sleeps nor touches files.
+//!
 //! # Memory ordering
 //!
 //! An update is a release and a check an acquire operation on the same word. So whatever a process wrote before

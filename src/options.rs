@@ -215,6 +215,11 @@ impl TableOptions {
     /// # Errors
     ///
     /// Every kind of [`ErrorKind`] but those about keys. A file that is not a table of this version is left untouched.
+    ///
+    /// # Progress
+    ///
+    /// Blocking: file input and output, and sleeping while another process makes or replaces the table, or has an update in flight in
+    /// one that is replaced.
     pub fn open(self, path: impl AsRef<Path>) -> Result<Table, Error> {
         Table::open_path(path.as_ref(), self)
     }
@@ -225,6 +230,10 @@ impl TableOptions {
     /// # Errors
     ///
     /// As [`Table::open_default`].
+    ///
+    /// # Progress
+    ///
+    /// As [`open`](Self::open).
     pub fn open_default(self, app: &str) -> Result<Table, Error> {
         let path = default_path(app, self.create && !self.read_only)?;
         self.open(path)
@@ -235,6 +244,10 @@ impl TableOptions {
     /// # Errors
     ///
     /// No descriptor or no memory is left; the capacity is out of range; or the table would be read-only.
+    ///
+    /// # Progress
+    ///
+    /// Some system calls, none of which sleeps.
     pub fn anonymous(self) -> Result<Table, Error> {
         Table::create_anonymous(self)
     }
@@ -244,6 +257,10 @@ impl TableOptions {
     /// # Errors
     ///
     /// As [`open`](Self::open). A read-only one is refused: open `/dev/shm/NAME` by path for that.
+    ///
+    /// # Progress
+    ///
+    /// As [`open`](Self::open).
     #[cfg(feature = "shm")]
     pub fn named(self, name: &str) -> Result<Table, Error> {
         Table::open_named(name, self)

@@ -192,7 +192,8 @@ impl GenerationSynchronizer {
     /// # Progress
     ///
     /// As [`update`](Self::update); sleeps no longer than until the deadline, or the
-    /// [`pending_limit`](crate::TableOptions::pending_limit) if that is sooner.
+    /// [`pending_limit`](crate::TableOptions::pending_limit) if that is sooner. If the table was replaced, the successor is opened,
+    /// or made; that may wait for another process which is making it, past the deadline.
     pub fn update_deadline<T, E>(
         &self,
         deadline: Instant,

@@ -21,6 +21,8 @@ enum Sight {
     Id(u8),
     /// A /proc that shows processes only, as under systemd's ProcSubset=pid.
     ProcessesOnly,
+    /// A /proc that hides other users' processes.
+    OwnProcessesOnly,
     /// No /proc at all.
     Nothing,
 }
@@ -39,6 +41,7 @@ fn see(folder: &Path, sight: Sight) -> nix::Result<()> {
             mount(Some(&file), BOOT_ID, none, MsFlags::MS_BIND, none)
         }
         Sight::ProcessesOnly => mount(Some("proc"), "/proc", Some("proc"), MsFlags::empty(), Some("subset=pid")),
+        Sight::OwnProcessesOnly => mount(Some("proc"), "/proc", Some("proc"), MsFlags::empty(), Some("hidepid=2")),
         Sight::Nothing => mount(Some("tmpfs"), "/proc", Some("tmpfs"), MsFlags::empty(), none),
     }
 }
@@ -83,6 +86,8 @@ fn an_update_of_another_container_that_is_killed_after_its_commit_is_not_lost() 
         (Sight::Nothing, Sight::Id(2)),
         (Sight::Id(1), Sight::Nothing),
         (Sight::ProcessesOnly, Sight::Id(2)),
+        (Sight::OwnProcessesOnly, Sight::Nothing),
+        (Sight::Id(1), Sight::OwnProcessesOnly),
     ] {
         if !can_see(folder, &[maker, reader]) {
             continue;

@@ -32,6 +32,11 @@ impl Table {
     ///
     /// [`ErrorKind::ReadOnly`]; or the table was replaced, and its successor cannot be opened: then the call should be
     /// repeated.
+    ///
+    /// # Progress
+    ///
+    /// As [`Table::slots`](Self::slots), and wakes those who wait for what is cleared. If the table was replaced, it opens the
+    /// successor, or makes it, as [`is_expired`](crate::GenerationSynchronizer::is_expired) does.
     pub fn clear_matching(&self, matches: impl Fn(&SlotInfo) -> bool) -> Result<Vec<SlotInfo>, Error> {
         if self.is_read_only() {
             return Err(self.error(ErrorKind::ReadOnly));

@@ -31,6 +31,11 @@ impl Table {
     ///
     /// [`ErrorKind::ReadOnly`]; [`ErrorKind::Locked`] if an update does not end; or a new file cannot be made, for want of
     /// room or of the right to give it to the table's owner. Then nothing has changed.
+    ///
+    /// # Progress
+    ///
+    /// Blocking: makes system calls and a file as large as the table, sweeps over all keys, and sleeps while updates are in flight,
+    /// or another process replaces the table.
     pub fn reset(&self) -> Result<(), Error> {
         if self.is_read_only() {
             return Err(self.error(ErrorKind::ReadOnly));
@@ -76,6 +81,10 @@ impl Table {
     ///
     /// As [`reset`](Self::reset); also [`ErrorKind::NotReplaceable`] if this process cannot remove the file, and
     /// [`ErrorKind::InvalidInput`] for an anonymous table, which has none. Then nothing has changed.
+    ///
+    /// # Progress
+    ///
+    /// As [`reset`](Self::reset), without making a file.
     pub fn remove(&self) -> Result<(), Error> {
         if self.is_read_only() {
             return Err(self.error(ErrorKind::ReadOnly));
@@ -111,6 +120,10 @@ impl Table {
     /// [`ErrorKind::NotReplaceable`] says why not: the file is a mount point itself, the folder is not to be written to by this
     /// process, it is sticky and the file another user's, one of them is immutable or append-only, a sandbox keeps this process
     /// from renaming the file, or the new file could not be given to the owner of the old one. Or that cannot be found out.
+    ///
+    /// # Progress
+    ///
+    /// Some system calls, none of which sleeps.
     pub fn replaceable(&self) -> Result<(), Error> {
         let Some(path) = self.path() else {
             let reason = "it is anonymous, and has no name; a reset gives every key a new generation".to_owned();

@@ -18,6 +18,10 @@ impl Table {
     /// # Errors
     ///
     /// As [`open_default`](Self::open_default) has with the name and the folder, if that is there.
+    ///
+    /// # Progress
+    ///
+    /// Some system calls, none of which sleeps.
     pub fn default_path(app: &str) -> Result<PathBuf, Error> {
         default_path(app, false)
     }
@@ -27,6 +31,10 @@ impl Table {
     /// # Errors
     ///
     /// [`ErrorKind::EmptyKey`]; or the table was replaced, and its successor cannot be opened.
+    ///
+    /// # Progress
+    ///
+    /// Lock-free, and allocates. System calls as those of [`GenerationSynchronizer::new`](crate::GenerationSynchronizer::new).
     pub fn generation(&self, key: impl Into<CacheKey>) -> Result<Option<Generation>, Error> {
         self.look_up(&self.normalize(key)?, |place| {
             let word = place.word();
@@ -50,6 +58,10 @@ impl Table {
     /// # Errors
     ///
     /// As [`generation`](Self::generation).
+    ///
+    /// # Progress
+    ///
+    /// As [`generation`](Self::generation); if an update is pending, it also asks the kernel for its lock.
     pub fn slot(&self, key: impl Into<CacheKey>) -> Result<Option<SlotInfo>, Error> {
         self.look_up(&self.normalize(key)?, |place| {
             let info = SlotInfo::of(place, place.owner().mapping());
@@ -78,6 +90,11 @@ impl Table {
     ///
     /// Keys that others create meanwhile may be missing. Segments that this process cannot reach, for want of address
     /// space or because the file is damaged, are left out.
+    ///
+    /// # Progress
+    ///
+    /// Sweeps over the whole table as it goes, never sleeps, and allocates for each key. System calls to map what has grown, and
+    /// for each key that has an update pending.
     pub fn slots(&self) -> impl Iterator<Item = SlotInfo> {
         let slots = self.latest().slots();
         let memory = slots.memory();
@@ -86,6 +103,10 @@ impl Table {
 
     /// Figures of the table, counted now by going through all of it. As with [`slots`](Self::slots), only what this
     /// process can reach.
+    ///
+    /// # Progress
+    ///
+    /// Sweeps over the whole table, never sleeps, and allocates. System calls to map what has grown.
     #[must_use]
     pub fn stats(&self) -> Stats {
         let incarnation = self.latest();
@@ -110,6 +131,10 @@ impl Table {
     }
 
     /// What the table's header says.
+    ///
+    /// # Progress
+    ///
+    /// Wait-free; it reads a file of the system, the boot id.
     #[must_use]
     pub fn info(&self) -> TableInfo {
         let incarnation = self.latest();

@@ -140,6 +140,37 @@ fn a_file_system_on_a_disk_is_noted() {
 }
 
 #[test]
+fn a_table_that_is_not_rewritten_in_place_is_found_and_a_reset_cures_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let image = tempfile::NamedTempFile::new().unwrap();
+    image.as_file().set_len(256 << 20).unwrap();
+    let run = |command: &mut Command| command.output().is_ok_and(|output| output.status.success());
+    let mounted = run(Command::new("mkfs.btrfs").arg("-q").arg(image.path()))
+        && run(Command::new("mount").args(["-t", "btrfs", "-o", "loop"]).arg(image.path()).arg(folder.path()));
+    if !mounted {
+        eprintln!("skipped, as a disk with btrfs cannot be made and mounted here");
+        return;
+    }
+    let result = std::panic::catch_unwind(|| {
+        let made = Place { path: folder.path().join("table"), folder: tempfile::tempdir().unwrap() };
+        made.sync("a");
+        assert_eq!(check(&made.objects(&["doctor"]), "file system")["verdict"], "note");
+        assert!(run(Command::new("sync").arg("-f").arg(&made.path)));
+        let snapshot = folder.path().join("snapshot");
+        let mut btrfs = Command::new("btrfs");
+        assert!(run(btrfs.args(["subvolume", "snapshot"]).args([folder.path(), &snapshot])));
+        assert_problem(&made, "file system", "shares extents", "gensync reset");
+        assert_eq!(made.run(&["reset", "--yes"]).status, 0);
+        assert_eq!(check(&made.objects(&["doctor"]), "file system")["verdict"], "note");
+        let copied = Place { path: folder.path().join("copy"), folder: tempfile::tempdir().unwrap() };
+        assert!(run(Command::new("cp").args(["--reflink=never"]).args([&made.path, &copied.path])));
+        assert_problem(&copied, "file system", "is not rewritten in place", "gensync reset");
+    });
+    umount2(folder.path(), MntFlags::MNT_DETACH).unwrap();
+    result.unwrap();
+}
+
+#[test]
 fn an_application_with_and_without_a_runtime_folder_has_two_tables() {
     let folder = tempfile::tempdir().unwrap();
     let name = format!("gensync-test-twins-{}", std::process::id());

@@ -6,6 +6,7 @@ mod change;
 mod child;
 mod doctor;
 mod execute;
+mod extents;
 mod failure;
 mod filesystem;
 mod hangup;

@@ -8,6 +8,7 @@ use gensync::Stats;
 use nix::unistd::Uid;
 
 use super::Finding;
+use crate::extents::written_elsewhere;
 use crate::filesystem::{self, bytes, folder};
 use crate::output::printable;
 use crate::processes::name_of;
@@ -25,6 +26,13 @@ fn show(path: &Path) -> String {
 fn file_system(path: &Path) -> Finding {
     const CHECK: &str = "file system";
     let kind = filesystem::kind(path);
+    if let Some(reason) = written_elsewhere(path, &kind) {
+        let found =
+            format!("{kind}: the table {reason}, so that an update kills its process (SIGBUS) when the disk is full");
+        let advice = "`gensync reset` makes it anew; better put it in memory, such as /dev/shm or /run, or where nobody makes \
+                      snapshots";
+        return Finding::problem(CHECK, found, advice);
+    }
     match &*kind {
         kind if filesystem::is_memory(kind) => Finding::good(CHECK, kind),
         "overlayfs" => Finding::problem(
