@@ -338,6 +338,16 @@ impl Error {
                 reason: "the file would be larger than the file system or the process allows".to_owned(),
                 advice: "raise the file size limit (ulimit -f)",
             },
+            Errno::ENAMETOOLONG => ErrorKind::InvalidInput {
+                what: "the table's path",
+                found: "too long".to_owned(),
+                expected: "at most 255 bytes for each name in it, and 4095 for all of it",
+            },
+            Errno::ELOOP => ErrorKind::InvalidInput {
+                what: "the table's path",
+                found: "one through symbolic links that lead back to themselves".to_owned(),
+                expected: "a path whose folders can be followed",
+            },
             _ => ErrorKind::System { action },
         };
         let mut error = Self::new(kind);

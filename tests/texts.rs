@@ -93,3 +93,33 @@ fn a_local_file_system_needs_no_leave_to_be_used_like_fuse() {
     let (_folder, path) = path();
     drop(Table::options().allow_fuse(true).open(path).unwrap());
 }
+
+#[test]
+fn each_path_that_leads_to_no_table_is_told_with_what_is_wrong_with_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let within = |name: &str| folder.path().join(name).into_os_string().into_string().unwrap();
+    std::fs::write(within("file"), "hello").unwrap();
+    std::os::unix::fs::symlink("nowhere", within("dangling")).unwrap();
+    std::os::unix::fs::symlink("loop", within("loop")).unwrap();
+    let cases = [
+        (String::new(), "empty"),
+        ("/".to_owned(), "is a folder"),
+        (within(""), "is a folder"),
+        (within(".."), "is a folder"),
+        (within("a\0b"), "zero byte"),
+        (within(&"n".repeat(300)), "255"),
+        (within(&"deep/".repeat(1000)), "4095"),
+        (within("loop/table"), "lead back to themselves"),
+        (within("dangling"), "symbolic link"),
+        (within("missing/table"), "missing does not exist"),
+        (within("file/table"), "file is not a folder"),
+        (within("file"), "starts with \"hello\""),
+    ];
+    for (path, expected) in cases {
+        let options = Table::options();
+        for options in [options.clone(), options.clone().create(false), options.read_only(true)] {
+            let text = options.open(&path).unwrap_err().to_string();
+            assert!(text.contains(expected), "{text}");
+        }
+    }
+}

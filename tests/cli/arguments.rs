@@ -156,6 +156,13 @@ fn keys_are_completed() {
     bash.args(["-c", script, "bash"]).arg(tool).arg(place.folder.path()).env("GENSYNC_TABLE", &place.path);
     let said = said(bash.output().unwrap());
     assert!(said.out.contains("user:1\n") && said.out.contains("users\n") && !said.out.contains("a\\ b"), "{said:?}");
+    // As readline does it: its words end at colons.
+    let script = "PATH=$1:$PATH; . \"$2/script\"; COMP_WORDS=(gensync get user :); COMP_CWORD=3; COMP_LINE='gensync get user:'; \
+                  COMP_POINT=17; COMP_WORDBREAKS=' :='; _gensync_keys gensync '' :; printf '<%s>' \"${COMPREPLY[@]}\"";
+    let mut bash = std::process::Command::new("bash");
+    bash.args(["-c", script, "bash"]).arg(tool).arg(place.folder.path()).env("GENSYNC_TABLE", &place.path);
+    let said = crate::tool::said(bash.output().unwrap());
+    assert!(said.out.contains("<1>") && !said.out.contains("users"), "{said:?}");
 }
 
 #[test]

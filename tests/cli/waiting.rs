@@ -65,7 +65,7 @@ fn a_change_that_came_before_the_wait_is_told_by_the_generation_that_was_seen() 
     place.succeed(&["mark", "a"]);
     assert_eq!(place.succeed(&["wait", "a", "--seen", &seen]), place.succeed(&["get", "a"]));
     assert_eq!(place.succeed(&["wait", "a", "--seen", "0", "--read-only"]), place.succeed(&["get", "a"]));
-    place.fail(2, "--seen", &["wait", "a", "--seen", "x"]);
+    place.fail(2, "expected a generation", &["wait", "a", "--seen", "x"]);
     place.fail(2, "--seen", &["wait", "a", "--seen=-1"]);
 }
 

@@ -234,11 +234,15 @@ pub(crate) struct Exec {
     pub(crate) command: Vec<std::ffi::OsString>,
 }
 
+fn parse_generation(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| "expected a generation, a whole number as `gensync get` prints it".to_owned())
+}
+
 #[derive(Args, Debug)]
 pub(crate) struct Wait {
     /// The generation that you have seen: if it is not the present one, there is no need to wait. Of several keys, once for each,
     /// in their order
-    #[arg(long, value_name = "GENERATION")]
+    #[arg(long, value_name = "GENERATION", value_parser = parse_generation)]
     pub(crate) seen: Vec<u64>,
     /// Wait no longer than this, such as 30 or 30s, 500ms, or 2m
     #[arg(long, value_parser = parse_duration)]

@@ -62,7 +62,13 @@ pub(crate) fn completions(shell: Shell, output: &mut Output) -> Outcome {
             r#"
 _gensync_keys() {{
     _gensync "$@"
-    local word command= i
+    local word command= cut= current=$2 i
+    # A key may have colons, at which readline ends words: what stands before the last one is compared, but not replaced.
+    if [[ -n $COMP_LINE ]]; then
+        current=${{COMP_LINE:0:COMP_POINT}}
+        current=${{current##*[[:space:]]}}
+        [[ $COMP_WORDBREAKS == *:* ]] && cut=${{current%"${{current##*:}}"}}
+    fi
     local -a table=()
     for ((i = 1; i < COMP_CWORD; i++)); do
         word=${{COMP_WORDS[i]}}
@@ -76,7 +82,7 @@ _gensync_keys() {{
     done
     [[ -n $command && " {OF_KEYS} " == *" $command "* && $2 != -* ]] || return
     while IFS= read -r word; do
-        [[ $word == "$2"* ]] && COMPREPLY+=("$(printf %q "$word")")
+        [[ $word == "$current"* ]] && COMPREPLY+=("$(printf %q "${{word#"$cut"}}")")
     done < <(gensync "${{table[@]}}" __complete keys 2>/dev/null)
 }}
 complete -F _gensync_keys -o nosort -o bashdefault -o default gensync 2>/dev/null || complete -F _gensync_keys gensync
