@@ -19,7 +19,7 @@ use rustix::thread::{CapabilitySet, capabilities};
 use crate::error::{Error, ErrorKind};
 use crate::handle::with_patience;
 use crate::layout::{Facts, HEADER_SIZE, MAGIC, OLDEST, segment_offset, version};
-use crate::lock::{Kind, LentLock, Range, RangeLock, is_held_by_writer, set};
+use crate::lock::{Kind, LentLock, Range, RangeLock, is_held_by_reader, is_held_by_writer, set};
 use crate::mapping::{BOOT, DESCRIPTORS, Identity, SLOTS, allocate, check_size_limit, rewrite_in_place};
 use crate::options::{OwnerCheck, TableOptions};
 
@@ -114,11 +114,9 @@ impl TableFile {
                 Ok::<_, Error>(LentLock::try_new(self.file.as_fd(), REPLACEMENT, Kind::Exclusive)?.map(Lock::Lent))
             }
         };
-        let is_held = || is_held_by_writer(self.file.as_fd(), REPLACEMENT).unwrap_or(false);
         with_patience(patience, || match attempt()? {
-            None if is_held() => Ok(None),
-            // The one that had it may have let go of it between the two.
-            None => Ok(Some(attempt()?.unwrap_or(Lock::KeptByReader))),
+            // Not deduced from who does not hold it, as that changes between two questions.
+            None if is_held_by_reader(self.file.as_fd(), REPLACEMENT).unwrap_or(false) => Ok(Some(Lock::KeptByReader)),
             lock => Ok(lock),
         })
     }

@@ -156,6 +156,13 @@ pub(crate) fn is_held_by_writer(file: BorrowedFd<'_>, range: Range) -> nix::Resu
     Ok(libc::c_int::from(answer.l_type) == libc::F_WRLCK)
 }
 
+/// Whether it is a shared lock, which a descriptor that is open for reading suffices for, that keeps an exclusive one from being had.
+pub(crate) fn is_held_by_reader(file: BorrowedFd<'_>, range: Range) -> nix::Result<bool> {
+    let mut answer = range.describe(libc::F_WRLCK);
+    fcntl(file, FcntlArg::F_OFD_GETLK(&mut answer))?;
+    Ok(libc::c_int::from(answer.l_type) == libc::F_RDLCK)
+}
+
 /// What the kernel says instead of a process id.
 const OPEN_FILE_DESCRIPTION: libc::pid_t = -1;
 
