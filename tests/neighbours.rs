@@ -314,6 +314,10 @@ fn a_set_uid_program_does_not_believe_its_callers_environment() {
         // To be executed without being read makes a process one that cannot read its vector; and no more.
         (0, 0, 0o711, None, believed.clone()),
     ] {
+        if capabilities.is_some() && Command::new("setcap").arg("-h").output().is_err() {
+            eprintln!("skipped: capabilities, as there is no setcap here, which Debian has in libcap2-bin");
+            continue;
+        }
         let existed = expected.exists();
         let found = program.run(caller, user, group, mode, capabilities);
         assert_eq!(found, Some(expected.join("set-uid-test")), "{user} {group} {mode:o} {capabilities:?}");

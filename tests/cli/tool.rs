@@ -205,10 +205,19 @@ pub(crate) fn pty() -> OpenptyResult {
 
 /// Whether this user may have a process namespace; says why not.
 pub(crate) fn can_be_first() -> bool {
-    let is_possible =
-        Command::new("unshare").args(["--pid", "--fork", "true"]).status().is_ok_and(|status| status.success());
+    can_unshare(&["--pid", "--fork"], "a process namespace")
+}
+
+/// Whether this user may mount file systems, which even root may not in most containers; says why not.
+pub(crate) fn can_mount() -> bool {
+    can_unshare(&["--mount"], "a mount namespace, and so mounts")
+}
+
+fn can_unshare(options: &[&str], what: &str) -> bool {
+    let status = Command::new("unshare").args(options).arg("true").status();
+    let is_possible = status.is_ok_and(|status| status.success());
     if !is_possible {
-        eprintln!("skipped: the kernel refuses a process namespace");
+        eprintln!("skipped: the kernel refuses {what}");
     }
     is_possible
 }
