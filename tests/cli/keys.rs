@@ -298,5 +298,19 @@ fn a_hundred_thousand_keys() {
     assert_eq!(place.succeed(&["--json", "ls"]).lines().count(), 100_000);
     assert_eq!(place.object(&["stat"])["keys"], 100_000);
     assert!(place.succeed(&["metrics"]).ends_with("# EOF\n"));
+    // What streams has no memory for so many keys, and needs none. What sorts them shows that there is none.
+    for (arguments, streams) in [
+        (&["ls", "--unsorted"][..], true),
+        (&["--json", "ls", "--unsorted"], true),
+        (&["metrics"], true),
+        (&["ls"], false),
+    ] {
+        let mut limited = std::process::Command::new("prlimit");
+        limited.args(["--data=4000000", "--core=0", env!("CARGO_BIN_EXE_gensync"), "--table"]);
+        let output = limited.arg(&place.path).args(arguments).output().unwrap();
+        assert_eq!(output.status.success(), streams, "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        let lines = output.stdout.split(|byte| *byte == b'\n').count();
+        assert_eq!(lines > 100_000, streams, "{arguments:?}: {lines} lines");
+    }
     assert_eq!(place.succeed(&["clear", "--all"]).lines().count(), 100_000);
 }
