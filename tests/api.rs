@@ -406,7 +406,7 @@ fn an_error_can_be_cloned_and_becomes_one_of_io() {
     assert_eq!(cause(&clone), cause(&error));
     let error = io::Error::from(error);
     assert_eq!(error.source().map(ToString::to_string), cause(&clone), "{error:?}");
-    assert_eq!(error.kind(), io::ErrorKind::InvalidFilename);
+    assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
 
     // A loader's own.
     let sync = GenerationSynchronizer::new(&anonymous(), "key").unwrap();
