@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+mod builder;
 #[cfg(feature = "async")]
 mod changed;
 mod flights;
@@ -20,14 +21,15 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
 
-use crate::builder::{CachedBuilder, Policy, Verification};
+pub use self::builder::CachedBuilder;
+use self::builder::{Policy, Verification};
 use crate::error::{Error, ErrorKind};
-use crate::fork::ForkLocal;
 use crate::generation::Generation;
-use crate::handle::coarse_now;
-use crate::slot::Count;
+use crate::os::fork::ForkLocal;
+use crate::protocol::slot::Count;
+use crate::synchronizer::update::{Update, UpdateError};
 use crate::synchronizer::{GenerationSynchronizer, Ticket};
-use crate::update::{Update, UpdateError};
+use crate::table::coarse_now;
 use crate::wait::Deadline;
 #[cfg(feature = "async")]
 pub use changed::CachedChanged;

@@ -4,7 +4,7 @@ use std::fmt;
 use std::num::NonZeroU64;
 
 use crate::error::{Error, ErrorKind};
-use crate::slot::{GENERATION, LOWEST};
+use crate::protocol::slot::{GENERATION, LOWEST};
 
 /// A key's generation: at least 2<sup>40</sup>, below 2<sup>54</sup>, and never the same twice for one key.
 ///

@@ -1,17 +1,21 @@
 //! What one holder has seen of one key.
 
+pub(crate) mod update;
+
+pub use update::{Update, UpdateError, update_all};
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::{Error, ErrorKind};
 use crate::generation::Generation;
-use crate::handle::{ATTEMPTS, PAUSE, Table, coarse_now, precise_now};
-use crate::incarnation::{Incarnation, Place};
 use crate::key::CacheKey;
-use crate::layout::Slot;
-use crate::lock::Held;
-use crate::mapping::Places;
-use crate::slot::{Backoff, CheckBudget, LastTried, Pace, Seen, Sight, Vigil, Word};
+use crate::os::lock::Held;
+use crate::os::mapping::Places;
+use crate::protocol::layout::Slot;
+use crate::protocol::slot::{Backoff, CheckBudget, LastTried, Pace, Seen, Sight, Vigil, Word};
+use crate::table::incarnation::{Incarnation, Place};
+use crate::table::{ATTEMPTS, PAUSE, Table, coarse_now, precise_now};
 
 /// How often to ask for a pending update's lock while others take it and let go of it.
 const ROUNDS: u32 = 16;

@@ -1,267 +1,553 @@
-//! Find, claim, help and grow, over any memory.
-//!
-//! # The protocol
-//!
-//! A key is named by its digest, two words that are never zero. In each segment it may stand in a few slots only, which
-//! are probed in a fixed order; a slot, once claimed, belongs to its key for ever, and nothing is moved or freed. So the
-//! address of a slot, once found, serves as long as the memory is mapped.
-//!
-//! **Finding** asks the segments from the last to the first, as half of all keys stand in the last one. Claims fill a
-//! segment's probe sequence in order, so the first empty slot ends the search of that segment.
-//!
-//! **Claiming** asks from the first segment to the last. That order is the same for everybody, so all who claim one key
-//! meet at the first slot that was free for it. Two compare-exchanges take a slot: word A, then word B.
-//!
-//! - Stopped before A: nothing has happened.
-//! - Stopped between A and B: whoever claims the same key comes to this slot, finds its own A, and finishes with B. A
-//!   key that shares only the word A may finish it with its own B; then the slot is that key's, and the first claimer
-//!   goes on to the next slot, as everybody does who looks for its key.
-//! - Stopped after B: the key stands; whoever attaches next gives it its tag, its generation and its label.
-//!
-//! **Beginning.** The first generation is decided by one compare-exchange on the slot's `first` word, then copied into
-//! the generation word by another; all who attach do both, so it does not matter who was stopped where.
-//!
-//! **Growing.** When a probe finds no room in any segment, the memory is extended by the next one and the number of
-//! segments raised. Two growers extend the same range, which does nothing the second time, and one of them raises.
-//! Stopped in between: the file is longer than it needs to be until the next grower comes by.
-//!
-//! **Retiring** ends a table: its state says so, then a sweep bumps every claimed slot and sets its retired bit. A
-//! claimer reads the state after its claim, with full fences on both sides: either it sees that the table is retiring,
-//! and attaches to the successor, or the sweep sees its slot. The sweep changes each slot once, however often it runs,
-//! so whoever finds a retiring table does it again rather than wait for a process that may be dead.
-//!
-//! **Waiting** is for a generation to move on, and nobody pays for it but those who do it and those who wake them. Who
-//! waits arms a wake word, sets the waiting bit of the generation word, and looks at the generation that this finds: is
-//! it still the one he has seen, he sleeps until the wake word moves on from what it was when he armed it. Whoever moves
-//! the generation on learns of the bit by the same instruction; he clears it, moves the wake word on, and wakes all.
-//!
-//! - The bit may be cleared by an updater that meant others. He then moves the wake word on, so who set it in vain does not
-//!   fall asleep, or is woken, and goes round again.
-//! - A waiter that leaves without a change may clear the bit, and wakes the others as an updater does, so that each sets it
-//!   again. That would be a storm if many waited for moments only: so it is for one that has slept through a whole slice, and
-//!   was the one to set the bit; for one that watches the whole table; and for the last descriptor of a key in a process.
-//! - A waiter that died, or left sooner, leaves a bit and an armed wake word, which cost the next update one call of the system.
-//! - An updater that died after his change leaves sleepers. So nobody sleeps long at a time.
-//!
-//! Each slot has a wake word for those who wait for its key, and the table one for those who wait for several.
+//! `Table`: a table as a process holds it, through all of its incarnations.
 
+mod clear;
+mod end;
+pub(crate) mod incarnation;
+mod info;
+mod inspect;
+pub(crate) mod options;
+mod sleep;
+
+pub use info::{Occupancy, SlotInfo, Stats, TableInfo, TableState};
+pub use options::{OwnerCheck, TableOptions};
+
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::sys::resource::{Resource, getrlimit};
+use nix::time::{ClockId, clock_gettime};
+
+use self::end::{exclude_updates, replace};
 use crate::error::{Error, ErrorKind};
-use crate::layout::{Header, Slot, Tag, probe_limit, segment_slots};
-use crate::slot::{Digest, Holder, Word};
+use crate::key::CacheKey;
+use crate::os::file::{Blueprint, Presence, TableFile, is_descriptor, missing_folder};
+use crate::os::fork::ForkLocal;
+use crate::os::mapping::{Chain, Mapping};
+use crate::protocol::layout::{HIGHEST_FLOOR, MAX_SIZE, segment_offset};
+use crate::protocol::slot::{Confirmation, Turn};
+use crate::table::incarnation::{Incarnation, Place};
+use crate::wait::Deadline;
+use crate::wait::notifier::Notifier;
 
-/// Where a table's words are: a mapped file, or boxes in tests and models.
-pub(crate) trait Memory {
-    fn header(&self) -> &Header;
+/// At least so many milliseconds pass between two looks at a table's path, and between two attempts to attach to a table
+/// that cannot be attached to.
+///
+/// Less than half a second, so that a use which comes a second after the last look always looks, whichever holder of the
+/// process had the turn before it.
+pub(crate) const PAUSE: u64 = 490;
 
-    /// How many segments there are and can be reached here.
-    ///
-    /// # Errors
-    ///
-    /// The file does not hold what its header says, or this process has no room to map it.
-    fn segments(&self) -> Result<u32, Error>;
+/// How often an operation starts again because the table was replaced under it, before it gives up.
+pub(crate) const ATTEMPTS: u32 = 100;
 
-    /// The slots and tags of a segment below [`segments`](Self::segments).
-    fn segment(&self, segment: u32) -> (&[Slot], &[Tag]);
+/// How long a reader who finds a retired table waits before he looks again whether it was replaced, [`ATTEMPTS`] times.
+const READER_PAUSE: Duration = Duration::from_millis(3);
 
-    /// Makes room for `segment`, the next one. Doing it twice does no harm.
-    ///
-    /// # Errors
-    ///
-    /// No room.
-    fn extend(&self, segment: u32) -> Result<(), Error>;
-}
+/// How long the checks of a process wait in all for somebody else who replaces the table. It is ready by then, but for one call
+/// of the system and a sweep.
+const HOLDERS_PATIENCE: Duration = Duration::from_millis(250);
 
-/// The slots of one incarnation of a table.
+/// A table of generations that processes of this host share.
+///
+/// Cheap to clone; the clones are one table. It may be used by all threads, and by children forked at any time.
+///
+/// ```
+/// use gensync::{GenerationSynchronizer, Table};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let folder = tempfile::tempdir()?;
+/// # let path = folder.path().join("shop.gensync");
+/// let table = Table::open(&path)?;
+/// let sync = GenerationSynchronizer::new(&table, "siteconfig:1")?;
+/// sync.mark_updated()?;
+/// assert_eq!(table.slots().next().unwrap().updates(), 1);
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Debug)]
+pub struct Table(Arc<Shared>);
+
 #[derive(Debug)]
-pub(crate) struct Slots<M> {
-    memory: M,
-    capacity: u64,
+struct Shared {
+    options: TableOptions,
+    source: Source,
+    incarnations: Chain<Arc<Incarnation>>,
+    /// When the next look at the path is due.
+    revalidation: Turn,
+    confirmation: Confirmation,
+    notifier: ForkLocal<Notifier>,
 }
 
-impl<M: Memory> Slots<M> {
-    pub(crate) fn new(memory: M, capacity: u64) -> Self {
-        Self { memory, capacity }
+impl Shared {
+    fn new(options: TableOptions, source: Source, first: Arc<Incarnation>) -> Self {
+        let (revalidation, confirmation) = (Turn::every(PAUSE), Confirmation::at(coarse_now()));
+        let incarnations = Chain::new(first);
+        Self { options, source, incarnations, revalidation, confirmation, notifier: ForkLocal::new() }
+    }
+}
+
+#[derive(Debug)]
+enum Source {
+    Path(PathBuf),
+    Anonymous,
+    #[cfg(feature = "shm")]
+    Named {
+        name: String,
+        path: PathBuf,
+    },
+}
+
+impl Table {
+    /// Opens the table at `path`, or creates it with mode 0600 and room for 1024 keys in its first segment.
+    ///
+    /// The natural home is `/dev/shm`. A relative path is taken from the working directory of now.
+    ///
+    /// # Errors
+    ///
+    /// As [`TableOptions::open`].
+    ///
+    /// # Progress
+    ///
+    /// As [`TableOptions::open`].
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, Error> {
+        Self::options().open(path)
     }
 
-    pub(crate) fn memory(&self) -> &M {
-        &self.memory
+    /// Opens or creates the table of the application `app` that belongs to this user:
+    /// `$XDG_RUNTIME_DIR/gensync/APP`, or `/dev/shm/gensync-UID/APP` where that variable is not an absolute path. UID is the
+    /// effective user.
+    ///
+    /// A program that is set-uid or set-gid, or was given capabilities by its file, does not look at the variable, which its
+    /// caller has set.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::UnsafeFolder`] if the folder, which is made with mode 0700, belongs to someone else or is writable
+    /// by others; [`ErrorKind::InvalidInput`] if `app` is not a plain file name; else as [`TableOptions::open`].
+    ///
+    /// # Progress
+    ///
+    /// As [`TableOptions::open`].
+    pub fn open_default(app: &str) -> Result<Self, Error> {
+        Self::options().open_default(app)
     }
 
-    pub(crate) fn header(&self) -> &Header {
-        self.memory.header()
+    /// Options for opening a table in other ways.
+    pub fn options() -> TableOptions {
+        TableOptions::default()
     }
 
-    /// The places where `digest` may stand in `segment`, in the order of probing, less those that tags say are others'.
-    fn probe(&self, segment: u32, digest: Digest) -> impl Iterator<Item = (&Slot, &Tag)> {
-        let (slots, tags) = self.memory.segment(segment);
-        let place = digest.place(segment);
-        let mask = segment_slots(self.capacity, segment) - 1;
-        (0..probe_limit(segment).min(mask + 1)).filter_map(move |i| {
-            // Masked by the segment's size, which `segment` answers for.
-            let index = (place.wrapping_add(i * (i + 1) / 2) & mask) as usize;
-            tags[index].admits(digest).then(|| (&slots[index], &tags[index]))
-        })
+    pub(crate) fn open_path(path: &Path, options: TableOptions) -> Result<Self, Error> {
+        let refuse = |found: &str| {
+            let (found, expected) = (found.to_owned(), "the path of a file, such as /dev/shm/shop.gensync");
+            Err(ErrorKind::InvalidInput { what: "the table's path", found, expected }.into())
+        };
+        match path.as_os_str().as_bytes() {
+            [] => return refuse("empty"),
+            bytes if bytes.contains(&0) => return refuse("one with a zero byte in it"),
+            _ => {}
+        }
+        let absolute = std::path::absolute(path).map_err(|error| Error::io("finding the path", &error).at(path))?;
+        Self::open_source(Source::Path(absolute), options)
     }
 
-    /// The key's slot, without creating it.
-    pub(crate) fn find(&self, digest: Digest) -> Result<Option<&Slot>, Error> {
-        Ok(self.find_place(digest)?.map(|(slot, _)| slot))
+    #[cfg(feature = "shm")]
+    pub(crate) fn open_named(name: &str, options: TableOptions) -> Result<Self, Error> {
+        let name = name.strip_prefix('/').unwrap_or(name);
+        crate::table::options::checked_name("the segment's name", name)?;
+        let path = Path::new("/dev/shm").join(name);
+        writable("the named table", "a writable one; to read only, open /dev/shm/NAME by its path", &options)
+            .map_err(|error| error.at(&path))?;
+        Self::open_source(Source::Named { name: name.to_owned(), path }, options)
     }
 
-    fn find_place(&self, digest: Digest) -> Result<Option<(&Slot, &Tag)>, Error> {
-        for segment in (0..self.memory.segments()?).rev() {
-            for place in self.probe(segment, digest) {
-                match place.0.holder(digest) {
-                    Holder::This => return Ok(Some(place)),
-                    Holder::Nobody => break,
-                    Holder::Unfinished | Holder::Other => {}
+    fn open_source(source: Source, options: TableOptions) -> Result<Self, Error> {
+        let first = open(&source, &options, None)?;
+        Ok(Self(Arc::new(Shared::new(options, source, first))))
+    }
+
+    pub(crate) fn create_anonymous(options: TableOptions) -> Result<Self, Error> {
+        writable("the anonymous table", "a writable one, as nobody else could create its keys", &options)?;
+        let size = sparse_size(segment_offset(options.checked_capacity()?, 1));
+        let file = TableFile::of_file(Blueprint::new(&options, size)?.anonymous()?, &options)?;
+        let mapping = Mapping::of_file(file.file, None, &file.facts, file.segments, false)?;
+        let first = Arc::new(Incarnation::new(mapping, file.facts, None));
+        Ok(Self(Arc::new(Shared::new(options, Source::Anonymous, first))))
+    }
+
+    /// The path of the table's file; `None` for an anonymous one.
+    #[must_use]
+    pub fn path(&self) -> Option<&Path> {
+        self.0.source.path()
+    }
+
+    pub(crate) fn is_read_only(&self) -> bool {
+        self.0.options.read_only
+    }
+
+    pub(crate) fn pending_limit(&self) -> Duration {
+        self.0.options.pending_limit
+    }
+
+    /// An error about this table.
+    pub(crate) fn error(&self, kind: ErrorKind) -> Error {
+        self.explain(kind.into())
+    }
+
+    pub(crate) fn explain(&self, error: Error) -> Error {
+        match self.path() {
+            Some(path) => error.at(path),
+            None => error,
+        }
+    }
+
+    pub(crate) fn normalize(&self, key: impl Into<CacheKey>) -> Result<CacheKey, Error> {
+        let key = key.into();
+        if key.as_str().is_empty() {
+            return Err(self.error(ErrorKind::EmptyKey));
+        }
+        Ok(self.0.options.normalizer.normalize(key))
+    }
+
+    pub(crate) fn latest(&self) -> &Arc<Incarnation> {
+        self.0.incarnations.latest()
+    }
+
+    /// Whether `incarnation` is the one to use, as far as this process knows.
+    pub(crate) fn is_latest(&self, incarnation: &Arc<Incarnation>) -> bool {
+        Arc::ptr_eq(self.latest(), incarnation)
+    }
+
+    /// What was found in `incarnation`; `None` if another thread has moved on from it meanwhile, and given back its memory and
+    /// its descriptor.
+    fn while_latest<R>(&self, incarnation: &Arc<Incarnation>, result: Result<R, Error>) -> Result<Option<R>, Error> {
+        if self.is_latest(incarnation) { result.map(Some) } else { Ok(None) }
+    }
+
+    /// Attaches to `key`, in the latest incarnation.
+    pub(crate) fn attach(&self, key: &CacheKey) -> Result<Place, Error> {
+        let attach = || {
+            for _ in 0..ATTEMPTS {
+                let current = self.current()?;
+                let found = if self.is_read_only() {
+                    current.find(key).and_then(|place| place.ok_or(ErrorKind::KeyNotFound.into()).map(Some))
+                } else {
+                    current.attach(key)
+                };
+                if let Some(Some(place)) = self.while_latest(current, found)? {
+                    return Ok(place);
                 }
             }
-        }
-        Ok(None)
-    }
-
-    /// The key's slot, claimed if there is none. The caller lets it begin.
-    fn claim_place(&self, digest: Digest) -> Result<(&Slot, &Tag), Error> {
-        let mut segment = 0;
-        loop {
-            if segment >= self.memory.segments()? {
-                self.grow(segment)?;
-            }
-            if let Some(place) = self.probe(segment, digest).find(|(slot, _)| slot.claim(digest)) {
-                return Ok(place);
-            }
-            segment += 1;
-        }
-    }
-
-    /// Appends `segment`, the next one.
-    fn grow(&self, segment: u32) -> Result<(), Error> {
-        self.memory.extend(segment)?;
-        self.header().add_segment(segment);
-        match self.memory.segments()? {
-            segments if segments > segment => Ok(()),
-            // Somebody writes there who should not.
-            segments => Err(ErrorKind::Damaged {
-                field: "number of segments",
-                found: segments.into(),
-                expected: "one more, as the table was extended",
-            }
-            .into()),
-        }
-    }
-
-    /// Finds or claims the key's slot, lets it begin at `start` or later, and labels it.
-    ///
-    /// `None`: the table is being retired, and the slot may have been missed by the sweep.
-    pub(crate) fn attach(
-        &self,
-        digest: Digest,
-        start: impl FnOnce() -> u64,
-        label: &[u8],
-    ) -> Result<Option<&Slot>, Error> {
-        let (slot, tag) = match self.find_place(digest)? {
-            Some(place) => place,
-            None => self.claim_place(digest)?,
+            Err(ErrorKind::Retired.into())
         };
-        tag.set(digest);
-        if slot.word().generation().is_none() {
-            slot.begin(start());
-        }
-        let is_new = !slot.has_label();
-        if is_new {
-            slot.write_label(label);
-        }
-        let is_live = self.header().is_live_after_claim();
-        if is_new {
-            // There is no waiting bit yet that could tell who watches the table.
-            self.header().wake.word.wake();
-        }
-        Ok(is_live.then_some(slot))
+        attach().map_err(|error: Error| self.explain(error).with_key(key.as_str()))
     }
 
-    /// To be called for each change of a generation, with the word before it: wakes those who wait for it. Returns that
-    /// word.
+    /// The latest incarnation; another one than before if that was retired or its file is gone.
+    pub(crate) fn current(&self) -> Result<&Arc<Incarnation>, Error> {
+        self.revalidate_if_due(coarse_now());
+        for _ in 0..ATTEMPTS {
+            let latest = self.latest();
+            if latest.slots().header().is_live() {
+                return Ok(latest);
+            }
+            self.succeed(latest)?;
+        }
+        Err(ErrorKind::Retired.into())
+    }
+
+    /// Looks at the path, if it is time: the one place that decides when. `now` is milliseconds of the coarse clock.
+    pub(crate) fn revalidate_if_due(&self, now: u64) {
+        if self.0.revalidation.take(now) {
+            let latest = self.latest();
+            match latest.presence() {
+                Presence::Here => self.0.confirmation.confirm(now),
+                Presence::Unknown if self.0.confirmation.doubt(now) => self.expire_at_path(),
+                Presence::Unknown => {}
+                Presence::Gone => _ = self.leave(latest),
+            }
+        }
+    }
+
+    /// Whether it cannot be confirmed any more that the path names the file: then an update may have gone to another one.
     #[inline]
-    pub(crate) fn announce(&self, slot: &Slot, before: Word) -> Word {
-        if before.is_awaited() {
-            self.wake(slot);
+    pub(crate) fn is_doubtful(&self) -> bool {
+        self.0.confirmation.is_doubtful()
+    }
+
+    /// How long state serves that was loaded while its freshness could not be known, in milliseconds.
+    pub(crate) fn outage_ttl(&self) -> u64 {
+        u64::try_from(self.0.options.outage_ttl.as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Moves on from `latest`, whose path names another file or none: this process, and all others that have it. `false` while
+    /// an update that is in flight there keeps them.
+    fn leave(&self, latest: &Arc<Incarnation>) -> bool {
+        // If the maker of an update that is in flight there is killed, it takes a process that has the old file to announce
+        // it. So none moves on before the update has ended.
+        let excluded = (!self.is_read_only()).then(|| latest.mapping().try_exclude_updates());
+        let is_held_up = match &excluded {
+            None => false,
+            Some(Ok(Some(_))) => false,
+            // A lock of a process that may only read the file does not count.
+            Some(Ok(None)) => {
+                latest.mapping().are_updates_excluded() || !latest.is_quiet().is_ok_and(|is_quiet| is_quiet)
+            }
+            // A process that can open nothing more cannot keep updates from beginning, but sees those that have begun.
+            Some(Err(_)) => latest.mapping().has_updates_in_flight(),
+        };
+        if is_held_up && latest.gone_for(precise_now()) < self.pending_limit() {
+            return false;
         }
-        before
-    }
-
-    #[cold]
-    fn wake(&self, slot: &Slot) {
-        slot.end_waiting();
-        slot.wake.wake();
-        self.header().wake.word.wake();
-    }
-
-    /// Nobody of this process waits for `slots` any more. Others may, who are woken to say so again.
-    pub(crate) fn stop_waiting<'a>(&self, slots: impl Iterator<Item = &'a Slot>) {
-        let mut is_changed = false;
-        for slot in slots.filter(|slot| slot.word().is_awaited()) {
-            // In this order: who says again that it waits, as it is woken, must not lose its bit to this.
-            slot.end_waiting();
-            slot.wake.wake();
-            is_changed = true;
+        if self.succeed(latest).is_err() && latest.slots().header().is_live() {
+            // It could not even be retired, being read-only or damaged: let it be retired for this process.
+            latest.mapping().empty();
         }
-        if is_changed {
-            self.header().wake.word.wake();
+        true
+    }
+
+    /// Moves on from `owner`, whose file is gone, before an update begins. Waits for updates in flight there, but not for those
+    /// of this process, which may be the caller's own. `false` if the update must begin there because of them.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Locked`]: the updates there did not end in time.
+    pub(crate) fn leave_for_update(&self, owner: &Arc<Incarnation>, patience: Duration) -> Result<bool, Error> {
+        let left = with_patience(patience, || {
+            let has_left = !self.is_latest(owner) || self.leave(owner);
+            Ok::<_, Error>((has_left || owner.has_own_updates()).then_some(has_left))
+        })?;
+        left.ok_or_else(|| self.error(ErrorKind::Locked { seconds: patience.as_secs() }))
+    }
+
+    /// To be called when an update was announced in `owner`: if the path names another file by now, the key is updated there as
+    /// well.
+    ///
+    /// # Errors
+    ///
+    /// There is another file, and it cannot be attached to.
+    pub(crate) fn follow_update(&self, owner: &Arc<Incarnation>, key: &CacheKey) -> Result<(), Error> {
+        // A holder of a file that comes to the path after this look has loaded its state after the update.
+        let presence = owner.presence();
+        if presence == Presence::Here || !self.is_latest(owner) {
+            return Ok(());
+        }
+        if presence == Presence::Unknown {
+            return self.announce_elsewhere(key);
+        }
+        // The process that retires the table began after the update had ended, as it locks the slots, and what comes after the
+        // table was loaded later, or is expired by that process when it has retired the table. Should it be killed before, this
+        // one goes on for it.
+        if !owner.slots().header().is_live() {
+            let _ = self.succeed(owner);
+            return Ok(());
+        }
+        // Moving on announces everything there. Not before other updates here have ended; but this one cannot wait for them.
+        if self.leave(owner) && self.latest().slots().header().is_live() {
+            return Ok(());
+        }
+        match self.announce_at_path(self.0.options.clone(), Some(owner), key) {
+            // Nobody can have loaded anything through a file that is not there.
+            Err(_) if self.path().is_some_and(|path| !path.exists()) => Ok(()),
+            result => result,
         }
     }
 
-    /// The slots of the first `segments` segments that somebody has begun to claim.
-    pub(crate) fn claimed(&self, segments: u32) -> impl Iterator<Item = (u32, u64, &Slot)> {
-        (0..segments).flat_map(move |segment| {
-            let slots = self.memory.segment(segment).0.iter().enumerate();
-            slots.filter(|(_, slot)| slot.is_claimed()).map(move |(index, slot)| (segment, index as u64, slot))
-        })
+    /// Updates the key in the table that was put over this one, if there is one: those who come to the path now use that, and
+    /// those who came before, this one.
+    pub(crate) fn announce_elsewhere(&self, key: &CacheKey) -> Result<(), Error> {
+        match self.announce_at_path(self.0.options.clone().create(false), None, key) {
+            Err(error) if *error.kind() == ErrorKind::NotFound => Ok(()),
+            result => result,
+        }
     }
 
-    fn each(&self, action: impl FnMut(&Slot)) -> Result<(), Error> {
-        self.claimed(self.memory.segments()?).map(|(_, _, slot)| slot).for_each(action);
+    /// Expires everything in the table that was put over this one, if there is one: what was announced here alone, until that was
+    /// noticed, is announced there.
+    fn expire_at_path(&self) {
+        if !self.is_read_only()
+            && let Ok(next) = open(&self.0.source, &self.0.options.clone().create(false), None)
+        {
+            let _ = next.slots().expire_all();
+        }
+    }
+
+    /// Updates the key in the table at the path, which this process need not move on to.
+    fn announce_at_path(
+        &self,
+        options: TableOptions,
+        predecessor: Option<&Incarnation>,
+        key: &CacheKey,
+    ) -> Result<(), Error> {
+        let next = open(&self.0.source, &options, predecessor)?;
+        if let Some(place) = next.attach(key)? {
+            next.slots().announce(&place, place.bump());
+        }
         Ok(())
     }
 
-    /// Changes every slot by `change`, which returns the word before it.
-    fn change_all(&self, change: impl Fn(&Slot) -> Word) -> Result<(), Error> {
-        self.each(|slot| _ = self.announce(slot, change(slot)))
+    #[cfg(test)]
+    pub(crate) fn make_look_due(&self) {
+        self.0.revalidation.expedite();
     }
 
-    /// How many slots a search looks at before it comes to the claimed slot at `index` of `segment`, that one included.
-    pub(crate) fn probe_length(&self, segment: u32, index: u64, digest: Digest) -> Option<u64> {
-        let mask = segment_slots(self.capacity, segment) - 1;
-        (0..probe_limit(segment))
-            .find(|i| digest.place(segment).wrapping_add(i * (i + 1) / 2) & mask == index)
-            .map(|i| i + 1)
-    }
-
-    /// Retires every slot. The state says "retiring" from here on, until the caller ends it.
-    pub(crate) fn retire(&self) -> Result<(), Error> {
-        // Slots that this process cannot reach would be left out of the sweep: then nothing is begun.
-        self.memory.segments()?;
-        self.header().begin_retiring();
-        // A slot that was retired before is announced again, as whoever did it may have died before he could do that.
-        self.change_all(Slot::retire)?;
-        self.header().wake.word.wake();
+    /// Moves on from a table that is being retired, or whose file is gone. Whoever gets here does all that remains to
+    /// be done of retiring it, as the process that began may be dead.
+    fn succeed(&self, from: &Arc<Incarnation>) -> Result<(), Error> {
+        if !self.is_latest(from) {
+            return Ok(());
+        }
+        let Some(next) = self.while_latest(from, self.successor(from))? else { return Ok(()) };
+        // Holders that noticed the last succession after it have written to what was emptied then.
+        if let Some(older) = self.0.incarnations.previous() {
+            older.mapping().empty_again();
+        }
+        self.0.incarnations.append(next);
+        self.0.confirmation.confirm(coarse_now());
+        from.mapping().empty();
         Ok(())
     }
 
-    /// One update of every key.
-    pub(crate) fn expire_all(&self) -> Result<(), Error> {
-        self.change_all(Slot::expire)
+    fn successor(&self, from: &Arc<Incarnation>) -> Result<Arc<Incarnation>, Error> {
+        let is_unfinished = || !self.is_read_only() && !from.slots().header().is_retired();
+        // Where it is still what the path names, that is for the one of all processes which has the lock to do: it takes a sweep
+        // over all of the table.
+        if is_unfinished() && from.presence() != Presence::Here {
+            from.slots().retire()?;
+        }
+        let next = open(&self.0.source, &self.0.options, Some(from))?;
+        if is_unfinished() {
+            // Updates may have gone to the old file while others used the new one: announce them there as well, before
+            // anybody may think that it was done.
+            from.slots().retire()?;
+            next.slots().expire_all()?;
+            from.slots().header().end_retiring();
+        }
+        Ok(next)
+    }
+}
+
+impl Source {
+    fn path(&self) -> Option<&Path> {
+        match self {
+            Self::Path(path) => Some(path),
+            Self::Anonymous => None,
+            #[cfg(feature = "shm")]
+            Self::Named { path, .. } => Some(path),
+        }
     }
 
-    /// Moves every generation past `floor`, see [`Slot::renew`].
-    pub(crate) fn renew_all(&self, floor: u64) -> Result<(), Error> {
-        self.each(|slot| slot.renew(floor))
+    /// Maps `file`; `None` if it has lost its name.
+    fn map(&self, file: &TableFile, options: &TableOptions) -> Result<Option<Incarnation>, Error> {
+        let facts = &file.facts;
+        // What a descriptor names has no place that it could be gone from.
+        let path = self.path().filter(|path| !(options.read_only && is_descriptor(path)));
+        let own = file.file.try_clone().map_err(|error| Error::io("keeping the table's file open", &error))?;
+        let mapping = match self {
+            #[cfg(feature = "shm")]
+            Self::Named { name, path } => match Mapping::of_named(own, path, name, facts, file.segments)? {
+                Some(mapping) => mapping,
+                None => return Ok(None),
+            },
+            _ => Mapping::of_file(own, path, facts, file.segments, options.read_only)?,
+        };
+        Ok(Some(Incarnation::new(mapping, facts.clone(), path)))
     }
+}
 
-    /// The highest generation of all keys; 0 in an empty table.
-    pub(crate) fn highest(&self) -> Result<u64, Error> {
-        let mut highest = 0;
-        self.each(|slot| highest = highest.max(slot.word().generation().map_or(0, |generation| generation.get())))?;
-        Ok(highest)
+fn writable(what: &'static str, expected: &'static str, options: &TableOptions) -> Result<(), Error> {
+    match options.read_only {
+        true => Err(ErrorKind::InvalidInput { what, found: "read-only".to_owned(), expected }.into()),
+        false => Ok(()),
     }
+}
+
+/// Opens the live table that the source names: creates a missing one, replaces a retired one.
+fn open(source: &Source, options: &TableOptions, predecessor: Option<&Incarnation>) -> Result<Arc<Incarnation>, Error> {
+    let path = source.path().ok_or(ErrorKind::Retired)?;
+    let open = || {
+        for _ in 0..ATTEMPTS {
+            let Some(file) = TableFile::open(path, options)? else {
+                create(path, options, predecessor)?;
+                continue;
+            };
+            let Some(incarnation) = source.map(&file, options)? else { continue };
+            let is_live = incarnation.slots().header().is_live();
+            if (is_live && !file.is_older()) || options.accepts_retired() {
+                incarnation.hold(&file, !options.read_only)?;
+                return Ok(Arc::new(incarnation));
+            }
+            if options.read_only {
+                // Somebody may be about to replace it.
+                if predecessor.is_some_and(|holder| holder.held_up_for() >= HOLDERS_PATIENCE) {
+                    break;
+                }
+                std::thread::sleep(READER_PAUSE);
+                continue;
+            }
+            let _excluded = if is_live { Some(exclude_updates(&incarnation, options.pending_limit)?) } else { None };
+            replace(path, &file, &incarnation, predecessor, options.pending_limit, || {
+                succeeding(&file, options)?.prepare(path)?.stand_by(path)
+            })?;
+        }
+        Err(ErrorKind::Retired.into())
+    };
+    open().map_err(|error: Error| error.at(path))
+}
+
+fn create(path: &Path, options: &TableOptions, predecessor: Option<&Incarnation>) -> Result<(), Error> {
+    if !options.create || options.read_only {
+        return Err(missing_folder(path));
+    }
+    let stat = predecessor.and_then(|predecessor| Some((predecessor, predecessor.mapping().stat().ok()?)));
+    let blueprint = match stat {
+        Some((predecessor, stat)) => Blueprint::succeeding(predecessor.facts(), &stat, options)?,
+        None => Blueprint::new(options, 0)?,
+    };
+    let floor = predecessor.map_or(Ok(0), floor_of_successor)?;
+    // Somebody else's is as good.
+    let _created = blueprint.prepare(path)?.link(path, floor)?;
+    Ok(())
+}
+
+fn succeeding(file: &TableFile, options: &TableOptions) -> Result<Blueprint, Error> {
+    Blueprint::succeeding(&file.facts, &file.stat()?, options)
+}
+
+/// Asks `attempt` again and again until it gives something, for as long as `patience` lasts.
+pub(crate) fn with_patience<R, E>(
+    patience: Duration,
+    attempt: impl Fn() -> Result<Option<R>, E>,
+) -> Result<Option<R>, E> {
+    let end = Deadline::after(patience);
+    loop {
+        match attempt()? {
+            None if !end.is_some_and(Deadline::is_reached) => {
+                std::thread::sleep(Duration::from_millis(1).min(patience))
+            }
+            result => return Ok(result),
+        }
+    }
+}
+
+fn floor_of_successor(old: &Incarnation) -> Result<u64, Error> {
+    Ok((old.slots().highest()?.max(old.facts().floor) + 1).min(HIGHEST_FLOOR))
+}
+
+/// As much of the greatest size as the process may give a file, for tables whose size is set once.
+fn sparse_size(least: u64) -> u64 {
+    let limit = getrlimit(Resource::RLIMIT_FSIZE).map_or(u64::MAX, |(limit, _)| limit);
+    MAX_SIZE.min(limit).max(least)
+}
+
+/// Milliseconds of a clock that only goes forward, to within a few; the cheapest one.
+pub(crate) fn coarse_now() -> u64 {
+    clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE)
+        .map_or(0, |time| time.tv_sec() as u64 * 1000 + time.tv_nsec() as u64 / 1_000_000)
+}
+
+/// Microseconds of a clock that only goes forward.
+pub(crate) fn precise_now() -> u64 {
+    clock_gettime(ClockId::CLOCK_MONOTONIC)
+        .map_or(0, |time| time.tv_sec() as u64 * 1_000_000 + time.tv_nsec() as u64 / 1000)
 }

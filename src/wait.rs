@@ -6,14 +6,25 @@
 //! Sleeps are cut into slices. At each one's end, a sleeper looks whether the table's file is still there, whether an
 //! update is pending that nobody will finish, and whether the generation has moved on though nobody lived to wake him.
 
+#[cfg(feature = "async")]
+pub(crate) mod changed;
+pub(crate) mod notifier;
+pub(crate) mod pollable;
+mod watch;
+
+#[cfg(feature = "async")]
+pub use changed::{Changed, Changes};
+pub use pollable::Pollable;
+pub use watch::Watch;
+
 use std::sync::Arc;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use crate::futex::BLIND;
-use crate::incarnation::{Incarnation, Place};
-use crate::slot::WakeWord;
+use crate::protocol::futex::BLIND;
+use crate::protocol::slot::WakeWord;
 use crate::synchronizer::{GenerationSynchronizer, Ticket};
+use crate::table::incarnation::{Incarnation, Place};
 
 /// How long a process sleeps at most before it looks for itself.
 pub(crate) const SLICE: Duration = Duration::from_millis(500);

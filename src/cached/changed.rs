@@ -9,10 +9,10 @@ use std::task::{Context, Poll};
 use super::period::{Period, Report};
 use super::{Cached, Entry};
 use crate::error::Error;
-use crate::handle::coarse_now;
-use crate::notifier::{Registration, Target};
 use crate::synchronizer::{GenerationSynchronizer, Ticket};
+use crate::table::coarse_now;
 use crate::wait::SLICE;
+use crate::wait::notifier::{Registration, Target};
 
 impl<T: ?Sized> Cached<T> {
     /// Is ready when the value that was in place at the call is expired, by its key, by one that it

@@ -10,12 +10,12 @@ use std::time::Instant;
 use super::period::Period;
 use super::waits::{Circle, Waiting};
 use crate::error::Source;
-use crate::fork::{OfOneProcess, token};
-use crate::futex::{sleep_on, wake_all};
-use crate::handle::coarse_now;
-use crate::notifier::Registration;
-use crate::sync::AtomicU32;
+use crate::os::fork::{OfOneProcess, token};
+use crate::protocol::atomic::AtomicU32;
+use crate::protocol::futex::{sleep_on, wake_all};
+use crate::table::coarse_now;
 use crate::wait::SLICE;
+use crate::wait::notifier::Registration;
 
 pub(super) struct Flights {
     process: u64,

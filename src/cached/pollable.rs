@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use super::Cached;
 use crate::error::Error;
-use crate::handle::coarse_now;
-use crate::notifier::Registration;
-use crate::pollable::Pollable;
+use crate::table::coarse_now;
+use crate::wait::notifier::Registration;
+use crate::wait::pollable::Pollable;
 
 impl<T: ?Sized> Cached<T> {
     /// A descriptor that becomes readable when the value may be expired: with each update of its key and of those that it

@@ -13,7 +13,7 @@ use std::thread::ThreadId;
 use arc_swap::ArcSwapOption;
 
 use super::flights::{Flights, Log};
-use crate::fork::{OfOneProcess, token};
+use crate::os::fork::{OfOneProcess, token};
 
 pub(super) struct Waits {
     process: u64,

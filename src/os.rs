@@ -1,0 +1,7 @@
+//! The edge to the operating system: files, mappings, locks and forks.
+
+pub(crate) mod file;
+pub(crate) mod fork;
+pub(crate) mod lock;
+pub(crate) mod mapping;
+pub(crate) mod privilege;

@@ -1,0 +1,11 @@
+//! The algorithm, over any memory: what stands in a table, and each step that a process takes there.
+//!
+//! Nothing here knows of files, processes or the clock. All of it is compiled by the model checkers.
+
+pub(crate) mod atomic;
+pub(crate) mod futex;
+pub(crate) mod layout;
+#[cfg(test)]
+mod models;
+pub(crate) mod slot;
+pub(crate) mod slots;

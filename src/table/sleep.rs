@@ -1,0 +1,50 @@
+//! Sleeping on a whole table.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{ATTEMPTS, Table};
+use crate::protocol::futex::BLIND;
+use crate::protocol::layout::Header;
+use crate::protocol::slot::{Armed, WakeWord};
+use crate::wait::notifier::Notifier;
+
+impl Table {
+    pub(crate) fn notifier(&self) -> Arc<Notifier> {
+        self.0.notifier.get()
+    }
+
+    /// Arms the table's wake word, if this process can sleep on it.
+    pub(crate) fn arm(&self) -> Option<(&WakeWord, Armed)> {
+        for _ in 0..ATTEMPTS {
+            let header = self.writable_header()?;
+            let armed = header.wake.word.arm();
+            // Otherwise its sleepers may have been woken for the last time.
+            if header.is_live() {
+                return Some((&header.wake.word, armed));
+            }
+        }
+        None
+    }
+
+    /// Sleeps on what was armed; at most for `limit`, which is to be a slice at most.
+    pub(crate) fn sleep(&self, armed: Option<(&WakeWord, Armed)>, limit: Duration) {
+        match armed {
+            Some((word, armed)) => word.sleep(armed, limit),
+            None if self.is_read_only() => std::thread::sleep(limit.min(BLIND)),
+            // There is no table to be had.
+            None => std::thread::sleep(limit),
+        }
+    }
+
+    /// Wakes all who sleep on the table's wake word.
+    pub(crate) fn wake_sleepers(&self) {
+        if let Some(header) = self.writable_header() {
+            header.wake.word.wake();
+        }
+    }
+
+    fn writable_header(&self) -> Option<&Header> {
+        if self.is_read_only() { None } else { self.current().ok().map(|current| current.slots().header()) }
+    }
+}
