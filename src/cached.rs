@@ -25,12 +25,12 @@ pub use self::builder::CachedBuilder;
 use self::builder::{Policy, Verification};
 use crate::error::{Error, ErrorKind};
 use crate::generation::Generation;
+use crate::os::clock::Deadline;
+use crate::os::clock::coarse_now;
 use crate::os::fork::ForkLocal;
 use crate::protocol::slot::Count;
 use crate::synchronizer::update::{Update, UpdateError};
 use crate::synchronizer::{GenerationSynchronizer, Ticket};
-use crate::table::coarse_now;
-use crate::wait::Deadline;
 #[cfg(feature = "async")]
 pub use changed::CachedChanged;
 use flights::{Failure, Flight, Flights, Log, Next};

@@ -9,3 +9,4 @@ pub(crate) mod layout;
 mod models;
 pub(crate) mod slot;
 pub(crate) mod slots;
+pub(crate) mod wake;

@@ -10,12 +10,13 @@ use std::time::Duration;
 use crate::error::{Error, ErrorKind};
 use crate::generation::Generation;
 use crate::key::CacheKey;
+use crate::os::clock::{coarse_now, precise_now};
 use crate::os::lock::Held;
 use crate::os::mapping::Places;
 use crate::protocol::layout::Slot;
 use crate::protocol::slot::{Backoff, CheckBudget, LastTried, Pace, Seen, Sight, Vigil, Word};
 use crate::table::incarnation::{Incarnation, Place};
-use crate::table::{ATTEMPTS, PAUSE, Table, coarse_now, precise_now};
+use crate::table::{ATTEMPTS, PAUSE, Table};
 
 /// How often to ask for a pending update's lock while others take it and let go of it.
 const ROUNDS: u32 = 16;

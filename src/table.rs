@@ -17,18 +17,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit};
-use nix::time::{ClockId, clock_gettime};
 
 use self::end::{exclude_updates, replace};
 use crate::error::{Error, ErrorKind};
 use crate::key::CacheKey;
+use crate::os::clock::{coarse_now, precise_now, with_patience};
 use crate::os::file::{Blueprint, Presence, TableFile, is_descriptor, missing_folder};
 use crate::os::fork::ForkLocal;
 use crate::os::mapping::{Chain, Mapping};
 use crate::protocol::layout::{HIGHEST_FLOOR, MAX_SIZE, segment_offset};
 use crate::protocol::slot::{Confirmation, Turn};
 use crate::table::incarnation::{Incarnation, Place};
-use crate::wait::Deadline;
 use crate::wait::notifier::Notifier;
 
 /// At least so many milliseconds pass between two looks at a table's path, and between two attempts to attach to a table
@@ -514,22 +513,6 @@ fn succeeding(file: &TableFile, options: &TableOptions) -> Result<Blueprint, Err
     Blueprint::succeeding(&file.facts, &file.stat()?, options)
 }
 
-/// Asks `attempt` again and again until it gives something, for as long as `patience` lasts.
-pub(crate) fn with_patience<R, E>(
-    patience: Duration,
-    attempt: impl Fn() -> Result<Option<R>, E>,
-) -> Result<Option<R>, E> {
-    let end = Deadline::after(patience);
-    loop {
-        match attempt()? {
-            None if !end.is_some_and(Deadline::is_reached) => {
-                std::thread::sleep(Duration::from_millis(1).min(patience))
-            }
-            result => return Ok(result),
-        }
-    }
-}
-
 fn floor_of_successor(old: &Incarnation) -> Result<u64, Error> {
     Ok((old.slots().highest()?.max(old.facts().floor) + 1).min(HIGHEST_FLOOR))
 }
@@ -538,16 +521,4 @@ fn floor_of_successor(old: &Incarnation) -> Result<u64, Error> {
 fn sparse_size(least: u64) -> u64 {
     let limit = getrlimit(Resource::RLIMIT_FSIZE).map_or(u64::MAX, |(limit, _)| limit);
     MAX_SIZE.min(limit).max(least)
-}
-
-/// Milliseconds of a clock that only goes forward, to within a few; the cheapest one.
-pub(crate) fn coarse_now() -> u64 {
-    clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE)
-        .map_or(0, |time| time.tv_sec() as u64 * 1000 + time.tv_nsec() as u64 / 1_000_000)
-}
-
-/// Microseconds of a clock that only goes forward.
-pub(crate) fn precise_now() -> u64 {
-    clock_gettime(ClockId::CLOCK_MONOTONIC)
-        .map_or(0, |time| time.tv_sec() as u64 * 1_000_000 + time.tv_nsec() as u64 / 1000)
 }

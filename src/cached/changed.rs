@@ -9,8 +9,8 @@ use std::task::{Context, Poll};
 use super::period::{Period, Report};
 use super::{Cached, Entry};
 use crate::error::Error;
+use crate::os::clock::coarse_now;
 use crate::synchronizer::{GenerationSynchronizer, Ticket};
-use crate::table::coarse_now;
 use crate::wait::SLICE;
 use crate::wait::notifier::{Registration, Target};
 

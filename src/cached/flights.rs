@@ -10,10 +10,10 @@ use std::time::Instant;
 use super::period::Period;
 use super::waits::{Circle, Waiting};
 use crate::error::Source;
+use crate::os::clock::coarse_now;
 use crate::os::fork::{OfOneProcess, token};
 use crate::protocol::atomic::AtomicU32;
 use crate::protocol::futex::{sleep_on, wake_all};
-use crate::table::coarse_now;
 use crate::wait::SLICE;
 use crate::wait::notifier::Registration;
 

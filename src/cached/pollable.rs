@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::Cached;
 use crate::error::Error;
-use crate::table::coarse_now;
+use crate::os::clock::coarse_now;
 use crate::wait::notifier::Registration;
 use crate::wait::pollable::Pollable;
 

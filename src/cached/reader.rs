@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use super::Cached;
 use crate::error::Error;
+use crate::os::clock::coarse_now;
 use crate::protocol::slot::CheckBudget;
 use crate::synchronizer::Ticket;
-use crate::table::coarse_now;
 
 /// One thread's hold on a [`Cached`], for values that are used many times between updates: a check of the generation is all
 /// that a use costs, while [`Cached::get`] also takes part in the count of the value's users.

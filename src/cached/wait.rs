@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 use super::period::Period;
 use super::{Cached, Entry, Terms};
 use crate::error::{Error, ErrorKind};
-use crate::table::coarse_now;
-use crate::wait::{Awaited, Deadline, SLICE, wait_for_any};
+use crate::os::clock::Deadline;
+use crate::os::clock::coarse_now;
+use crate::wait::{Awaited, SLICE, wait_for_any};
 
 /// Even if no pause is asked for, a loop of waits does not keep the processor busy with loads that fail.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(10);

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, FcntlArg, OFlag, SealFlag, fcntl};
@@ -17,11 +17,12 @@ use rustix::fs::{CWD, StatxAttributes, StatxFlags, statx};
 use rustix::thread::{CapabilitySet, capabilities};
 
 use crate::error::{Error, ErrorKind};
+use crate::os::clock::{now, with_patience};
+use crate::os::identity::Identity;
 use crate::os::lock::{Kind, LentLock, Range, RangeLock, is_held_by_reader, is_held_by_writer, set};
-use crate::os::mapping::{BOOT, DESCRIPTORS, Identity, SLOTS, allocate, check_size_limit, rewrite_in_place};
+use crate::os::mapping::{BOOT, DESCRIPTORS, SLOTS, allocate, check_size_limit, rewrite_in_place};
 use crate::protocol::layout::{Facts, HEADER_SIZE, MAGIC, OLDEST, segment_offset, version};
 use crate::table::options::{OwnerCheck, TableOptions};
-use crate::table::with_patience;
 
 /// How long to wait for another process that replaces the file. It is a matter of microseconds unless that process is
 /// stopped; without the lock two replacements may follow each other, and whoever has the first one finds it gone.
@@ -632,11 +633,6 @@ fn has_proc() -> bool {
 
 fn folder(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
-}
-
-/// Microseconds since the epoch, by the clock on the wall.
-pub(crate) fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |time| time.as_micros() as u64)
 }
 
 /// The kernel's id of this boot; zero where it does not tell.

@@ -19,7 +19,7 @@ use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous, m
 use nix::sys::stat::fstat;
 
 use crate::error::Error;
-use crate::os::mapping::Identity;
+use crate::os::identity::Identity;
 
 /// A number that this process has in common with none of the processes that it descends from by forks.
 ///

@@ -13,7 +13,7 @@ use nix::libc;
 
 use crate::error::Error;
 use crate::os::fork::KeptBack;
-use crate::os::mapping::Identity;
+use crate::os::identity::Identity;
 use crate::protocol::layout::{HEADER_SIZE, SLOT_SIZE};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

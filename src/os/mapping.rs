@@ -35,9 +35,10 @@ use crate::protocol::layout::{
 use crate::protocol::slot::{HighWater, Published};
 use crate::protocol::slots::Memory;
 
+use crate::os::identity::Identity;
 pub(crate) use chain::{Chain, Places, SlotRef};
+pub(crate) use descriptor::DESCRIPTORS;
 use descriptor::FileRef;
-pub(crate) use descriptor::{DESCRIPTORS, Identity};
 
 /// All slots, however many there will be.
 pub(crate) const SLOTS: Range = Range { start: HEADER_SIZE as u64, length: 0 };

@@ -87,7 +87,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::error::ErrorKind;
 use crate::protocol::atomic::{AtomicU8, AtomicU32, AtomicU64};
-use crate::protocol::slot::WakeWord;
+use crate::protocol::wake::WakeWord;
 
 pub(crate) const MAGIC: [u8; 8] = *b"gensync\0";
 const VERSION: u32 = 1;

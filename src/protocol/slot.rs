@@ -7,9 +7,8 @@
 mod local;
 #[cfg(not(loom))]
 mod pace;
-mod wake;
 
-use crate::generation::Generation;
+use crate::generation::{GENERATION, Generation, LOWEST};
 use crate::protocol::atomic::{AtomicU64, Ordering, fence};
 use crate::protocol::layout::{HIGHEST_FLOOR, Header, LABEL_SIZE, LIVE, RETIRED, RETIRING, Slot, Tag};
 
@@ -20,13 +19,7 @@ pub(crate) use local::{
 };
 #[cfg(not(loom))]
 pub(crate) use pace::Pace;
-#[cfg(not(loom))]
-pub(crate) use wake::Armed;
-pub(crate) use wake::WakeWord;
 
-pub(crate) const GENERATION: u64 = (1 << 54) - 1;
-/// No generation is lower, whatever the clock says: 2^40 microseconds are the 13th of January 1970.
-pub(crate) const LOWEST: u64 = 1 << 40;
 const RETIRED_BIT: u64 = 1 << 54;
 const WAITING_BIT: u64 = 1 << 55;
 const ONE_PENDING: u64 = 1 << 56;

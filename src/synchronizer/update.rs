@@ -30,11 +30,11 @@ use std::time::{Duration, Instant};
 
 use crate::error::{Error, ErrorKind};
 use crate::generation::Generation;
+use crate::os::clock::Deadline;
+use crate::os::clock::with_patience;
 use crate::os::lock::{Kind, RangeLock};
 use crate::synchronizer::GenerationSynchronizer;
 use crate::table::incarnation::Place;
-use crate::table::with_patience;
-use crate::wait::Deadline;
 
 /// How long an update that is about to begin lets somebody go first who waits to reset the table.
 ///

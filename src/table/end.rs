@@ -5,11 +5,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{ATTEMPTS, HOLDERS_PATIENCE, Table, floor_of_successor, succeeding, with_patience};
+use super::{ATTEMPTS, HOLDERS_PATIENCE, Table, floor_of_successor, succeeding};
 use crate::error::{Error, ErrorKind};
+use crate::os::clock::with_patience;
 use crate::os::file::{Lock, Prepared, TableFile, identity, remove, remove_unfinished};
+use crate::os::identity::Identity;
 use crate::os::lock::RangeLock;
-use crate::os::mapping::Identity;
 use crate::table::incarnation::Incarnation;
 
 /// After how long a process that has the table open takes whoever replaces it for stopped, and makes a successor of its own. All

@@ -8,13 +8,14 @@ use sha2::{Digest as _, Sha256};
 
 use crate::error::{Error, ErrorKind};
 use crate::key::CacheKey;
-use crate::os::file::{Presence, TableFile, View, boot_id, now};
+use crate::os::clock::now;
+use crate::os::clock::precise_now;
+use crate::os::file::{Presence, TableFile, View, boot_id};
 use crate::os::lock::{Held, Kind};
 use crate::os::mapping::{Mapping, SlotRef};
 use crate::protocol::layout::{Facts, HIGHEST_FLOOR, Slot};
 use crate::protocol::slot::{Count, Digest, Stopwatch, Word};
 use crate::protocol::slots::{Memory as _, Slots};
-use crate::table::precise_now;
 
 /// A key's slot, and the incarnation that it is in.
 pub(crate) type Place = SlotRef<Incarnation>;

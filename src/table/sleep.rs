@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::{ATTEMPTS, Table};
 use crate::protocol::futex::BLIND;
 use crate::protocol::layout::Header;
-use crate::protocol::slot::{Armed, WakeWord};
+use crate::protocol::wake::{Armed, WakeWord};
 use crate::wait::notifier::Notifier;
 
 impl Table {

@@ -12,8 +12,8 @@ use futures_core::Stream;
 
 use crate::error::Error;
 use crate::generation::Generation;
+use crate::os::clock::coarse_now;
 use crate::synchronizer::{GenerationSynchronizer, Ticket};
-use crate::table::coarse_now;
 use crate::wait::notifier::{Registration, Target};
 
 /// How long a poll blocks that fails as the one before did.

@@ -23,11 +23,12 @@ use nix::sys::signal::{SigSet, SigmaskHow};
 
 use crate::error::Error;
 use crate::key::CacheKey;
+use crate::os::clock::coarse_now;
 use crate::os::fork::{OfOneProcess, token};
 use crate::protocol::futex::BLIND;
 use crate::synchronizer::{GenerationSynchronizer, Ticket};
+use crate::table::Table;
 use crate::table::incarnation::Place;
-use crate::table::{Table, coarse_now};
 use crate::wait::SLICE;
 
 pub(crate) struct Notifier {

@@ -5,10 +5,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::SlotInfo;
+use crate::os::clock::Deadline;
 use crate::protocol::layout::{Slot, segment_slots};
 use crate::table::Table;
 use crate::table::incarnation::Incarnation;
-use crate::wait::{Deadline, SLICE, time_left};
+use crate::wait::{SLICE, time_left};
 
 /// The changes of a table's keys, as they come: an iterator that blocks until there is one, and never ends.
 ///

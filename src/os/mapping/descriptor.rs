@@ -8,26 +8,14 @@ use std::os::fd::{AsFd as _, BorrowedFd, IntoRawFd as _, RawFd};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::OFlag;
-use nix::sys::stat::{FileStat, Mode, fstat};
+use nix::sys::stat::{Mode, fstat};
 
 use crate::error::{Error, ErrorKind};
+use crate::os::identity::Identity;
 use crate::protocol::slot::Users;
 
 /// Where a process finds its own descriptors by their numbers.
 pub(crate) const DESCRIPTORS: &str = "/proc/self/fd";
-
-/// Which file it is, whatever it is called.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Identity {
-    pub(crate) device: u64,
-    pub(crate) inode: u64,
-}
-
-impl Identity {
-    pub(crate) fn of(stat: &FileStat) -> Self {
-        Self { device: stat.st_dev, inode: stat.st_ino }
-    }
-}
 
 /// A file, by a descriptor that may be closed or reused behind our back, and by a path that may be out of reach.
 #[derive(Debug)]

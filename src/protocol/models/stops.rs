@@ -9,8 +9,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use super::{Boxed, KEYS, START, key, table_with_key};
 use crate::protocol::atomic::{Arc, AtomicU64, Ordering, steps};
-use crate::protocol::slot::{Armed, Sight};
+use crate::protocol::slot::Sight;
 use crate::protocol::slots::{Memory as _, Slots};
+use crate::protocol::wake::Armed;
 
 /// A table, the source of its first key, and somebody who has loaded that and sleeps until it is updated.
 struct World {

@@ -1,6 +1,7 @@
 //! The words that a process keeps to itself, shared by its threads.
 
-use super::{GENERATION, Sight, WAITING_BIT, Word};
+use super::{Sight, WAITING_BIT, Word};
+use crate::generation::GENERATION;
 use crate::protocol::atomic::{AtomicU32, AtomicU64, Ordering};
 
 /// What one holder has seen.
