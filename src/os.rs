@@ -6,4 +6,5 @@ pub(crate) mod fork;
 pub(crate) mod identity;
 pub(crate) mod lock;
 pub(crate) mod mapping;
+pub(crate) mod owner;
 pub(crate) mod privilege;

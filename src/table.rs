@@ -8,8 +8,9 @@ mod inspect;
 pub(crate) mod options;
 mod sleep;
 
+pub use crate::os::owner::OwnerCheck;
 pub use info::{Occupancy, SlotInfo, Stats, TableInfo, TableState};
-pub use options::{OwnerCheck, TableOptions};
+pub use options::TableOptions;
 
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
@@ -23,12 +24,11 @@ use crate::error::{Error, ErrorKind};
 use crate::key::CacheKey;
 use crate::os::clock::{coarse_now, precise_now, with_patience};
 use crate::os::file::{Blueprint, Presence, TableFile, is_descriptor, missing_folder};
-use crate::os::fork::ForkLocal;
+use crate::os::fork::{Companion, ForkLocal};
 use crate::os::mapping::{Chain, Mapping};
 use crate::protocol::layout::{HIGHEST_FLOOR, MAX_SIZE, segment_offset};
 use crate::protocol::slot::{Confirmation, Turn};
 use crate::table::incarnation::{Incarnation, Place};
-use crate::wait::notifier::Notifier;
 
 /// At least so many milliseconds pass between two looks at a table's path, and between two attempts to attach to a table
 /// that cannot be attached to.
@@ -74,14 +74,14 @@ struct Shared {
     /// When the next look at the path is due.
     revalidation: Turn,
     confirmation: Confirmation,
-    notifier: ForkLocal<Notifier>,
+    companion: ForkLocal<Companion>,
 }
 
 impl Shared {
     fn new(options: TableOptions, source: Source, first: Arc<Incarnation>) -> Self {
         let (revalidation, confirmation) = (Turn::every(PAUSE), Confirmation::at(coarse_now()));
         let incarnations = Chain::new(first);
-        Self { options, source, incarnations, revalidation, confirmation, notifier: ForkLocal::new() }
+        Self { options, source, incarnations, revalidation, confirmation, companion: ForkLocal::new() }
     }
 }
 
@@ -153,7 +153,7 @@ impl Table {
     #[cfg(feature = "shm")]
     pub(crate) fn open_named(name: &str, options: TableOptions) -> Result<Self, Error> {
         let name = name.strip_prefix('/').unwrap_or(name);
-        crate::table::options::checked_name("the segment's name", name)?;
+        options::checked_name("the segment's name", name)?;
         let path = Path::new("/dev/shm").join(name);
         writable("the named table", "a writable one; to read only, open /dev/shm/NAME by its path", &options)
             .map_err(|error| error.at(&path))?;
@@ -167,8 +167,10 @@ impl Table {
 
     pub(crate) fn create_anonymous(options: TableOptions) -> Result<Self, Error> {
         writable("the anonymous table", "a writable one, as nobody else could create its keys", &options)?;
-        let size = sparse_size(segment_offset(options.checked_capacity()?, 1));
-        let file = TableFile::of_file(Blueprint::new(&options, size)?.anonymous()?, &options)?;
+        let capacity = options.checked_capacity()?;
+        let size = sparse_size(segment_offset(capacity, 1));
+        let new = Blueprint::new(capacity, options.mode, size, &options.file)?.anonymous()?;
+        let file = TableFile::of_file(new, &options.file)?;
         let mapping = Mapping::of_file(file.file, None, &file.facts, file.segments, false)?;
         let first = Arc::new(Incarnation::new(mapping, file.facts, None));
         Ok(Self(Arc::new(Shared::new(options, Source::Anonymous, first))))
@@ -181,7 +183,7 @@ impl Table {
     }
 
     pub(crate) fn is_read_only(&self) -> bool {
-        self.0.options.read_only
+        self.0.options.file.read_only
     }
 
     pub(crate) fn pending_limit(&self) -> Duration {
@@ -426,6 +428,79 @@ impl Table {
     }
 }
 
+impl TableOptions {
+    /// Opens the table at `path`, or creates it.
+    ///
+    /// A symbolic link at the path itself is refused, wherever it leads; links among its folders are followed. Who may write to
+    /// the folder can put any file there: prefer one that is your own, or sticky, as `/dev/shm` is. A table with several names
+    /// (hard links) is one, until a [`reset`](Table::reset), which gives a new file to one of them only.
+    ///
+    /// A file that is a mount point itself (`docker -v /dev/shm/shop.gensync:/dev/shm/shop.gensync`) can be opened, but not be
+    /// replaced from within: see [`Table::replaceable`]. When the host replaces its own, by a reset for example, the mount still
+    /// shows the old file, and every key there is expired for good: mount the folder instead.
+    ///
+    /// On overlayfs, a read-only table is first opened for writing and closed again, so that the process sees the file that
+    /// writers use; where that is not permitted, it is [`ErrorKind::ReadOnlyOverlay`].
+    ///
+    /// A successor stands for a moment under a hidden name beside `path`, `.gensync-` and 16 random hexadecimal digits; and so does
+    /// a new table, if the file system has no files without a name, or there is no /proc. A process that is killed then leaves it
+    /// there, to be removed by the next reset of a table in that folder by the same user.
+    ///
+    /// # Errors
+    ///
+    /// Every kind of [`ErrorKind`] but those about keys. A file that is not a table of this version is left untouched.
+    ///
+    /// # Progress
+    ///
+    /// Blocking: file input and output, and sleeping while another process makes or replaces the table, or has an update in flight in
+    /// one that is replaced.
+    pub fn open(self, path: impl AsRef<Path>) -> Result<Table, Error> {
+        Table::open_path(path.as_ref(), self)
+    }
+
+    /// Opens the table of the application `app` that belongs to this user, where [`Table::open_default`] has it; or creates
+    /// it. The folder is made only if the table may be created.
+    ///
+    /// # Errors
+    ///
+    /// As [`Table::open_default`].
+    ///
+    /// # Progress
+    ///
+    /// As [`open`](Self::open).
+    pub fn open_default(self, app: &str) -> Result<Table, Error> {
+        let path = options::default_path(app, self.create && !self.file.read_only)?;
+        self.open(path)
+    }
+
+    /// Creates a table without a name, in memory that forked children share (a sealed memfd).
+    ///
+    /// # Errors
+    ///
+    /// No descriptor or no memory is left; the capacity is out of range; or the table would be read-only.
+    ///
+    /// # Progress
+    ///
+    /// Some system calls, none of which sleeps.
+    pub fn anonymous(self) -> Result<Table, Error> {
+        Table::create_anonymous(self)
+    }
+
+    /// Opens or creates the named POSIX shared memory segment `name` (one component, with or without a leading `/`).
+    ///
+    /// # Errors
+    ///
+    /// As [`open`](Self::open). A read-only one is refused: open `/dev/shm/NAME` by path for that.
+    ///
+    /// # Progress
+    ///
+    /// As [`open`](Self::open).
+    #[cfg(feature = "shm")]
+    pub fn named(self, name: &str) -> Result<Table, Error> {
+        Table::open_named(name, self)
+    }
+}
+
 impl Source {
     fn path(&self) -> Option<&Path> {
         match self {
@@ -440,7 +515,7 @@ impl Source {
     fn map(&self, file: &TableFile, options: &TableOptions) -> Result<Option<Incarnation>, Error> {
         let facts = &file.facts;
         // What a descriptor names has no place that it could be gone from.
-        let path = self.path().filter(|path| !(options.read_only && is_descriptor(path)));
+        let path = self.path().filter(|path| !(options.file.read_only && is_descriptor(path)));
         let own = file.file.try_clone().map_err(|error| Error::io("keeping the table's file open", &error))?;
         let mapping = match self {
             #[cfg(feature = "shm")]
@@ -448,14 +523,14 @@ impl Source {
                 Some(mapping) => mapping,
                 None => return Ok(None),
             },
-            _ => Mapping::of_file(own, path, facts, file.segments, options.read_only)?,
+            _ => Mapping::of_file(own, path, facts, file.segments, options.file.read_only)?,
         };
         Ok(Some(Incarnation::new(mapping, facts.clone(), path)))
     }
 }
 
 fn writable(what: &'static str, expected: &'static str, options: &TableOptions) -> Result<(), Error> {
-    match options.read_only {
+    match options.file.read_only {
         true => Err(ErrorKind::InvalidInput { what, found: "read-only".to_owned(), expected }.into()),
         false => Ok(()),
     }
@@ -466,17 +541,17 @@ fn open(source: &Source, options: &TableOptions, predecessor: Option<&Incarnatio
     let path = source.path().ok_or(ErrorKind::Retired)?;
     let open = || {
         for _ in 0..ATTEMPTS {
-            let Some(file) = TableFile::open(path, options)? else {
+            let Some(file) = TableFile::open(path, &options.file)? else {
                 create(path, options, predecessor)?;
                 continue;
             };
             let Some(incarnation) = source.map(&file, options)? else { continue };
             let is_live = incarnation.slots().header().is_live();
             if (is_live && !file.is_older()) || options.accepts_retired() {
-                incarnation.hold(&file, !options.read_only)?;
+                incarnation.hold(&file, !options.file.read_only)?;
                 return Ok(Arc::new(incarnation));
             }
-            if options.read_only {
+            if options.file.read_only {
                 // Somebody may be about to replace it.
                 if predecessor.is_some_and(|holder| holder.held_up_for() >= HOLDERS_PATIENCE) {
                     break;
@@ -495,13 +570,13 @@ fn open(source: &Source, options: &TableOptions, predecessor: Option<&Incarnatio
 }
 
 fn create(path: &Path, options: &TableOptions, predecessor: Option<&Incarnation>) -> Result<(), Error> {
-    if !options.create || options.read_only {
+    if !options.create || options.file.read_only {
         return Err(missing_folder(path));
     }
     let stat = predecessor.and_then(|predecessor| Some((predecessor, predecessor.mapping().stat().ok()?)));
     let blueprint = match stat {
-        Some((predecessor, stat)) => Blueprint::succeeding(predecessor.facts(), &stat, options)?,
-        None => Blueprint::new(options, 0)?,
+        Some((predecessor, stat)) => Blueprint::succeeding(predecessor.facts(), &stat, &options.file)?,
+        None => Blueprint::new(options.checked_capacity()?, options.mode, 0, &options.file)?,
     };
     let floor = predecessor.map_or(Ok(0), floor_of_successor)?;
     // Somebody else's is as good.
@@ -510,7 +585,7 @@ fn create(path: &Path, options: &TableOptions, predecessor: Option<&Incarnation>
 }
 
 fn succeeding(file: &TableFile, options: &TableOptions) -> Result<Blueprint, Error> {
-    Blueprint::succeeding(&file.facts, &file.stat()?, options)
+    Blueprint::succeeding(&file.facts, &file.stat()?, &options.file)
 }
 
 fn floor_of_successor(old: &Incarnation) -> Result<u64, Error> {

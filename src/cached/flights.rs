@@ -166,7 +166,8 @@ impl Flights {
     /// less long than that.
     /// Fails if the load waits for this thread.
     pub(super) fn wait(self: &Arc<Self>, seen: Log, deadline: Option<Instant>, key: &str) -> Result<(), Circle> {
-        let _waiting = Waiting::new(self, seen, key)?;
+        let this = Arc::clone(self);
+        let _waiting = Waiting::new(move || this.awaited(seen), key)?;
         self.sleep(deadline, |state| state.awaited(seen).is_some());
         Ok(())
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::Cached;
 use crate::error::Error;
 use crate::os::clock::coarse_now;
+use crate::wait::notifier::Notifier;
 use crate::wait::notifier::Registration;
 use crate::wait::pollable::Pollable;
 
@@ -77,6 +78,6 @@ impl<T: ?Sized> Cached<T> {
     pub(super) fn ring_alarms(&self) {
         self.set_alarms(coarse_now());
         #[cfg(feature = "async")]
-        self.sync.table().notifier().wake_tasks(self.sync.cache_key());
+        self.sync.table().companion::<Notifier>().wake_tasks(self.sync.cache_key());
     }
 }

@@ -21,8 +21,8 @@ use crate::os::clock::{now, with_patience};
 use crate::os::identity::Identity;
 use crate::os::lock::{Kind, LentLock, Range, RangeLock, is_held_by_reader, is_held_by_writer, set};
 use crate::os::mapping::{BOOT, DESCRIPTORS, SLOTS, allocate, check_size_limit, rewrite_in_place};
+use crate::os::owner::{OwnerCheck, check_mapped};
 use crate::protocol::layout::{Facts, HEADER_SIZE, MAGIC, OLDEST, segment_offset, version};
-use crate::table::options::{OwnerCheck, TableOptions};
 
 /// How long to wait for another process that replaces the file. It is a matter of microseconds unless that process is
 /// stopped; without the lock two replacements may follow each other, and whoever has the first one finds it gone.
@@ -38,6 +38,16 @@ const UNFINISHED: &str = ".gensync-";
 /// The magic number of FUSE.
 pub(crate) const FUSE: u64 = 0x6573_5546;
 
+/// Which files are accepted as tables, and how they are opened.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct FileOptions {
+    pub(crate) read_only: bool,
+    pub(crate) replace_older: bool,
+    pub(crate) owner: OwnerCheck,
+    /// The magic numbers of file systems that are accepted, though not known to be local.
+    pub(crate) allowed_file_systems: Vec<u64>,
+}
+
 /// An open table file whose header was checked.
 #[derive(Debug)]
 pub(crate) struct TableFile {
@@ -48,7 +58,7 @@ pub(crate) struct TableFile {
 
 impl TableFile {
     /// Opens the table at `path`; `None` if nothing is there. Changes nothing, whatever is there.
-    pub(crate) fn open(path: &Path, options: &TableOptions) -> Result<Option<Self>, Error> {
+    pub(crate) fn open(path: &Path, options: &FileOptions) -> Result<Option<Self>, Error> {
         let refuse = |kind: ErrorKind| Err(Error::from(kind).at(path));
         // Asked before opening, as opening alone does things to devices and pipes, and again of what was opened.
         // Of an anonymous table, another process's descriptor is all that can be named.
@@ -82,7 +92,7 @@ impl TableFile {
         Self::of_file(file, options).map(Some).map_err(|error| error.at(path))
     }
 
-    pub(crate) fn of_file(file: File, options: &TableOptions) -> Result<Self, Error> {
+    pub(crate) fn of_file(file: File, options: &FileOptions) -> Result<Self, Error> {
         let metadata = file.metadata().map_err(|error| Error::io("looking at the table's file", &error))?;
         check_type(&metadata)?;
         check_file_system(&file, &options.allowed_file_systems)?;
@@ -91,7 +101,7 @@ impl TableFile {
         read_start(&file, &mut page).map_err(|error| Error::io("reading the table's header", &error))?;
         // Asked after the header was read: a table that grows meanwhile is longer than its header says, never shorter.
         let size = file.metadata().map_err(|error| Error::io("looking at the table's file", &error))?.len();
-        let oldest = if options.replaces_older() { OLDEST } else { version() };
+        let oldest = if options.replace_older && !options.read_only { OLDEST } else { version() };
         let (facts, segments) = Facts::decode(&page, size, oldest)?;
         Ok(Self { file, facts, segments })
     }
@@ -376,14 +386,13 @@ pub(crate) struct Blueprint {
 }
 
 impl Blueprint {
-    pub(crate) fn new(options: &TableOptions, size: u64) -> Result<Self, Error> {
-        let (capacity, boot) = (options.checked_capacity()?, boot_id()?);
+    pub(crate) fn new(capacity: u64, mode: u32, size: u64, options: &FileOptions) -> Result<Self, Error> {
         let (allowed_file_systems, accepted) = (options.allowed_file_systems.clone(), options.owner);
-        Ok(Self { capacity, boot, mode: options.mode, owner: None, size, allowed_file_systems, accepted })
+        Ok(Self { capacity, boot: boot_id()?, mode, owner: None, size, allowed_file_systems, accepted })
     }
 
     /// A successor, as like its predecessor as can be: others must be able to open it just the same.
-    pub(crate) fn succeeding(facts: &Facts, stat: &FileStat, options: &TableOptions) -> Result<Self, Error> {
+    pub(crate) fn succeeding(facts: &Facts, stat: &FileStat, options: &FileOptions) -> Result<Self, Error> {
         let sparse = stat.st_blocks * 512 < stat.st_size;
         Ok(Self {
             capacity: facts.capacity,
@@ -712,45 +721,6 @@ impl View {
 
 fn root() -> Option<Identity> {
     std::fs::metadata("/").ok().map(|metadata| identity(&metadata))
-}
-
-impl OwnerCheck {
-    fn check(self, found: u32) -> Result<(), ErrorKind> {
-        let user = Uid::effective().as_raw();
-        let (accepted, mut expected) = match self {
-            Self::CurrentUserOrRoot => (found == user || found == 0, format!("{user} (this process's user) or 0")),
-            Self::User(user) => (found == user, user.to_string()),
-            Self::Anyone => return Ok(()),
-        };
-        let unmapped = check_mapped(found);
-        if let Err(who) = &unmapped {
-            expected = format!("{expected}, and not {who}");
-        }
-        if accepted && unmapped.is_ok() { Ok(()) } else { Err(ErrorKind::WrongOwner { found, expected }) }
-    }
-}
-
-/// Whether a file that shows as `user`'s is that user's: in a user namespace, those who have no number there all show as one,
-/// which the error tells. Where the namespace's numbers cannot be read, nobody is known by that one.
-pub(crate) fn check_mapped(user: u32) -> Result<(), String> {
-    // The number is 65534 unless an administrator has changed it, and that is hidden.
-    let overflow = std::fs::read_to_string("/proc/sys/kernel/overflowuid");
-    let overflow = overflow.ok().and_then(|number| number.trim().parse().ok()).unwrap_or(65_534);
-    if user != overflow {
-        return Ok(());
-    }
-    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
-    let is_mapped = map.lines().any(|line| {
-        let mut numbers = line.split_whitespace().map(|number| number.parse::<u64>().unwrap_or(0));
-        let (first, _outside, count) = (numbers.next(), numbers.next(), numbers.next());
-        let (first, user) = (first.unwrap_or(0), u64::from(user));
-        (first..first.saturating_add(count.unwrap_or(0))).contains(&user)
-    });
-    if is_mapped {
-        Ok(())
-    } else {
-        Err(format!("{user}, as which everybody shows who is not mapped into this user namespace"))
-    }
 }
 
 #[cfg(test)]

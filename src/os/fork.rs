@@ -5,13 +5,15 @@
 
 #![expect(unsafe_code, reason = "wipes a page on fork, and closes descriptors in a forked child")]
 
+use std::any::Any;
 use std::fs::File;
 use std::mem::ManuallyDrop;
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, RawFd};
+use std::panic::RefUnwindSafe;
 use std::ptr::{NonNull, null_mut};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
 use nix::libc;
@@ -140,6 +142,34 @@ impl<T: OfOneProcess> Drop for ForkLocal<T> {
 impl<T: OfOneProcess> std::fmt::Debug for ForkLocal<T> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("ForkLocal").finish_non_exhaustive()
+    }
+}
+
+/// What a layer above has one of for each value of a layer below, which carries it and knows nothing of it.
+pub(crate) struct Companion {
+    process: u64,
+    value: OnceLock<Arc<dyn Any + Send + Sync + RefUnwindSafe>>,
+}
+
+impl Companion {
+    /// The companion, which is made at the first call.
+    ///
+    /// # Panics
+    ///
+    /// It was asked for as another type.
+    pub(crate) fn get<T: Default + Send + Sync + RefUnwindSafe + 'static>(&self) -> Arc<T> {
+        let value: Arc<dyn Any + Send + Sync> = self.value.get_or_init(|| Arc::new(T::default())).clone();
+        value.downcast().unwrap_or_else(|_| unreachable!("a companion of another type"))
+    }
+}
+
+impl OfOneProcess for Companion {
+    fn new() -> Self {
+        Self { process: token(), value: OnceLock::new() }
+    }
+
+    fn is_inherited(&self) -> bool {
+        self.process != token()
     }
 }
 

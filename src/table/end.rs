@@ -131,7 +131,7 @@ impl Table {
             return Err(ErrorKind::NotReplaceable { reason }.into());
         };
         let check = || {
-            let file = TableFile::open(path, &self.0.options)?.ok_or(ErrorKind::NotFound)?;
+            let file = TableFile::open(path, &self.0.options.file)?.ok_or(ErrorKind::NotFound)?;
             file.check_replaceable(path)?;
             file.check_owner_can_be_given()
         };
@@ -148,7 +148,7 @@ impl Table {
     ) -> Result<(), Error> {
         for _ in 0..ATTEMPTS {
             let current = self.current()?;
-            let file = match TableFile::open(path, &self.0.options)? {
+            let file = match TableFile::open(path, &self.0.options.file)? {
                 Some(file) if Identity::of(&file.stat()?) == current.mapping().identity() => file,
                 // It was replaced behind our back: what stands there now is what is to be ended.
                 _ if current.is_gone() => {

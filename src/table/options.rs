@@ -8,26 +8,10 @@ use nix::unistd::Uid;
 
 use crate::error::{Error, ErrorKind};
 use crate::key::KeyNormalizer;
-use crate::os::file::{FUSE, check_mapped};
+use crate::os::file::{FUSE, FileOptions};
+use crate::os::owner::{OwnerCheck, check_mapped};
 use crate::os::privilege::has_callers_environment;
 use crate::protocol::layout::MAX_CAPACITY;
-use crate::table::Table;
-
-/// Whose files a table may be opened from. Whoever owns the file can forge generations.
-///
-/// In a user namespace, all users that have no number there show as one (65534, "nobody"). Unless that number itself stands for
-/// somebody there, only [`Anyone`](Self::Anyone) accepts it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum OwnerCheck {
-    /// The effective user of this process, or root.
-    #[default]
-    CurrentUserOrRoot,
-    /// The user with this id.
-    User(u32),
-    /// No check.
-    Anyone,
-}
 
 /// Options for opening a [`Table`]; made by [`Table::options`].
 ///
@@ -48,11 +32,7 @@ pub struct TableOptions {
     capacity: u64,
     pub(crate) mode: u32,
     pub(crate) create: bool,
-    pub(crate) read_only: bool,
-    replace_older: bool,
-    pub(crate) owner: OwnerCheck,
-    /// The magic numbers of file systems that are accepted, though not known to be local.
-    pub(crate) allowed_file_systems: Vec<u64>,
+    pub(crate) file: FileOptions,
     accept_retired: bool,
     pub(crate) normalizer: KeyNormalizer,
     pub(crate) pending_limit: Duration,
@@ -65,10 +45,7 @@ impl Default for TableOptions {
             capacity: 1024,
             mode: 0o600,
             create: true,
-            read_only: false,
-            replace_older: false,
-            owner: OwnerCheck::default(),
-            allowed_file_systems: Vec::new(),
+            file: FileOptions::default(),
             accept_retired: false,
             normalizer: KeyNormalizer::default(),
             pending_limit: Duration::from_secs(30),
@@ -101,7 +78,7 @@ impl TableOptions {
     ///
     /// Then the path may also be `/proc/PID/fd/NUMBER`, a descriptor of another process, to look at its anonymous table.
     pub fn read_only(mut self, read_only: bool) -> Self {
-        self.read_only = read_only;
+        self.file.read_only = read_only;
         self
     }
 
@@ -115,12 +92,8 @@ impl TableOptions {
     ///
     /// There is one version so far; who sets this is prepared for the next.
     pub fn replace_older(mut self, replace: bool) -> Self {
-        self.replace_older = replace;
+        self.file.replace_older = replace;
         self
-    }
-
-    pub(crate) fn replaces_older(&self) -> bool {
-        self.replace_older && !self.read_only
     }
 
     /// How keys that are not [raw](crate::CacheKey::raw) are normalized.
@@ -131,7 +104,7 @@ impl TableOptions {
 
     /// Whose file is accepted; [`OwnerCheck::CurrentUserOrRoot`] unless set.
     pub fn owner(mut self, owner: OwnerCheck) -> Self {
-        self.owner = owner;
+        self.file.owner = owner;
         self
     }
 
@@ -161,8 +134,8 @@ impl TableOptions {
     /// Accepts a FUSE file system. Only right if no other machine has it mounted, and if its driver keeps shared
     /// mappings coherent.
     pub fn allow_fuse(mut self, allow: bool) -> Self {
-        self.allowed_file_systems.retain(|magic| *magic != FUSE);
-        self.allowed_file_systems.extend(allow.then_some(FUSE));
+        self.file.allowed_file_systems.retain(|magic| *magic != FUSE);
+        self.file.allowed_file_systems.extend(allow.then_some(FUSE));
         self
     }
 
@@ -179,7 +152,7 @@ impl TableOptions {
     /// # Ok(()) }
     /// ```
     pub fn allow_file_system(mut self, magic: u64) -> Self {
-        self.allowed_file_systems.push(magic);
+        self.file.allowed_file_systems.push(magic);
         self
     }
 
@@ -192,78 +165,7 @@ impl TableOptions {
     }
 
     pub(crate) fn accepts_retired(&self) -> bool {
-        self.read_only && self.accept_retired
-    }
-
-    /// Opens the table at `path`, or creates it.
-    ///
-    /// A symbolic link at the path itself is refused, wherever it leads; links among its folders are followed. Who may write to
-    /// the folder can put any file there: prefer one that is your own, or sticky, as `/dev/shm` is. A table with several names
-    /// (hard links) is one, until a [`reset`](Table::reset), which gives a new file to one of them only.
-    ///
-    /// A file that is a mount point itself (`docker -v /dev/shm/shop.gensync:/dev/shm/shop.gensync`) can be opened, but not be
-    /// replaced from within: see [`Table::replaceable`]. When the host replaces its own, by a reset for example, the mount still
-    /// shows the old file, and every key there is expired for good: mount the folder instead.
-    ///
-    /// On overlayfs, a read-only table is first opened for writing and closed again, so that the process sees the file that
-    /// writers use; where that is not permitted, it is [`ErrorKind::ReadOnlyOverlay`].
-    ///
-    /// A successor stands for a moment under a hidden name beside `path`, `.gensync-` and 16 random hexadecimal digits; and so does
-    /// a new table, if the file system has no files without a name, or there is no /proc. A process that is killed then leaves it
-    /// there, to be removed by the next reset of a table in that folder by the same user.
-    ///
-    /// # Errors
-    ///
-    /// Every kind of [`ErrorKind`] but those about keys. A file that is not a table of this version is left untouched.
-    ///
-    /// # Progress
-    ///
-    /// Blocking: file input and output, and sleeping while another process makes or replaces the table, or has an update in flight in
-    /// one that is replaced.
-    pub fn open(self, path: impl AsRef<Path>) -> Result<Table, Error> {
-        Table::open_path(path.as_ref(), self)
-    }
-
-    /// Opens the table of the application `app` that belongs to this user, where [`Table::open_default`] has it; or creates
-    /// it. The folder is made only if the table may be created.
-    ///
-    /// # Errors
-    ///
-    /// As [`Table::open_default`].
-    ///
-    /// # Progress
-    ///
-    /// As [`open`](Self::open).
-    pub fn open_default(self, app: &str) -> Result<Table, Error> {
-        let path = default_path(app, self.create && !self.read_only)?;
-        self.open(path)
-    }
-
-    /// Creates a table without a name, in memory that forked children share (a sealed memfd).
-    ///
-    /// # Errors
-    ///
-    /// No descriptor or no memory is left; the capacity is out of range; or the table would be read-only.
-    ///
-    /// # Progress
-    ///
-    /// Some system calls, none of which sleeps.
-    pub fn anonymous(self) -> Result<Table, Error> {
-        Table::create_anonymous(self)
-    }
-
-    /// Opens or creates the named POSIX shared memory segment `name` (one component, with or without a leading `/`).
-    ///
-    /// # Errors
-    ///
-    /// As [`open`](Self::open). A read-only one is refused: open `/dev/shm/NAME` by path for that.
-    ///
-    /// # Progress
-    ///
-    /// As [`open`](Self::open).
-    #[cfg(feature = "shm")]
-    pub fn named(self, name: &str) -> Result<Table, Error> {
-        Table::open_named(name, self)
+        self.file.read_only && self.accept_retired
     }
 
     pub(crate) fn checked_capacity(&self) -> Result<u64, Error> {

@@ -1,5 +1,6 @@
 //! Sleeping on a whole table.
 
+use std::panic::RefUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,11 +8,11 @@ use super::{ATTEMPTS, Table};
 use crate::protocol::futex::BLIND;
 use crate::protocol::layout::Header;
 use crate::protocol::wake::{Armed, WakeWord};
-use crate::wait::notifier::Notifier;
 
 impl Table {
-    pub(crate) fn notifier(&self) -> Arc<Notifier> {
-        self.0.notifier.get()
+    /// What waits for this table in this process.
+    pub(crate) fn companion<T: Default + Send + Sync + RefUnwindSafe + 'static>(&self) -> Arc<T> {
+        self.0.companion.get().get()
     }
 
     /// Arms the table's wake word, if this process can sleep on it.

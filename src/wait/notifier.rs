@@ -24,7 +24,7 @@ use nix::sys::signal::{SigSet, SigmaskHow};
 use crate::error::Error;
 use crate::key::CacheKey;
 use crate::os::clock::coarse_now;
-use crate::os::fork::{OfOneProcess, token};
+use crate::os::fork::token;
 use crate::protocol::futex::BLIND;
 use crate::synchronizer::{GenerationSynchronizer, Ticket};
 use crate::table::Table;
@@ -234,17 +234,17 @@ impl Target {
     }
 }
 
-impl OfOneProcess for Notifier {
-    fn new() -> Self {
+impl Default for Notifier {
+    fn default() -> Self {
         Self { process: token(), state: Mutex::default() }
-    }
-
-    fn is_inherited(&self) -> bool {
-        self.process != token()
     }
 }
 
 impl Notifier {
+    fn is_inherited(&self) -> bool {
+        self.process != token()
+    }
+
     /// No code of the user's runs under the lock, so wakers are neither called nor dropped there.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -315,7 +315,7 @@ impl Registration {
     /// Puts `target` on the list, to be told when the key of `sync` is not what `ticket` saw.
     pub(crate) fn new(sync: &GenerationSynchronizer, ticket: Ticket, target: Target) -> Result<Self, Error> {
         let table = sync.table().clone();
-        let notifier = table.notifier();
+        let notifier: Arc<Notifier> = table.companion();
         let mut state = notifier.lock();
         state.last += 1;
         let (id, group) = (state.last, state.group(sync));
