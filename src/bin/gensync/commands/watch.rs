@@ -16,7 +16,8 @@ use crate::child::status_of;
 use crate::failure::{DONE, Failure, Outcome, complain};
 use crate::hangup::{busy, end_with_the_listener};
 use crate::keys::matches;
-use crate::output::{FAINT, Output, label, object, printable};
+use crate::output::{FAINT, Output, label, object};
+use crate::printable::printable;
 use crate::target::Target;
 use crate::time::precise;
 

@@ -10,7 +10,7 @@ use nix::unistd::Uid;
 use super::Finding;
 use crate::extents::written_elsewhere;
 use crate::filesystem::{self, bytes, folder};
-use crate::output::printable;
+use crate::printable::printable;
 use crate::processes::name_of;
 
 pub(super) fn checks(path: &Path, stats: &Stats) -> Vec<Finding> {

@@ -9,7 +9,8 @@ pub(crate) use replaceable::is_mount_point;
 use serde_json::json;
 
 use crate::failure::{DONE, Failure, NEGATIVE, Outcome, explain};
-use crate::output::{ATTENTION, BAD, FAINT, GOOD, Output, printable};
+use crate::output::{ATTENTION, BAD, FAINT, GOOD, Output};
+use crate::printable::printable;
 use crate::processes::{Mapped, Scan, scan, scan_path};
 use crate::target::Target;
 

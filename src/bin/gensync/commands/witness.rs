@@ -10,8 +10,8 @@ use gensync::CacheKey;
 use nix::unistd::getppid;
 
 use crate::arguments::WitnessOptions;
-use crate::change::mark_key;
 use crate::child::this_program;
+use crate::commands::change::mark_key;
 use crate::failure::{DONE, Outcome, complain};
 use crate::keys::Choice;
 use crate::target::Target;

@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 
 use gensync::{SlotInfo, Table};
 
-use super::view::Order;
 use crate::failure::{Failure, explain};
 use crate::output::label;
 use crate::processes::{Mapped, scan};
@@ -138,5 +137,34 @@ impl Model {
             }
         });
         rows
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Order {
+    #[default]
+    Rate,
+    Updates,
+    Generation,
+    Key,
+}
+
+impl Order {
+    pub(super) fn next(self) -> Self {
+        match self {
+            Self::Rate => Self::Updates,
+            Self::Updates => Self::Generation,
+            Self::Generation => Self::Key,
+            Self::Key => Self::Rate,
+        }
+    }
+
+    pub(super) fn text(self) -> &'static str {
+        match self {
+            Self::Rate => "rate",
+            Self::Updates => "updates",
+            Self::Generation => "generation",
+            Self::Key => "key",
+        }
     }
 }

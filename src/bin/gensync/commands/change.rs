@@ -9,11 +9,12 @@ use nix::unistd::Uid;
 use serde_json::json;
 
 use crate::arguments::{Clear, Confirmed, Create, Mark};
-use crate::doctor::is_mount_point;
+use crate::commands::doctor::is_mount_point;
 use crate::failure::{DONE, Failure, Outcome, complain};
 use crate::keys::{Selection, by_label, no_such_key};
 use crate::notice::{LIMIT, while_waiting};
-use crate::output::{Output, label, object, printable};
+use crate::output::{Output, label, object};
+use crate::printable::printable;
 use crate::processes::{holders, name_of};
 use crate::target::Target;
 

@@ -7,8 +7,8 @@ use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, Cell, Clear, Paragraph, Row as TableRow, Sparkline, Table, TableState};
 
 use super::keyboard::Key;
-use super::model::{Model, Row};
-use crate::output::printable;
+use super::model::{Model, Order, Row};
+use crate::printable::printable;
 
 /// How many looks a key's line tells of.
 const TREND: usize = 24;
@@ -27,35 +27,6 @@ const HELP: [&str; 11] = [
     "Home, End      the first key, the last key",
     "?              these keys; any key ends it",
 ];
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum Order {
-    #[default]
-    Rate,
-    Updates,
-    Generation,
-    Key,
-}
-
-impl Order {
-    fn next(self) -> Self {
-        match self {
-            Self::Rate => Self::Updates,
-            Self::Updates => Self::Generation,
-            Self::Generation => Self::Key,
-            Self::Key => Self::Rate,
-        }
-    }
-
-    fn text(self) -> &'static str {
-        match self {
-            Self::Rate => "rate",
-            Self::Updates => "updates",
-            Self::Generation => "generation",
-            Self::Key => "key",
-        }
-    }
-}
 
 /// What is to be done after a key was pressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

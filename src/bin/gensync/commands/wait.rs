@@ -7,7 +7,8 @@ use crate::arguments::Wait;
 use crate::failure::{DONE, Failure, NEGATIVE, Outcome};
 use crate::hangup::{busy, end_with_the_listener};
 use crate::keys::no_such_key;
-use crate::output::{Output, printable};
+use crate::output::Output;
+use crate::printable::printable;
 use crate::target::Target;
 
 pub(crate) fn wait(target: &Target, options: &Wait, output: &mut Output) -> Outcome {

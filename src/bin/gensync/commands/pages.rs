@@ -170,7 +170,7 @@ pub(crate) fn man(name: Option<&str>, folder: Option<&Path>, output: &mut Output
 }
 
 fn unwritable(path: &Path, error: &std::io::Error) -> Failure {
-    let path = crate::output::printable(path.as_os_str().as_encoded_bytes());
+    let path = crate::printable::printable(path.as_os_str().as_encoded_bytes());
     Failure::Unusable(format!("{path}: the page cannot be written: {error}"))
 }
 

@@ -23,7 +23,8 @@ use signal_hook::consts::{SIGCONT, SIGHUP, SIGWINCH};
 
 use crate::arguments::Top;
 use crate::failure::{DONE, Failure, Outcome, complain};
-use crate::output::{BAD, Cell, Output, left, object, printable, right};
+use crate::output::{BAD, Cell, Output, left, object, right};
+use crate::printable::printable;
 use crate::target::Target;
 use crate::time::precise;
 
@@ -193,7 +194,7 @@ fn print_once(target: &Target, table: Table, options: &Top, output: &mut Output)
     }
     output.line(&printable(model.path().as_bytes()))?;
     output.line(&model.totals.text())?;
-    let rows: Vec<_> = model.rows(view::Order::Rate, "").into_iter().take(TOLD).collect();
+    let rows: Vec<_> = model.rows(model::Order::Rate, "").into_iter().take(TOLD).collect();
     let row = |row: &model::Row<'_>| {
         let (slot, dash) = (row.slot, || Cell::new("-"));
         let pending = match slot.pending() {
@@ -220,7 +221,7 @@ fn print(target: &Target, table: Table, options: &Top, output: &mut Output) -> O
         if let Some(trouble) = &model.trouble {
             complain(trouble);
         }
-        let keys: Vec<_> = model.rows(view::Order::Rate, "").into_iter().take(TOLD).collect();
+        let keys: Vec<_> = model.rows(model::Order::Rate, "").into_iter().take(TOLD).collect();
         let keys: Vec<_> = keys
             .into_iter()
             .map(|row| {

@@ -6,7 +6,7 @@ use gensync::{ErrorKind, Table};
 use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statx};
 
 use super::Finding;
-use crate::output::printable;
+use crate::printable::printable;
 
 const CHECK: &str = "replacement";
 

@@ -10,7 +10,8 @@ use nix::unistd::Uid;
 use serde_json::json;
 
 use crate::failure::{DONE, Outcome};
-use crate::output::{Cell, Output, left, printable, right};
+use crate::output::{Cell, Output, left, right};
+use crate::printable::printable;
 use crate::processes::scan;
 use crate::target::Target;
 

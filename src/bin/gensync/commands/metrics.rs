@@ -18,12 +18,13 @@ use nix::unistd::Uid;
 use serde_json::{Map, Value, json};
 
 use crate::arguments::Metrics;
+use crate::commands::stat::state;
 use crate::failure::{DONE, Failure, Outcome};
 use crate::filesystem::folder;
 use crate::keys::chosen;
-use crate::output::{Output, printable};
+use crate::output::Output;
+use crate::printable::printable;
 use crate::processes::{Blind, Mapped, scan};
-use crate::stat::state;
 use crate::target::Target;
 use crate::time::seconds;
 

@@ -4,7 +4,7 @@
 //! are two makers, and the update is in flight until both have ended. Whatever is killed:
 //!
 //! - the command: this process finishes the update;
-//! - this process: the [witness](crate::witness) announces the update at once. The command may still change the source, so
+//! - this process: the [witness](crate::commands::witness) announces the update at once. The command may still change the source, so
 //!   the update stays in flight: the lock goes with the command, and whoever checks the key next announces it again;
 //! - both, or all: whoever checks the key next announces it.
 //!
@@ -20,14 +20,15 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde_json::json;
 
 use crate::arguments::Exec;
-use crate::change::reset_in_the_way;
 use crate::child::{self, status_of};
+use crate::commands::change::reset_in_the_way;
+use crate::commands::witness::Witness;
 use crate::failure::{DONE, EXEC_FAILED, Failure, Outcome, complain};
 use crate::keys::{Choice, no_such_key};
 use crate::notice::while_waiting;
-use crate::output::{Output, object, printable};
+use crate::output::{Output, object};
+use crate::printable::printable;
 use crate::target::Target;
-use crate::witness::Witness;
 
 const CANNOT_RUN: u8 = 126;
 const NO_SUCH_COMMAND: u8 = 127;

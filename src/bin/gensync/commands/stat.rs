@@ -5,7 +5,8 @@ use serde_json::json;
 
 use crate::failure::{DONE, Outcome};
 use crate::filesystem;
-use crate::output::{BAD, HEADING, Output, PLAIN, printable};
+use crate::output::{BAD, HEADING, Output, PLAIN};
+use crate::printable::printable;
 use crate::processes::name_of;
 use crate::target::Target;
 use crate::time::{local, seconds};
