@@ -5,11 +5,11 @@
 mod builder;
 #[cfg(feature = "async")]
 mod changed;
-mod flights;
 mod period;
 mod pollable;
 mod projection;
 mod reader;
+mod single_flight;
 mod wait;
 mod waits;
 
@@ -33,10 +33,10 @@ use crate::synchronizer::update::{Update, UpdateError};
 use crate::synchronizer::{GenerationSynchronizer, Ticket};
 #[cfg(feature = "async")]
 pub use changed::CachedChanged;
-use flights::{Failure, Flight, Flights, Log, Next};
 use period::Period;
 pub use projection::{CachedProjection, Part};
 pub use reader::CachedReader;
+use single_flight::{Failure, Load, Log, Next, SingleFlight};
 
 /// How many loads in a row must have been overtaken by updates before that is reported.
 const OVERTAKEN: u64 = 8;
@@ -84,8 +84,8 @@ pub struct Cached<T: ?Sized> {
     sync: GenerationSynchronizer,
     hits: Count,
     policy: Policy<T>,
-    flights: ForkLocal<Flights>,
-    tally: Tally,
+    single_flight: ForkLocal<SingleFlight>,
+    metrics: Metrics,
     /// What tasks were told last.
     #[cfg(feature = "async")]
     reported: ArcSwapOption<period::Report>,
@@ -184,7 +184,7 @@ impl<T: ?Sized> Entry<T> {
 }
 
 #[derive(Default)]
-struct Tally {
+struct Metrics {
     reloads: Count,
     errors: Count,
     stale: Count,
@@ -221,13 +221,13 @@ pub struct Counters {
 
 /// What a caller puts up with.
 #[derive(Clone, Copy)]
-struct Terms {
+struct GetOptions {
     stale_while_reloading: bool,
     stale_after_failure: bool,
     deadline: Option<Deadline>,
 }
 
-impl Terms {
+impl GetOptions {
     const FRESH: Self = Self { stale_while_reloading: false, stale_after_failure: false, deadline: None };
 }
 
@@ -294,16 +294,16 @@ impl<T: ?Sized> Cached<T> {
     }
 
     pub(crate) fn assemble(sync: GenerationSynchronizer, policy: Policy<T>) -> Self {
-        let flights = ForkLocal::new();
+        let single_flight = ForkLocal::new();
         let sync = sync.without_following();
-        let (current, hits, tally) = (ArcSwapOption::empty(), Count::default(), Tally::default());
+        let (current, hits, metrics) = (ArcSwapOption::empty(), Count::default(), Metrics::default());
         Self {
             current,
             sync,
             hits,
             policy,
-            flights,
-            tally,
+            single_flight,
+            metrics,
             #[cfg(feature = "async")]
             reported: ArcSwapOption::empty(),
         }
@@ -357,8 +357,8 @@ impl<T: ?Sized> Cached<T> {
         match self.fresh(true, |entry| entry.value()) {
             Some(value) => Ok(value),
             None => {
-                let terms = Terms { stale_while_reloading: true, ..self.default_terms() };
-                self.get_slow(terms).map(|entry| entry.value())
+                let options = GetOptions { stale_while_reloading: true, ..self.default_terms() };
+                self.get_slow(options).map(|entry| entry.value())
             }
         }
     }
@@ -378,8 +378,8 @@ impl<T: ?Sized> Cached<T> {
         match self.fresh(true, |entry| entry.value()) {
             Some(value) => Ok(value),
             None => {
-                let terms = Terms { deadline: Some(Deadline::at(deadline)), ..Terms::FRESH };
-                self.get_slow(terms).map(|entry| entry.value())
+                let options = GetOptions { deadline: Some(Deadline::at(deadline)), ..GetOptions::FRESH };
+                self.get_slow(options).map(|entry| entry.value())
             }
         }
     }
@@ -522,7 +522,7 @@ impl<T: ?Sized> Cached<T> {
     ///
     /// Takes a lock of the value's, which is never held for long.
     pub fn invalidate(&self) {
-        let old = self.flights.get().invalidate(|| {
+        let old = self.single_flight.get().invalidate(|| {
             let entry = self.current.load_full()?;
             let (value, dependencies, age) = (entry.value(), entry.dependencies.clone(), entry.age);
             self.sync.adopt(Ticket::VOID);
@@ -547,7 +547,7 @@ impl<T: ?Sized> Cached<T> {
     /// What this `Cached` has done so far.
     #[must_use]
     pub fn counters(&self) -> Counters {
-        let Tally { reloads, errors, stale, overtaken, unconfirmed, outage: _, longest } = &self.tally;
+        let Metrics { reloads, errors, stale, overtaken, unconfirmed, outage: _, longest } = &self.metrics;
         Counters {
             hits: self.hits.get(),
             reloads: reloads.get(),
@@ -559,8 +559,12 @@ impl<T: ?Sized> Cached<T> {
         }
     }
 
-    fn default_terms(&self) -> Terms {
-        Terms { stale_while_reloading: self.policy.stale_while_reloading, stale_after_failure: true, deadline: None }
+    fn default_terms(&self) -> GetOptions {
+        GetOptions {
+            stale_while_reloading: self.policy.stale_while_reloading,
+            stale_after_failure: true,
+            deadline: None,
+        }
     }
 
     /// Something of the present value, if that is fresh. It may only be verified if the call `may_load`.
@@ -617,9 +621,9 @@ impl<T: ?Sized> Cached<T> {
     }
 
     #[cold]
-    fn get_slow(&self, terms: Terms) -> Result<Arc<Entry<T>>, Error> {
-        let flights = self.flights.get();
-        let before = flights.log();
+    fn get_slow(&self, options: GetOptions) -> Result<Arc<Entry<T>>, Error> {
+        let single_flight = self.single_flight.get();
+        let before = single_flight.log();
         let mut log = before;
         loop {
             let current = self.current.load_full();
@@ -629,60 +633,62 @@ impl<T: ?Sized> Cached<T> {
                 self.hits.add_one();
                 return Ok(Arc::clone(entry));
             }
-            match flights.next(before, log) {
+            match single_flight.next(before, log) {
                 Next::Look => {}
-                Next::Load(flight) => {
-                    return self.load(flight, None).or_else(|failure| self.after_failure(&failure, current, terms));
+                Next::Load(load) => {
+                    return self.load(load, None).or_else(|failure| self.after_failure(&failure, current, options));
                 }
-                Next::Fail(failure) => return self.after_failure(&failure, current, terms),
+                Next::Fail(failure) => return self.after_failure(&failure, current, options),
                 Next::Recurse => return Err(self.sync.error(ErrorKind::Recursion)),
                 Next::Rest => {
                     return current.map(|entry| self.stale(entry)).ok_or_else(|| self.sync.error(ErrorKind::Recursion));
                 }
                 Next::Wait { began, unread_since } => {
                     let now = coarse_now();
-                    let allowed = self.allowed_staleness(&current, terms);
+                    let allowed = self.allowed_staleness(&current, options);
                     let period = |since| Period::new(since, allowed);
                     match current {
-                        Some(entry) if terms.stale_while_reloading && !period(unread_since).is_over(now) => {
+                        Some(entry) if options.stale_while_reloading && !period(unread_since).is_over(now) => {
                             return Ok(self.stale(entry));
                         }
-                        _ if period(began).is_over(now) => return Err(self.overdue(&flights, log, began, allowed)),
+                        _ if period(began).is_over(now) => {
+                            return Err(self.overdue(&single_flight, log, began, allowed));
+                        }
                         _ => {}
                     }
                     // Nobody need keep an old value for this call's sake.
                     drop(current);
-                    if terms.deadline.is_some_and(Deadline::is_reached) {
+                    if options.deadline.is_some_and(Deadline::is_reached) {
                         return Err(self.sync.error(ErrorKind::Deadline));
                     }
                     let end =
-                        terms.deadline.map(|deadline| deadline.at).into_iter().chain(period(began).end(now)).min();
+                        options.deadline.map(|deadline| deadline.at).into_iter().chain(period(began).end(now)).min();
                     let key = self.sync.cache_key().as_str();
-                    flights
+                    single_flight
                         .wait(log, end, key)
                         .map_err(|circle| self.sync.explain(Error::from(ErrorKind::Recursion).caused_by(circle)))?;
                 }
             }
-            log = flights.log();
+            log = single_flight.log();
         }
     }
 
     fn stale(&self, entry: Arc<Entry<T>>) -> Arc<Entry<T>> {
-        self.tally.stale.add_one();
+        self.metrics.stale.add_one();
         entry
     }
 
     /// How long a load may last before it counts as failed for a call that waits for it; as for ever, if there is nothing that
     /// could be too old, or the call has a limit of its own.
-    fn allowed_staleness(&self, current: &Option<Arc<Entry<T>>>, terms: Terms) -> Duration {
+    fn allowed_staleness(&self, current: &Option<Arc<Entry<T>>>, options: GetOptions) -> Duration {
         let allowed = self.policy.max_staleness.filter(|allowed| !allowed.is_zero() && current.is_some());
-        allowed.filter(|_| terms.stale_after_failure).unwrap_or(Duration::MAX)
+        allowed.filter(|_| options.stale_after_failure).unwrap_or(Duration::MAX)
     }
 
     #[cold]
-    fn overdue(&self, flights: &Flights, log: Log, began: u64, allowed: Duration) -> Error {
-        if flights.is_first_to_find_overdue(log) {
-            self.tally.errors.add_one();
+    fn overdue(&self, single_flight: &SingleFlight, log: Log, began: u64, allowed: Duration) -> Error {
+        if single_flight.is_first_to_find_overdue(log) {
+            self.metrics.errors.add_one();
         }
         let lasted = Duration::from_millis(coarse_now().saturating_sub(began));
         self.sync.error(ErrorKind::Overdue { lasted, allowed })
@@ -693,11 +699,11 @@ impl<T: ?Sized> Cached<T> {
         &self,
         failure: &Failure,
         old: Option<Arc<Entry<T>>>,
-        terms: Terms,
+        options: GetOptions,
     ) -> Result<Arc<Entry<T>>, Error> {
         let is_allowed = |staleness| !Period::new(failure.since, staleness).is_over(coarse_now());
         match (old, self.policy.max_staleness) {
-            (Some(entry), Some(staleness)) if terms.stale_after_failure && is_allowed(staleness) => {
+            (Some(entry), Some(staleness)) if options.stale_after_failure && is_allowed(staleness) => {
                 Ok(self.stale(entry))
             }
             _ => Err(self.load_error(failure)),
@@ -709,7 +715,7 @@ impl<T: ?Sized> Cached<T> {
     }
 
     /// Loads the value, or only sees whether `verified` still is what would be loaded.
-    fn load(&self, mut flight: Flight<'_>, verified: Option<&Entry<T>>) -> Result<Arc<Entry<T>>, Failure> {
+    fn load(&self, mut load: Load<'_>, verified: Option<&Entry<T>>) -> Result<Arc<Entry<T>>, Failure> {
         let mut outage = None;
         let mut take = |sync: &GenerationSynchronizer| {
             let (ticket, reason) = sync.ticket_with_reason();
@@ -720,23 +726,23 @@ impl<T: ?Sized> Cached<T> {
         let ticket = take(&self.sync);
         let (start, since) = (Instant::now(), coarse_now());
         let outcome = (self.policy.loader)();
-        self.tally.longest.raise_to(start.elapsed().as_micros() as u64);
+        self.metrics.longest.raise_to(start.elapsed().as_micros() as u64);
         match outcome {
             Ok(value) => {
                 let age = Period::new(coarse_now(), self.policy.next_age());
-                let (entry, old) = flight.place(|is_invalidated| {
+                let (entry, old) = load.place(|is_invalidated| {
                     let ticket = if is_invalidated { Ticket::VOID } else { ticket };
                     let entry = Arc::new(Entry { value, ticket, dependencies, age });
                     let old = self.current.swap(Some(Arc::clone(&entry)));
                     (entry, old)
                 });
                 self.sync.adopt(entry.ticket);
-                self.tally.reloads.add_one();
+                self.metrics.reloads.add_one();
                 let is_overtaken = self.is_overtaken(&entry);
                 if is_overtaken {
-                    self.tally.overtaken.add_one();
+                    self.metrics.overtaken.add_one();
                 }
-                let overtaken = flight.succeed(is_overtaken);
+                let overtaken = load.succeed(is_overtaken);
                 if self.policy.max_age.is_some() {
                     self.set_alarms(entry.age.due());
                 }
@@ -751,23 +757,23 @@ impl<T: ?Sized> Cached<T> {
                     self.compare(verified, &entry);
                 }
                 // Before the old value: dropping that may take its time, and need this one.
-                drop(flight);
+                drop(load);
                 Ok(entry)
             }
             Err(error) => {
-                if !flight.is_overdue() {
-                    self.tally.errors.add_one();
+                if !load.is_overdue() {
+                    self.metrics.errors.add_one();
                 }
                 let ended = coarse_now();
                 let retry = Period::new(ended, self.policy.pause_of_calls());
-                let mut failure = Failure { error, since, ended, retry, load: flight.number() };
+                let mut failure = Failure { error, since, ended, retry, load: load.number() };
                 match verified {
-                    None => flight.fail(&mut failure),
+                    None => load.fail(&mut failure),
                     // There is a fresh value, and no reason not to load when it expires.
-                    Some(_) => flight.land(),
+                    Some(_) => load.complete(),
                 }
                 self.report(|| self.load_error(&failure));
-                drop(flight);
+                drop(load);
                 Err(failure)
             }
         }
@@ -775,9 +781,9 @@ impl<T: ?Sized> Cached<T> {
 
     /// Counts a load that came in an outage of the table, and reports the first one of each.
     fn note_outage(&self, outage: Option<Error>) {
-        let Some(reason) = outage else { return self.tally.outage.clear() };
-        self.tally.unconfirmed.add_one();
-        if self.tally.outage.add_one() == 1 {
+        let Some(reason) = outage else { return self.metrics.outage.clear() };
+        self.metrics.unconfirmed.add_one();
+        if self.metrics.outage.add_one() == 1 {
             self.report(|| reason);
         }
     }
@@ -792,8 +798,8 @@ impl<T: ?Sized> Cached<T> {
     /// anything.
     #[cold]
     fn verify(&self, entry: &Entry<T>) -> Option<Arc<Entry<T>>> {
-        let flights = self.flights.get();
-        self.load(flights.try_take_off()?, Some(entry)).ok()
+        let single_flight = self.single_flight.get();
+        self.load(single_flight.try_start()?, Some(entry)).ok()
     }
 
     /// Reports two values if they differ and should not: no update has come between their loads, and none is in flight.

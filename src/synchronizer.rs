@@ -14,7 +14,7 @@ use crate::os::clock::{coarse_now, precise_now};
 use crate::os::lock::Held;
 use crate::os::mapping::Places;
 use crate::protocol::layout::Slot;
-use crate::protocol::slot::{Backoff, CheckBudget, LastTried, Pace, Seen, Sight, Vigil, Word};
+use crate::protocol::slot::{Backoff, CheckBudget, LastObserved, LastTried, Observed, Pace, PendingMonitor, Word};
 use crate::table::incarnation::{Incarnation, Place};
 use crate::table::{ATTEMPTS, PAUSE, Table};
 
@@ -54,7 +54,7 @@ const ROUNDS: u32 = 16;
 pub struct GenerationSynchronizer {
     // What each use asks for stands in one cache line, which no other synchronizer has a part of.
     places: Places<Incarnation>,
-    seen: Seen,
+    seen: LastObserved,
     budget: CheckBudget,
     read_only: bool,
     /// Whether updates take the slow path: what cannot be made, or is not adopted.
@@ -67,7 +67,7 @@ pub struct GenerationSynchronizer {
     /// The address of the incarnation that the last attempt was made with, and one if it was retired for good by then.
     tried: LastTried,
     /// One for all clones, as what was seen tells of losses by the numbers that they have there.
-    vigil: Arc<Vigil>,
+    monitor: Arc<PendingMonitor>,
     /// How soon those who wait are told again of what they do not adopt.
     pace: Pace,
 }
@@ -87,8 +87,8 @@ pub(crate) struct News {
 impl News {
     /// Whether there is any for `ticket`; `sync` is what gave this.
     pub(crate) fn is_for(self, sync: &GenerationSynchronizer, ticket: Ticket) -> bool {
-        let is_same = self.is_live && ticket.sight.is(self.word) && !self.is_doubtful;
-        !is_same && (self.may_retry || ticket.sight != Sight::NOTHING) && sync.is_overtaken(ticket.sight)
+        let is_same = self.is_live && ticket.observed.is(self.word) && !self.is_doubtful;
+        !is_same && (self.may_retry || ticket.observed != Observed::NOTHING) && sync.is_overtaken(ticket.observed)
     }
 
     /// The word of which there is no news for those to whom there was none; zero if there may be, as a pending update must be
@@ -106,7 +106,7 @@ impl Clone for GenerationSynchronizer {
     /// Another synchronizer of the same key, which has seen what this one has seen. It allocates, and makes no system call.
     fn clone(&self) -> Self {
         let places = Places::new(self.places.latest().clone());
-        Self::assemble(places, self.seen.get(), self.table.clone(), self.key.clone(), Arc::clone(&self.vigil))
+        Self::assemble(places, self.seen.get(), self.table.clone(), self.key.clone(), Arc::clone(&self.monitor))
     }
 }
 
@@ -117,18 +117,18 @@ impl Clone for GenerationSynchronizer {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use = "a ticket does nothing until it is adopted"]
 pub struct Ticket {
-    sight: Sight,
+    observed: Observed,
     /// The address of the slot that it was taken of, which no other key of this process has.
     slot: usize,
 }
 
 impl Ticket {
     /// Of which nothing is fresh.
-    pub(crate) const VOID: Self = Self { sight: Sight::NOTHING, slot: 0 };
+    pub(crate) const VOID: Self = Self { observed: Observed::NOTHING, slot: 0 };
 
     #[inline]
-    fn of(sight: Sight, slot: &Slot) -> Self {
-        Self { sight, slot: std::ptr::from_ref(slot).addr() }
+    fn of(observed: Observed, slot: &Slot) -> Self {
+        Self { observed, slot: std::ptr::from_ref(slot).addr() }
     }
 
     #[inline]
@@ -137,13 +137,13 @@ impl Ticket {
     }
 
     pub(crate) fn may_sleep_on(self, word: Word) -> bool {
-        self.sight.may_sleep_on(word)
+        self.observed.may_sleep_on(word)
     }
 
     /// Whether it was taken while freshness could not be known: what is loaded with it serves for the
     /// [`outage_ttl`](crate::TableOptions::outage_ttl).
     pub(crate) fn is_unconfirmed(self) -> bool {
-        self.sight.is_in_doubt()
+        self.observed.is_in_doubt()
     }
 
     /// The generation that it stands for; `None` if there was no table to attach to, none that could be
@@ -154,7 +154,7 @@ impl Ticket {
     /// Wait-free; no system call.
     #[must_use]
     pub fn generation(self) -> Option<Generation> {
-        self.sight.generation()
+        self.observed.generation()
     }
 }
 
@@ -178,14 +178,20 @@ impl GenerationSynchronizer {
     pub fn new(table: &Table, key: impl Into<CacheKey>) -> Result<Self, Error> {
         let key = table.normalize(key)?;
         let place = table.attach(&key)?;
-        let sight = Sight::of(place.word());
-        Ok(Self::assemble(Places::new(place), sight, table.clone(), key, Arc::new(Vigil::new())))
+        let observed = Observed::of(place.word());
+        Ok(Self::assemble(Places::new(place), observed, table.clone(), key, Arc::new(PendingMonitor::new())))
     }
 
-    fn assemble(places: Places<Incarnation>, sight: Sight, table: Table, key: CacheKey, vigil: Arc<Vigil>) -> Self {
-        let (seen, budget, read_only) = (Seen::new(sight), CheckBudget::new(), table.is_read_only());
+    fn assemble(
+        places: Places<Incarnation>,
+        observed: Observed,
+        table: Table,
+        key: CacheKey,
+        monitor: Arc<PendingMonitor>,
+    ) -> Self {
+        let (seen, budget, read_only) = (LastObserved::new(observed), CheckBudget::new(), table.is_read_only());
         let (retry, tried, pace, is_detoured) = (Backoff::up_to(PAUSE), LastTried::default(), Pace::new(), read_only);
-        Self { places, seen, budget, read_only, is_detoured, table, key, retry, tried, vigil, pace }
+        Self { places, seen, budget, read_only, is_detoured, table, key, retry, tried, monitor, pace }
     }
 
     /// Does not adopt its own updates from here on: for a holder whose state is not what it writes. A clone does.
@@ -229,11 +235,11 @@ impl GenerationSynchronizer {
     #[inline]
     #[must_use]
     pub fn is_expired_since(&self, ticket: Ticket) -> bool {
-        if ticket.is_of(self.places.slot()) { self.is_expired_by(ticket.sight) } else { self.is_expired_elsewhere() }
+        if ticket.is_of(self.places.slot()) { self.is_expired_by(ticket.observed) } else { self.is_expired_elsewhere() }
     }
 
     #[inline]
-    fn is_expired_by(&self, seen: Sight) -> bool {
+    fn is_expired_by(&self, seen: Observed) -> bool {
         let word = self.places.slot().word();
         if seen.is(word) && self.budget.spend() {
             return false;
@@ -242,7 +248,7 @@ impl GenerationSynchronizer {
     }
 
     #[cold]
-    fn is_expired_slow(&self, seen: Sight, word: Word) -> bool {
+    fn is_expired_slow(&self, seen: Observed, word: Word) -> bool {
         // A pending update brings every check here, and so does an outage.
         let may_wait = seen.is_before_updates_of(word) || seen.is_of_no_slot() || seen.is_in_doubt();
         if !(may_wait && self.budget.spend()) {
@@ -260,7 +266,7 @@ impl GenerationSynchronizer {
         true
     }
 
-    fn is_overtaken(&self, seen: Sight) -> bool {
+    fn is_overtaken(&self, seen: Observed) -> bool {
         let word = self.places.slot().word();
         if word.is_live() && self.table.is_latest(self.places.latest().owner()) {
             return !self.is_fresh(seen, word);
@@ -293,9 +299,9 @@ impl GenerationSynchronizer {
         has_moved_on
     }
 
-    fn is_fresh(&self, seen: Sight, word: Word) -> bool {
+    fn is_fresh(&self, seen: Observed, word: Word) -> bool {
         if word.pending() == 0 {
-            self.vigil.end();
+            self.monitor.end();
         }
         if self.table.is_doubtful() {
             return seen.outlives_doubt(word, coarse_now(), self.table.outage_ttl());
@@ -305,14 +311,14 @@ impl GenerationSynchronizer {
 
     /// Whether the updates that `word` says are pending have a maker who may still finish them, so that what was `seen` is
     /// as fresh as before. If not, this is their end: the key is updated in their place.
-    fn is_in_flight(&self, seen: Sight, word: Word) -> bool {
+    fn is_in_flight(&self, seen: Observed, word: Word) -> bool {
         let now = precise_now();
-        let is_old = || u128::from(self.vigil.age(word, now)) >= self.table.pending_limit().as_micros();
-        let has_lost = self.vigil.has_lost(word);
+        let is_old = || u128::from(self.monitor.age(word, now)) >= self.table.pending_limit().as_micros();
+        let has_lost = self.monitor.has_lost(word);
         if has_lost && !is_old() {
-            return seen == self.vigil.sight(word);
+            return seen == self.monitor.observed(word);
         }
-        if !has_lost && !self.vigil.is_due(now) {
+        if !has_lost && !self.monitor.is_due(now) {
             return true;
         }
         let place = self.places.latest();
@@ -337,7 +343,7 @@ impl GenerationSynchronizer {
         }
         // They are lost, but not for all. Should one have been abandoned and another begun each time that this process looked,
         // then the loss is none, and hides one that comes later. So it holds no longer than the limit.
-        self.vigil.lose(word, now);
+        self.monitor.lose(word, now);
         false
     }
 
@@ -360,7 +366,7 @@ impl GenerationSynchronizer {
         let place = self.table.attach(&self.key);
         // What was seen in an outage serves as long as that lasts.
         if place.is_ok() || !self.seen.get().is_of_no_slot() {
-            self.seen.adopt(Sight::NOTHING);
+            self.seen.adopt(Observed::NOTHING);
         }
         self.places.append(place?);
         self.retry.end();
@@ -368,29 +374,32 @@ impl GenerationSynchronizer {
     }
 
     fn present(&self) -> Result<Ticket, Error> {
-        let sight = |place: &Place| {
+        let observed = |place: &Place| {
             let word = place.word();
-            let sight =
-                if self.table.is_doubtful() { Sight::unconfirmed(word, coarse_now()) } else { self.vigil.sight(word) };
-            word.is_live().then(|| Ticket::of(sight, place))
+            let observed = if self.table.is_doubtful() {
+                Observed::unconfirmed(word, coarse_now())
+            } else {
+                self.monitor.observed(word)
+            };
+            word.is_live().then(|| Ticket::of(observed, place))
         };
-        match sight(self.places.latest()) {
+        match observed(self.places.latest()) {
             Some(ticket) => Ok(ticket),
-            None => self.in_successor(sight),
+            None => self.in_successor(observed),
         }
     }
 
     /// What to load the state with while there is no slot to attach to.
     fn unattached(&self) -> Ticket {
-        Ticket::of(self.missing().unwrap_or_else(|| Sight::outage(coarse_now())), self.places.slot())
+        Ticket::of(self.missing().unwrap_or_else(|| Observed::outage(coarse_now())), self.places.slot())
     }
 
     /// What there is to be seen while the table has no such key, which this holder may not create. Every process that could
     /// update the key attaches to it first.
-    fn missing(&self) -> Option<Sight> {
+    fn missing(&self) -> Option<Observed> {
         let latest = self.table.latest();
         let may_be_missing = self.read_only && !self.table.is_doubtful() && latest.slots().header().is_live();
-        (may_be_missing && matches!(latest.find(&self.key), Ok(None))).then(|| Sight::missing(latest.number()))
+        (may_be_missing && matches!(latest.find(&self.key), Ok(None))).then(|| Observed::missing(latest.number()))
     }
 
     /// Moves on until `action` succeeds, as the table may be replaced again and again.
@@ -426,8 +435,8 @@ impl GenerationSynchronizer {
     /// is news twice a second.
     pub(crate) fn is_news(&self, ticket: Ticket) -> bool {
         self.table.revalidate_if_due(coarse_now());
-        let is_lost = ticket.sight == Sight::NOTHING && !self.places.slot().word().is_live();
-        (!is_lost || self.retry.is_long_ago(coarse_now())) && self.is_overtaken(ticket.sight)
+        let is_lost = ticket.observed == Observed::NOTHING && !self.places.slot().word().is_live();
+        (!is_lost || self.retry.is_long_ago(coarse_now())) && self.is_overtaken(ticket.observed)
     }
 
     /// Has the next update wake those who sleep on the table's wake word, unless this process cannot write to the table, and
@@ -444,7 +453,7 @@ impl GenerationSynchronizer {
     /// reported again, and a ticket for all that comes after it. `None` if there is none, or it was not reported yet.
     pub(crate) fn repeat(&self, ticket: Ticket) -> Option<(u64, Ticket)> {
         let present = self.unadopted(ticket)?;
-        Some((self.pace.pause(ticket.sight, present.sight, coarse_now())?, present))
+        Some((self.pace.pause(ticket.observed, present.observed, coarse_now())?, present))
     }
 
     /// Notes that somebody with `ticket` is told that there is news. It does not count if that was sooner than is due: the
@@ -452,17 +461,17 @@ impl GenerationSynchronizer {
     pub(crate) fn note_report(&self, ticket: Ticket) {
         let now = coarse_now();
         if let Some(present) = self.unadopted(ticket)
-            && matches!(self.pace.pause(ticket.sight, present.sight, now), None | Some(0))
+            && matches!(self.pace.pause(ticket.observed, present.observed, now), None | Some(0))
         {
-            self.pace.report(ticket.sight, present.sight, now);
+            self.pace.report(ticket.observed, present.observed, now);
         }
     }
 
     /// What somebody with `ticket` could adopt. A table that cannot be attached to has a pace of its own.
     fn unadopted(&self, ticket: Ticket) -> Option<Ticket> {
         let word = self.places.slot().word();
-        let present = Ticket::of(self.vigil.sight(word), self.places.slot());
-        (word.is_live() && present.sight != ticket.sight).then_some(present)
+        let present = Ticket::of(self.monitor.observed(word), self.places.slot());
+        (word.is_live() && present.observed != ticket.observed).then_some(present)
     }
 
     /// How reports to tasks are paced.
@@ -474,12 +483,12 @@ impl GenerationSynchronizer {
     /// Whether nothing has happened since `ticket` was taken: no update, and none that is pending.
     #[inline]
     pub(crate) fn is_unchanged(&self, ticket: Ticket) -> bool {
-        ticket.sight.is(self.places.slot().word())
+        ticket.observed.is(self.places.slot().word())
     }
 
     /// Whether state that was loaded with `ticket` is fresh. The caller has seen to the budget.
     pub(crate) fn confirms(&self, ticket: Ticket) -> bool {
-        ticket.is_of(self.places.slot()) && !self.is_overtaken(ticket.sight)
+        ticket.is_of(self.places.slot()) && !self.is_overtaken(ticket.observed)
     }
 
     /// Takes a ticket: to be called before the state is loaded.
@@ -494,7 +503,7 @@ impl GenerationSynchronizer {
     pub fn ticket(&self) -> Ticket {
         let slot = self.places.slot();
         match slot.word().settled() {
-            Some(sight) if !self.table.is_doubtful() => Ticket::of(sight, slot),
+            Some(observed) if !self.table.is_doubtful() => Ticket::of(observed, slot),
             _ => self.ticket_slow(),
         }
     }
@@ -528,7 +537,7 @@ impl GenerationSynchronizer {
     #[inline]
     pub fn adopt(&self, ticket: Ticket) {
         let is_own = ticket.is_of(self.places.slot());
-        self.seen.adopt(if is_own { ticket.sight } else { Sight::NOTHING });
+        self.seen.adopt(if is_own { ticket.observed } else { Observed::NOTHING });
     }
 
     /// Loads the state with a ticket: takes it, runs `load`, adopts it.
@@ -564,9 +573,9 @@ impl GenerationSynchronizer {
     #[inline]
     pub fn refresh(&self) -> Result<Generation, Error> {
         let settled = self.places.slot().word().settled();
-        match settled.and_then(|sight| Some((sight, sight.generation()?))) {
-            Some((sight, generation)) if !self.table.is_doubtful() => {
-                self.seen.adopt(sight);
+        match settled.and_then(|observed| Some((observed, observed.generation()?))) {
+            Some((observed, generation)) if !self.table.is_doubtful() => {
+                self.seen.adopt(observed);
                 Ok(generation)
             }
             _ => self.refresh_slow(),

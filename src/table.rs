@@ -23,11 +23,11 @@ use self::end::{exclude_updates, replace};
 use crate::error::{Error, ErrorKind};
 use crate::key::CacheKey;
 use crate::os::clock::{coarse_now, precise_now, with_patience};
-use crate::os::file::{Blueprint, Presence, TableFile, is_descriptor, missing_folder};
+use crate::os::file::{NewTable, Presence, TableFile, is_descriptor, missing_folder};
 use crate::os::fork::{Companion, ForkLocal};
 use crate::os::mapping::{Chain, Mapping};
 use crate::protocol::layout::{HIGHEST_FLOOR, MAX_SIZE, segment_offset};
-use crate::protocol::slot::{Confirmation, Turn};
+use crate::protocol::slot::{Confirmation, Throttle};
 use crate::table::incarnation::{Incarnation, Place};
 
 /// At least so many milliseconds pass between two looks at a table's path, and between two attempts to attach to a table
@@ -72,14 +72,14 @@ struct Shared {
     source: Source,
     incarnations: Chain<Arc<Incarnation>>,
     /// When the next look at the path is due.
-    revalidation: Turn,
+    revalidation: Throttle,
     confirmation: Confirmation,
     companion: ForkLocal<Companion>,
 }
 
 impl Shared {
     fn new(options: TableOptions, source: Source, first: Arc<Incarnation>) -> Self {
-        let (revalidation, confirmation) = (Turn::every(PAUSE), Confirmation::at(coarse_now()));
+        let (revalidation, confirmation) = (Throttle::every(PAUSE), Confirmation::at(coarse_now()));
         let incarnations = Chain::new(first);
         Self { options, source, incarnations, revalidation, confirmation, companion: ForkLocal::new() }
     }
@@ -169,10 +169,10 @@ impl Table {
         writable("the anonymous table", "a writable one, as nobody else could create its keys", &options)?;
         let capacity = options.checked_capacity()?;
         let size = sparse_size(segment_offset(capacity, 1));
-        let new = Blueprint::new(capacity, options.mode, size, &options.file)?.anonymous()?;
+        let new = NewTable::new(capacity, options.mode, size, &options.file)?.anonymous()?;
         let file = TableFile::of_file(new, &options.file)?;
-        let mapping = Mapping::of_file(file.file, None, &file.facts, file.segments, false)?;
-        let first = Arc::new(Incarnation::new(mapping, file.facts, None));
+        let mapping = Mapping::of_file(file.file, None, &file.fixed, file.segments, false)?;
+        let first = Arc::new(Incarnation::new(mapping, file.fixed, None));
         Ok(Self(Arc::new(Shared::new(options, Source::Anonymous, first))))
     }
 
@@ -302,7 +302,7 @@ impl Table {
         }
         if self.succeed(latest).is_err() && latest.slots().header().is_live() {
             // It could not even be retired, being read-only or damaged: let it be retired for this process.
-            latest.mapping().empty();
+            latest.mapping().detach();
         }
         true
     }
@@ -401,11 +401,11 @@ impl Table {
         let Some(next) = self.while_latest(from, self.successor(from))? else { return Ok(()) };
         // Holders that noticed the last succession after it have written to what was emptied then.
         if let Some(older) = self.0.incarnations.previous() {
-            older.mapping().empty_again();
+            older.mapping().detach_again();
         }
         self.0.incarnations.append(next);
         self.0.confirmation.confirm(coarse_now());
-        from.mapping().empty();
+        from.mapping().detach();
         Ok(())
     }
 
@@ -513,19 +513,19 @@ impl Source {
 
     /// Maps `file`; `None` if it has lost its name.
     fn map(&self, file: &TableFile, options: &TableOptions) -> Result<Option<Incarnation>, Error> {
-        let facts = &file.facts;
+        let fixed = &file.fixed;
         // What a descriptor names has no place that it could be gone from.
         let path = self.path().filter(|path| !(options.file.read_only && is_descriptor(path)));
         let own = file.file.try_clone().map_err(|error| Error::io("keeping the table's file open", &error))?;
         let mapping = match self {
             #[cfg(feature = "shm")]
-            Self::Named { name, path } => match Mapping::of_named(own, path, name, facts, file.segments)? {
+            Self::Named { name, path } => match Mapping::of_named(own, path, name, fixed, file.segments)? {
                 Some(mapping) => mapping,
                 None => return Ok(None),
             },
-            _ => Mapping::of_file(own, path, facts, file.segments, options.file.read_only)?,
+            _ => Mapping::of_file(own, path, fixed, file.segments, options.file.read_only)?,
         };
-        Ok(Some(Incarnation::new(mapping, facts.clone(), path)))
+        Ok(Some(Incarnation::new(mapping, fixed.clone(), path)))
     }
 }
 
@@ -574,22 +574,22 @@ fn create(path: &Path, options: &TableOptions, predecessor: Option<&Incarnation>
         return Err(missing_folder(path));
     }
     let stat = predecessor.and_then(|predecessor| Some((predecessor, predecessor.mapping().stat().ok()?)));
-    let blueprint = match stat {
-        Some((predecessor, stat)) => Blueprint::succeeding(predecessor.facts(), &stat, &options.file)?,
-        None => Blueprint::new(options.checked_capacity()?, options.mode, 0, &options.file)?,
+    let new_table = match stat {
+        Some((predecessor, stat)) => NewTable::succeeding(predecessor.fixed(), &stat, &options.file)?,
+        None => NewTable::new(options.checked_capacity()?, options.mode, 0, &options.file)?,
     };
     let floor = predecessor.map_or(Ok(0), floor_of_successor)?;
     // Somebody else's is as good.
-    let _created = blueprint.prepare(path)?.link(path, floor)?;
+    let _created = new_table.prepare(path)?.link(path, floor)?;
     Ok(())
 }
 
-fn succeeding(file: &TableFile, options: &TableOptions) -> Result<Blueprint, Error> {
-    Blueprint::succeeding(&file.facts, &file.stat()?, &options.file)
+fn succeeding(file: &TableFile, options: &TableOptions) -> Result<NewTable, Error> {
+    NewTable::succeeding(&file.fixed, &file.stat()?, &options.file)
 }
 
 fn floor_of_successor(old: &Incarnation) -> Result<u64, Error> {
-    Ok((old.slots().highest()?.max(old.facts().floor) + 1).min(HIGHEST_FLOOR))
+    Ok((old.slots().highest()?.max(old.fixed().floor) + 1).min(HIGHEST_FLOOR))
 }
 
 /// As much of the greatest size as the process may give a file, for tables whose size is set once.

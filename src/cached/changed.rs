@@ -69,7 +69,7 @@ impl<T: ?Sized> Cached<T> {
     /// loaded.
     fn pause_of_reports(&self, entry: Option<&Arc<Entry<T>>>) -> Option<Period> {
         let now = coarse_now();
-        let failed = self.flights.get().last_failure().map(|ended| Period::new(ended, self.policy.retry_pause));
+        let failed = self.single_flight.get().last_failure().map(|ended| Period::new(ended, self.policy.retry_pause));
         let reported =
             self.reported.load_full().filter(|report| report.is_of(address(entry))).map(|report| report.pause());
         failed.filter(|pause| !pause.is_over(now)).or(reported.filter(|pause| !pause.is_over(now)))

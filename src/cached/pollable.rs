@@ -56,7 +56,7 @@ impl<T: ?Sized> Cached<T> {
         };
         let pollable = Pollable::of_keys(&keys)?;
         if let Some(registration) = pollable.first() {
-            self.flights.get().add_alarm(registration);
+            self.single_flight.get().add_alarm(registration);
         }
         // What was loaded since knows of it.
         match self.current.load_full() {
@@ -69,7 +69,7 @@ impl<T: ?Sized> Cached<T> {
 
     /// Has all descriptors told at `due`, in milliseconds of the coarse clock.
     pub(super) fn set_alarms(&self, due: u64) {
-        let alarms: Vec<Arc<Registration>> = self.flights.get().alarms();
+        let alarms: Vec<Arc<Registration>> = self.single_flight.get().alarms();
         let due = (due < u64::MAX).then_some(due);
         alarms.iter().for_each(|registration| registration.set_due(due));
     }

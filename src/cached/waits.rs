@@ -21,7 +21,7 @@ pub(super) struct Waits {
 
 struct Wait {
     /// The thread that makes the load, until it has ended.
-    pilot: Box<dyn Fn() -> Option<ThreadId> + Send>,
+    leader: Box<dyn Fn() -> Option<ThreadId> + Send>,
     /// For people.
     key: String,
 }
@@ -75,20 +75,20 @@ pub(super) struct Waiting(Arc<Waits>);
 
 impl Waiting {
     /// For a wait that ends when there is no `pilot` any more, which is the thread that makes the load.
-    pub(super) fn new(pilot: impl Fn() -> Option<ThreadId> + Send + 'static, key: &str) -> Result<Self, Circle> {
+    pub(super) fn new(leader: impl Fn() -> Option<ThreadId> + Send + 'static, key: &str) -> Result<Self, Circle> {
         let (waits, this) = (Waits::get(), std::thread::current().id());
         let mut threads = waits.lock();
         let mut keys = vec![key.to_owned()];
-        let mut next = pilot();
+        let mut next = leader();
         while let Some(thread) = next {
             if thread == this {
                 return Err(Circle(keys));
             }
             let Some(wait) = threads.get(&thread) else { break };
             keys.push(wait.key.clone());
-            next = (wait.pilot)();
+            next = (wait.leader)();
         }
-        threads.insert(this, Wait { pilot: Box::new(pilot), key: key.to_owned() });
+        threads.insert(this, Wait { leader: Box::new(leader), key: key.to_owned() });
         drop(threads);
         Ok(Self(waits))
     }

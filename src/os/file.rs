@@ -22,7 +22,7 @@ use crate::os::identity::Identity;
 use crate::os::lock::{Kind, LentLock, Range, RangeLock, is_held_by_reader, is_held_by_writer, set};
 use crate::os::mapping::{BOOT, DESCRIPTORS, SLOTS, allocate, check_size_limit, rewrite_in_place};
 use crate::os::owner::{OwnerCheck, check_mapped};
-use crate::protocol::layout::{Facts, HEADER_SIZE, MAGIC, OLDEST, segment_offset, version};
+use crate::protocol::layout::{FixedHeader, HEADER_SIZE, MAGIC, OLDEST, segment_offset, version};
 
 /// How long to wait for another process that replaces the file. It is a matter of microseconds unless that process is
 /// stopped; without the lock two replacements may follow each other, and whoever has the first one finds it gone.
@@ -52,7 +52,7 @@ pub(crate) struct FileOptions {
 #[derive(Debug)]
 pub(crate) struct TableFile {
     pub(crate) file: File,
-    pub(crate) facts: Facts,
+    pub(crate) fixed: FixedHeader,
     pub(crate) segments: u32,
 }
 
@@ -102,13 +102,13 @@ impl TableFile {
         // Asked after the header was read: a table that grows meanwhile is longer than its header says, never shorter.
         let size = file.metadata().map_err(|error| Error::io("looking at the table's file", &error))?.len();
         let oldest = if options.replace_older && !options.read_only { OLDEST } else { version() };
-        let (facts, segments) = Facts::decode(&page, size, oldest)?;
-        Ok(Self { file, facts, segments })
+        let (fixed, segments) = FixedHeader::decode(&page, size, oldest)?;
+        Ok(Self { file, fixed, segments })
     }
 
     /// Whether it is to be replaced, as it was made by an older version.
     pub(crate) fn is_older(&self) -> bool {
-        self.facts.version < version()
+        self.fixed.version < version()
     }
 
     pub(crate) fn stat(&self) -> Result<FileStat, Error> {
@@ -373,7 +373,7 @@ const NETWORKS: [(u64, &str); 20] = [
 
 /// What a new table is made of.
 #[derive(Debug)]
-pub(crate) struct Blueprint {
+pub(crate) struct NewTable {
     capacity: u64,
     boot: [u64; 2],
     mode: u32,
@@ -385,17 +385,17 @@ pub(crate) struct Blueprint {
     accepted: OwnerCheck,
 }
 
-impl Blueprint {
+impl NewTable {
     pub(crate) fn new(capacity: u64, mode: u32, size: u64, options: &FileOptions) -> Result<Self, Error> {
         let (allowed_file_systems, accepted) = (options.allowed_file_systems.clone(), options.owner);
         Ok(Self { capacity, boot: boot_id()?, mode, owner: None, size, allowed_file_systems, accepted })
     }
 
     /// A successor, as like its predecessor as can be: others must be able to open it just the same.
-    pub(crate) fn succeeding(facts: &Facts, stat: &FileStat, options: &FileOptions) -> Result<Self, Error> {
+    pub(crate) fn succeeding(fixed: &FixedHeader, stat: &FileStat, options: &FileOptions) -> Result<Self, Error> {
         let sparse = stat.st_blocks * 512 < stat.st_size;
         Ok(Self {
-            capacity: facts.capacity,
+            capacity: fixed.capacity,
             boot: boot_id()?,
             mode: stat.st_mode & 0o777,
             owner: Some((stat.st_uid, stat.st_gid)),
@@ -407,28 +407,28 @@ impl Blueprint {
 
     /// Makes a table that has no name yet, in the folder of `path`. What can fail for want of room or permission
     /// fails here.
-    pub(crate) fn prepare(self, path: &Path) -> Result<Prepared, Error> {
+    pub(crate) fn prepare(self, path: &Path) -> Result<UnlinkedTable, Error> {
         self.unnamed(path).map_err(|error| error.at(path))
     }
 
-    fn unnamed(self, path: &Path) -> Result<Prepared, Error> {
+    fn unnamed(self, path: &Path) -> Result<UnlinkedTable, Error> {
         let mut open = OpenOptions::new();
         open.read(true).write(true).mode(0o600);
-        let named = || -> Result<Prepared, Error> {
+        let named = || -> Result<UnlinkedTable, Error> {
             // A process killed here leaves it behind.
-            let (mut prepared, name) = with_unfinished_name(path, |name| {
+            let (mut unlinked, name) = with_unfinished_name(path, |name| {
                 match open.clone().custom_flags(OFlag::O_NOFOLLOW.bits()).create_new(true).open(name) {
-                    Ok(file) => Ok(Some(self.prepared(file))),
+                    Ok(file) => Ok(Some(self.unlinked(file))),
                     Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(None),
                     Err(error) => Err(Error::io("creating the table", &error)),
                 }
             })?;
-            prepared.name = Some(name);
-            prepared.claim()?;
-            Ok(prepared)
+            unlinked.name = Some(name);
+            unlinked.claim()?;
+            Ok(unlinked)
         };
-        let prepared = match open.clone().custom_flags(OFlag::O_TMPFILE.bits()).open(folder(path)) {
-            Ok(file) if has_proc() => self.prepared(file),
+        let unlinked = match open.clone().custom_flags(OFlag::O_TMPFILE.bits()).open(folder(path)) {
+            Ok(file) if has_proc() => self.unlinked(file),
             // Without /proc, an unnamed file cannot be named.
             Ok(_) => named()?,
             // Not every file system has unnamed files.
@@ -440,12 +440,12 @@ impl Blueprint {
             Err(error) if is_missing(&error) => return Err(missing_folder(path)),
             Err(error) => return Err(Error::io("creating the table", &error)),
         };
-        self.furnish(&prepared.file)?;
-        Ok(prepared)
+        self.furnish(&unlinked.file)?;
+        Ok(unlinked)
     }
 
-    fn prepared(&self, file: File) -> Prepared {
-        Prepared { file, lock: None, name: None, capacity: self.capacity, boot: self.boot }
+    fn unlinked(&self, file: File) -> UnlinkedTable {
+        UnlinkedTable { file, lock: None, name: None, capacity: self.capacity, boot: self.boot }
     }
 
     /// A table in memory that only this process and its children have.
@@ -484,7 +484,7 @@ impl Blueprint {
 
 /// A table but for its header and its name.
 #[derive(Debug)]
-pub(crate) struct Prepared {
+pub(crate) struct UnlinkedTable {
     file: File,
     /// Of its own description, as a forked child would keep one of `file`'s. None if it is locked by `file`, or not at all.
     lock: Option<RangeLock>,
@@ -493,7 +493,7 @@ pub(crate) struct Prepared {
     boot: [u64; 2],
 }
 
-impl Prepared {
+impl UnlinkedTable {
     /// Names the table, whose keys start at `floor` or later; `false` if something has the name already.
     pub(crate) fn link(self, path: &Path, floor: u64) -> Result<bool, Error> {
         let written = write_header(&self.file, self.capacity, floor, self.boot);
@@ -547,7 +547,7 @@ impl Prepared {
     }
 }
 
-impl Drop for Prepared {
+impl Drop for UnlinkedTable {
     fn drop(&mut self) {
         if let Some(name) = &self.name {
             let _ = std::fs::remove_file(name);
@@ -626,8 +626,9 @@ pub(crate) fn missing_folder(path: &Path) -> Error {
 }
 
 fn write_header(file: &File, capacity: u64, floor: u64, boot: [u64; 2]) -> Result<(), Error> {
-    let facts = Facts { version: version(), capacity, salt: random()?, incarnation: random()?, created: now(), floor };
-    file.write_all_at(&facts.encode(boot), 0).map_err(|error| Error::io("writing the table's header", &error))
+    let fixed =
+        FixedHeader { version: version(), capacity, salt: random()?, incarnation: random()?, created: now(), floor };
+    file.write_all_at(&fixed.encode(boot), 0).map_err(|error| Error::io("writing the table's header", &error))
 }
 
 fn random<const N: usize>() -> Result<[u8; N], Error> {

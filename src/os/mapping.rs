@@ -29,10 +29,10 @@ use rustix::io::{ReadWriteFlags, pwritev2};
 use crate::error::{Error, ErrorKind};
 use crate::os::lock::{Held, Kind, Range, RangeLock, held, is_held_by_writer};
 use crate::protocol::layout::{
-    Facts, HEADER_SIZE, HEADER_WORDS_OFFSET, Header, MAX_SIZE, STATE_OFFSET, Slot, Tag, segment_offset, segment_slots,
-    segments_within,
+    FixedHeader, HEADER_SIZE, HEADER_WORDS_OFFSET, Header, MAX_SIZE, STATE_OFFSET, Slot, Tag, segment_offset,
+    segment_slots, segments_within,
 };
-use crate::protocol::slot::{HighWater, Published};
+use crate::protocol::slot::{ClosableMax, Published};
 use crate::protocol::slots::Memory;
 
 use crate::os::identity::Identity;
@@ -59,7 +59,7 @@ pub(crate) struct Mapping {
     opened: u32,
     capacity: u64,
     /// How many of them this process is known to have mapped, and the file to hold.
-    known: HighWater,
+    known: ClosableMax,
     read_only: bool,
     file: FileRef,
 }
@@ -203,7 +203,7 @@ impl Mapping {
     pub(crate) fn of_file(
         file: File,
         path: Option<&Path>,
-        facts: &Facts,
+        fixed: &FixedHeader,
         segments: u32,
         read_only: bool,
     ) -> Result<Self, Error> {
@@ -212,12 +212,12 @@ impl Mapping {
             // As large as it will ever be, which may be less: nobody may say that there are segments behind its end.
             None => file.metadata().map_err(|error| Error::io("looking at the table's file", &error))?.len(),
         };
-        let first = Part::map(file.as_fd(), 0, segment_offset(facts.capacity, segments), read_only)?;
+        let first = Part::map(file.as_fd(), 0, segment_offset(fixed.capacity, segments), read_only)?;
         let file = FileRef::new(file, path).inspect_err(|_| {
             // SAFETY: nobody has seen it.
             unsafe { first.unmap() }
         })?;
-        Ok(Self::new(first, Owner::Own, file, facts.capacity, segments, most, read_only))
+        Ok(Self::new(first, Owner::Own, file, fixed.capacity, segments, most, read_only))
     }
 
     /// Maps the named POSIX segment that `file` is, whose header was checked and says `capacity` and `segments`.
@@ -227,10 +227,10 @@ impl Mapping {
         file: File,
         path: &Path,
         name: &str,
-        facts: &Facts,
+        fixed: &FixedHeader,
         segments: u32,
     ) -> Result<Option<Self>, Error> {
-        let capacity = facts.capacity;
+        let capacity = fixed.capacity;
         use shared_memory::{ShmemConf, ShmemError};
         let file = FileRef::new(file, Some(path))?;
         let shmem = ShmemConf::new().os_id(name).open().map_err(|error| {
@@ -264,7 +264,7 @@ impl Mapping {
             false => std::ptr::null_mut(),
         };
         let segments = (0..segments_within(capacity, most)).map(|segment| Published::new(start(segment))).collect();
-        Self { first, owner, segments, opened, capacity, known: HighWater::new(opened), read_only, file }
+        Self { first, owner, segments, opened, capacity, known: ClosableMax::new(opened), read_only, file }
     }
 
     /// How many segments there may ever be.
@@ -427,7 +427,7 @@ impl Mapping {
     /// look at its slots.
     ///
     /// What was used stays mapped, to zeros, which a reader takes for a retired table.
-    pub(crate) fn empty(&self) {
+    pub(crate) fn detach(&self) {
         let Some(segments) = self.known.close() else { return };
         for part in std::iter::once(self.first).chain(self.later_parts(self.opened..segments)) {
             // SAFETY: the range is this value's own, and was given out as atomics only.
@@ -438,7 +438,7 @@ impl Mapping {
     }
 
     /// Lets go of what threads that were late have written since it was [emptied](Self::empty).
-    pub(crate) fn empty_again(&self) {
+    pub(crate) fn detach_again(&self) {
         if !self.known.is_closed() {
             return;
         }

@@ -244,7 +244,7 @@ pub(crate) const OLDEST: u32 = 1;
 /// What is fixed when a table is created. Read once, checked, and kept outside the mapping: nothing that is written
 /// into the file later can change it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Facts {
+pub(crate) struct FixedHeader {
     pub(crate) version: u32,
     pub(crate) capacity: u64,
     pub(crate) salt: [u8; 16],
@@ -253,7 +253,7 @@ pub(crate) struct Facts {
     pub(crate) floor: u64,
 }
 
-impl Facts {
+impl FixedHeader {
     /// Where a key that is new at `now`, in microseconds since the epoch, starts.
     ///
     /// At that time, or at the floor, as one of them is later than whatever was there before. Where that cannot be said, as the
@@ -343,7 +343,7 @@ impl Facts {
         if size < expected {
             return Err(ErrorKind::Truncated { found: size, expected });
         }
-        let facts = Self {
+        let fixed = Self {
             version: found,
             capacity,
             salt: array_at(page, 32),
@@ -351,7 +351,7 @@ impl Facts {
             created: u64_at(page, 64),
             floor,
         };
-        Ok((facts, segments))
+        Ok((fixed, segments))
     }
 }
 
@@ -396,17 +396,17 @@ fn native64(value: u64) -> [u8; 8] {
 mod tests {
     use super::*;
 
-    fn facts(incarnation: u64, floor: u64) -> Facts {
+    fn fixed(incarnation: u64, floor: u64) -> FixedHeader {
         let mut bytes = [0; 16];
         bytes[..8].copy_from_slice(&incarnation.to_le_bytes());
-        Facts { version: 1, capacity: 1, salt: [0; 16], incarnation: bytes, created: 0, floor }
+        FixedHeader { version: 1, capacity: 1, salt: [0; 16], incarnation: bytes, created: 0, floor }
     }
 
     #[test]
     fn a_table_starts_at_the_time_or_its_floor_and_elsewhere_each_time_where_these_say_nothing() {
         const NOW: u64 = 1_800_000_000_000_000;
         let numbers = [0, 1, 0x9e37_79b9_7f4a_7c15, u64::MAX];
-        let starts = |now, floor| numbers.map(|number| facts(number, floor).start(now));
+        let starts = |now, floor| numbers.map(|number| fixed(number, floor).start(now));
         assert_eq!(starts(NOW, 0), [NOW; 4]);
         assert_eq!(starts(NOW, NOW + 7), [NOW + 7; 4]);
         assert_eq!(starts(1, NOW), [NOW; 4], "the floor counts, whatever the clock says");

@@ -12,10 +12,11 @@ use crate::generation::{GENERATION, Generation, LOWEST};
 use crate::protocol::atomic::{AtomicU64, Ordering, fence};
 use crate::protocol::layout::{HIGHEST_FLOOR, Header, LABEL_SIZE, LIVE, RETIRED, RETIRING, Slot, Tag};
 
-pub(crate) use local::Seen;
+pub(crate) use local::LastObserved;
 #[cfg(not(loom))]
 pub(crate) use local::{
-    Backoff, CheckBudget, Confirmation, Count, HighWater, LastTried, Published, Stopwatch, Turn, Users, Vigil,
+    Backoff, CheckBudget, ClosableCount, ClosableMax, Confirmation, Count, FirstSeen, LastTried, PendingMonitor,
+    Published, Throttle,
 };
 #[cfg(not(loom))]
 pub(crate) use pace::Pace;
@@ -57,10 +58,10 @@ impl Word {
 
     /// What a ticket says of it, if the slot's generation can be relied on, and no update is in flight.
     #[inline]
-    pub(crate) fn settled(self) -> Option<Sight> {
+    pub(crate) fn settled(self) -> Option<Observed> {
         // What is pending makes it greater than any generation, as the retired bit does.
         let word = self.0 & !WAITING_BIT;
-        (LOWEST..GENERATION).contains(&word).then_some(Sight(word))
+        (LOWEST..GENERATION).contains(&word).then_some(Observed(word))
     }
 
     /// How many crash-safe updates are in flight. 255 stands for that many or more.
@@ -463,9 +464,9 @@ impl Header {
 /// | nothing, or an outage | 1s | 1 | 1 | time | time |
 /// | a missing key | 0 | 1 | 1 | incarnation | incarnation |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Sight(u64);
+pub(crate) struct Observed(u64);
 
-impl Sight {
+impl Observed {
     /// Of which no state is fresh: an outage at time 0, which is before any other.
     pub(crate) const NOTHING: Self = Self(!GENERATION);
 

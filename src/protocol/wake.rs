@@ -16,7 +16,7 @@ pub(crate) struct WakeWord {
 /// The value that its holder is about to sleep on.
 #[derive(Clone, Copy, Debug)]
 #[must_use = "nobody is woken who does not sleep"]
-pub(crate) struct Armed(u32);
+pub(crate) struct WaitToken(u32);
 
 const SLEEPING: u32 = 1;
 
@@ -32,17 +32,17 @@ impl WakeWord {
 
     /// Whether who has armed it has not been woken.
     #[cfg(all(test, not(loom)))]
-    pub(crate) fn is_same(&self, armed: Armed) -> bool {
+    pub(crate) fn is_same(&self, armed: WaitToken) -> bool {
         self.word.load(Ordering::Relaxed) == armed.0
     }
 
     /// Says that somebody is about to sleep. What he waits for must be looked at after this.
-    pub(crate) fn arm(&self) -> Armed {
+    pub(crate) fn arm(&self) -> WaitToken {
         let armed = self.word.fetch_or(SLEEPING, Ordering::Relaxed) | SLEEPING;
         // ORDERING: with the fence in `wake`, one of two holds: the sleeper's next look at what he waits for sees the
         // change, or who made it sees that somebody sleeps (store, fence, load on both sides).
         fence(Ordering::SeqCst);
-        Armed(armed)
+        WaitToken(armed)
     }
 
     /// Wakes all who sleep. To be called after the change that they wait for.
@@ -60,12 +60,12 @@ impl WakeWord {
 #[cfg(not(loom))]
 impl WakeWord {
     /// Sleeps until the word is woken, unless it was since it was armed; at most for `limit`. May return sooner.
-    pub(crate) fn sleep(&self, armed: Armed, limit: Duration) {
+    pub(crate) fn sleep(&self, armed: WaitToken, limit: Duration) {
         crate::protocol::futex::sleep_on(&self.word, armed.0, limit);
     }
 
     /// As [`sleep`](Self::sleep), on several words.
-    pub(crate) fn sleep_on_any(armed: &[(&Self, Armed)], limit: Duration) {
+    pub(crate) fn sleep_on_any(armed: &[(&Self, WaitToken)], limit: Duration) {
         match armed {
             [(word, armed)] => word.sleep(*armed, limit),
             several => {
@@ -83,7 +83,7 @@ impl WakeWord {
 #[cfg(loom)]
 impl WakeWord {
     /// Without a limit, so that a wake-up which is lost is found out.
-    pub(crate) fn sleep(&self, armed: Armed, _limit: Duration) {
+    pub(crate) fn sleep(&self, armed: WaitToken, _limit: Duration) {
         self.sleepers.sleep_if(|| self.word.load(Ordering::Relaxed) == armed.0);
     }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::{ATTEMPTS, HOLDERS_PATIENCE, Table, floor_of_successor, succeeding};
 use crate::error::{Error, ErrorKind};
 use crate::os::clock::with_patience;
-use crate::os::file::{Lock, Prepared, TableFile, identity, remove, remove_unfinished};
+use crate::os::file::{Lock, TableFile, UnlinkedTable, identity, remove, remove_unfinished};
 use crate::os::identity::Identity;
 use crate::os::lock::RangeLock;
 use crate::table::incarnation::Incarnation;
@@ -49,8 +49,8 @@ impl Table {
                     Err(error) if matches!(error.kind(), ErrorKind::NotReplaceable { .. }) => Ok(None),
                     Err(error) => Err(error),
                 },
-                |current, file, prepared| match prepared {
-                    Some(prepared) => self.begin_successor(path, current, file, prepared),
+                |current, file, unlinked| match unlinked {
+                    Some(unlinked) => self.begin_successor(path, current, file, unlinked),
                     None => self.expire_in_place(current),
                 },
             ),
@@ -157,10 +157,10 @@ impl Table {
                 }
                 Some(_) | None => return Err(ErrorKind::NotFound.into()),
             };
-            let prepared = prepare(&file)?;
+            let unlinked = prepare(&file)?;
             let excluded = exclude_updates(current, self.pending_limit());
             let Some(_excluded) = self.while_latest(current, excluded)? else { continue };
-            if end(current, file, prepared)? {
+            if end(current, file, unlinked)? {
                 return Ok(());
             }
         }
@@ -172,10 +172,10 @@ impl Table {
         path: &Path,
         current: &Arc<Incarnation>,
         file: TableFile,
-        prepared: Prepared,
+        unlinked: UnlinkedTable,
     ) -> Result<bool, Error> {
         let replaced =
-            self.while_latest(current, replace(path, &file, current, None, self.pending_limit(), || Ok(prepared)))?;
+            self.while_latest(current, replace(path, &file, current, None, self.pending_limit(), || Ok(unlinked)))?;
         drop(file);
         match self.succeed(current) {
             // It is done, and whoever needs the successor tries again.
@@ -248,18 +248,18 @@ pub(super) fn replace(
     old: &Incarnation,
     holder: Option<&Incarnation>,
     patience: Duration,
-    prepare: impl FnOnce() -> Result<Prepared, Error>,
+    prepare: impl FnOnce() -> Result<UnlinkedTable, Error>,
 ) -> Result<bool, Error> {
     with_the_lock(path, file, old, holder, || {
         file.check_replaceable(path)?;
         // Asked before as well: it would be prepared in vain, again and again.
         refuse_beside_updates(old, holder, patience)?;
-        let prepared = prepare()?;
+        let unlinked = prepare()?;
         old.slots().retire()?;
         if !outlast_updates(path, old, holder, patience)? {
             return Ok(false);
         }
-        prepared.replace(path, floor_of_successor(old)?)?;
+        unlinked.replace(path, floor_of_successor(old)?)?;
         old.slots().header().end_retiring();
         remove_unfinished(path);
         Ok(true)

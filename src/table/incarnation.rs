@@ -13,8 +13,8 @@ use crate::os::clock::precise_now;
 use crate::os::file::{Presence, TableFile, View, boot_id};
 use crate::os::lock::{Held, Kind};
 use crate::os::mapping::{Mapping, SlotRef};
-use crate::protocol::layout::{Facts, HIGHEST_FLOOR, Slot};
-use crate::protocol::slot::{Count, Digest, Stopwatch, Word};
+use crate::protocol::layout::{FixedHeader, HIGHEST_FLOOR, Slot};
+use crate::protocol::slot::{Count, Digest, FirstSeen, Word};
 use crate::protocol::slots::{Memory as _, Slots};
 
 /// A key's slot, and the incarnation that it is in.
@@ -24,22 +24,22 @@ pub(crate) type Place = SlotRef<Incarnation>;
 #[derive(Debug)]
 pub(crate) struct Incarnation {
     slots: Slots<Mapping>,
-    facts: Facts,
+    fixed: FixedHeader,
     /// How its file is seen from here; none for an anonymous table.
     view: Option<View>,
     /// Since it was found to be gone.
-    gone: Stopwatch,
+    gone: FirstSeen,
     /// How many updates of this process are in flight here.
     own_updates: Count,
     /// Since somebody else was found to be replacing it.
-    held_up: Stopwatch,
+    held_up: FirstSeen,
 }
 
 impl Incarnation {
-    pub(crate) fn new(mapping: Mapping, facts: Facts, path: Option<&Path>) -> Self {
-        let (slots, view) = (Slots::new(mapping, facts.capacity), path.map(View::new));
-        let (gone, held_up, own_updates) = (Stopwatch::new(), Stopwatch::new(), Count::default());
-        Self { slots, facts, view, gone, own_updates, held_up }
+    pub(crate) fn new(mapping: Mapping, fixed: FixedHeader, path: Option<&Path>) -> Self {
+        let (slots, view) = (Slots::new(mapping, fixed.capacity), path.map(View::new));
+        let (gone, held_up, own_updates) = (FirstSeen::new(), FirstSeen::new(), Count::default());
+        Self { slots, fixed, view, gone, own_updates, held_up }
     }
 
     pub(crate) fn slots(&self) -> &Slots<Mapping> {
@@ -50,18 +50,18 @@ impl Incarnation {
         self.slots.memory()
     }
 
-    pub(crate) fn facts(&self) -> &Facts {
-        &self.facts
+    pub(crate) fn fixed(&self) -> &FixedHeader {
+        &self.fixed
     }
 
     /// A number that no other incarnation of the table has, but for chance.
     pub(crate) fn number(&self) -> u64 {
-        let [.., a, b, c, d, e, f, g, h] = self.facts.incarnation;
+        let [.., a, b, c, d, e, f, g, h] = self.fixed.incarnation;
         u64::from_le_bytes([a, b, c, d, e, f, g, h])
     }
 
     fn digest(&self, key: &CacheKey) -> Digest {
-        let digest = Sha256::new().chain_update(self.facts.salt).chain_update(key.as_str()).finalize();
+        let digest = Sha256::new().chain_update(self.fixed.salt).chain_update(key.as_str()).finalize();
         let word = |index: usize| u64::from_le_bytes(std::array::from_fn(|i| digest[8 * index + i]));
         Digest::new(word(0), word(1))
     }
@@ -69,7 +69,7 @@ impl Incarnation {
     /// The key's slot, created if there is none and this process may. `None`: the table is being retired.
     pub(crate) fn attach(self: &Arc<Self>, key: &CacheKey) -> Result<Option<Place>, Error> {
         let digest = self.digest(key);
-        let start = || self.facts.start(now());
+        let start = || self.fixed.start(now());
         SlotRef::pick(self, |this| this.sound(this.slots.attach(digest, start, key.as_str().as_bytes())?))
     }
 
@@ -190,7 +190,7 @@ impl Incarnation {
         let _lock = if may_be_another() { file.lock()? } else { None };
         let is_another = may_be_another() && file.try_have_alone()?;
         let renewed = if is_another {
-            self.slots.renew_all(now().min(HIGHEST_FLOOR).max(self.facts.floor)).map(|()| {
+            self.slots.renew_all(now().min(HIGHEST_FLOOR).max(self.fixed.floor)).map(|()| {
                 // An id that is not known here is left to those who know theirs.
                 if !is_unknown {
                     self.slots.header().set_boot(boot);

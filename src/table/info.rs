@@ -6,7 +6,7 @@ use crate::generation::Generation;
 use crate::os::file::boot_id;
 use crate::os::lock::Held;
 use crate::os::mapping::Mapping;
-use crate::protocol::layout::{Facts, Header, Slot};
+use crate::protocol::layout::{FixedHeader, Header, Slot};
 
 /// More updates than a key can have: a million a second for 35 years. What clocks do to a generation is no update.
 const MOST_UPDATES: u64 = 1 << 50;
@@ -201,7 +201,7 @@ pub enum TableState {
 }
 
 impl TableInfo {
-    pub(crate) fn of(facts: &Facts, header: &Header) -> Self {
+    pub(crate) fn of(fixed: &FixedHeader, header: &Header) -> Self {
         let [boot, this_boot] = [header.boot(), boot_id().unwrap_or_default()].map(number);
         let state = match (header.is_live(), header.is_retired()) {
             (true, _) => TableState::Live,
@@ -209,17 +209,17 @@ impl TableInfo {
             (false, true) => TableState::Retired,
         };
         Self {
-            layout_version: facts.version,
+            layout_version: fixed.version,
             state,
-            incarnation: u128::from_be_bytes(facts.incarnation),
+            incarnation: u128::from_be_bytes(fixed.incarnation),
             // A time from a file: one that the clock cannot show counts as its beginning.
             created: SystemTime::UNIX_EPOCH
-                .checked_add(Duration::from_micros(facts.created))
+                .checked_add(Duration::from_micros(fixed.created))
                 .unwrap_or(SystemTime::UNIX_EPOCH),
-            floor: facts.floor,
+            floor: fixed.floor,
             boot,
             is_of_earlier_boot: boot != this_boot && this_boot != 0,
-            capacity: facts.capacity,
+            capacity: fixed.capacity,
         }
     }
 }

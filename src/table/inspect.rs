@@ -110,7 +110,7 @@ impl Table {
     #[must_use]
     pub fn stats(&self) -> Stats {
         let incarnation = self.latest();
-        let (slots, capacity) = (incarnation.slots(), incarnation.facts().capacity);
+        let (slots, capacity) = (incarnation.slots(), incarnation.fixed().capacity);
         let segments = slots.memory().reachable();
         let mut occupancy: Vec<_> =
             (0..segments).map(|segment| Occupancy { slots: segment_slots(capacity, segment), keys: 0 }).collect();
@@ -138,6 +138,6 @@ impl Table {
     #[must_use]
     pub fn info(&self) -> TableInfo {
         let incarnation = self.latest();
-        TableInfo::of(incarnation.facts(), incarnation.slots().header())
+        TableInfo::of(incarnation.fixed(), incarnation.slots().header())
     }
 }

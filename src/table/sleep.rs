@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::{ATTEMPTS, Table};
 use crate::protocol::futex::BLIND;
 use crate::protocol::layout::Header;
-use crate::protocol::wake::{Armed, WakeWord};
+use crate::protocol::wake::{WaitToken, WakeWord};
 
 impl Table {
     /// What waits for this table in this process.
@@ -16,7 +16,7 @@ impl Table {
     }
 
     /// Arms the table's wake word, if this process can sleep on it.
-    pub(crate) fn arm(&self) -> Option<(&WakeWord, Armed)> {
+    pub(crate) fn arm(&self) -> Option<(&WakeWord, WaitToken)> {
         for _ in 0..ATTEMPTS {
             let header = self.writable_header()?;
             let armed = header.wake.word.arm();
@@ -29,7 +29,7 @@ impl Table {
     }
 
     /// Sleeps on what was armed; at most for `limit`, which is to be a slice at most.
-    pub(crate) fn sleep(&self, armed: Option<(&WakeWord, Armed)>, limit: Duration) {
+    pub(crate) fn sleep(&self, armed: Option<(&WakeWord, WaitToken)>, limit: Duration) {
         match armed {
             Some((word, armed)) => word.sleep(armed, limit),
             None if self.is_read_only() => std::thread::sleep(limit.min(BLIND)),

@@ -107,7 +107,7 @@ impl Watch {
         let slots = self.incarnation.slots();
         let segments = slots.memory().reachable();
         for segment in self.seen.len() as u32..segments {
-            self.seen.push(vec![0; segment_slots(self.incarnation.facts().capacity, segment) as usize]);
+            self.seen.push(vec![0; segment_slots(self.incarnation.fixed().capacity, segment) as usize]);
         }
         for (segment, index, slot) in slots.claimed(segments) {
             // Told when it has a name.

@@ -12,7 +12,7 @@ use nix::sys::stat::{Mode, fstat};
 
 use crate::error::{Error, ErrorKind};
 use crate::os::identity::Identity;
-use crate::protocol::slot::Users;
+use crate::protocol::slot::ClosableCount;
 
 /// Where a process finds its own descriptors by their numbers.
 pub(crate) const DESCRIPTORS: &str = "/proc/self/fd";
@@ -21,7 +21,7 @@ pub(crate) const DESCRIPTORS: &str = "/proc/self/fd";
 #[derive(Debug)]
 pub(super) struct FileRef {
     pub(super) number: RawFd,
-    users: Users,
+    users: ClosableCount,
     pub(super) identity: Identity,
     pub(super) path: Option<PathBuf>,
 }
@@ -30,7 +30,7 @@ impl FileRef {
     pub(super) fn new(file: File, path: Option<&Path>) -> Result<Self, Error> {
         let stat = fstat(&file).map_err(|errno| Error::system("looking at the table's file", errno))?;
         let identity = Identity::of(&stat);
-        Ok(Self { number: file.into_raw_fd(), users: Users::none(), identity, path: path.map(Path::to_owned) })
+        Ok(Self { number: file.into_raw_fd(), users: ClosableCount::none(), identity, path: path.map(Path::to_owned) })
     }
 
     /// Runs `action` with the descriptor, if it still leads to the file.

@@ -2,7 +2,7 @@
 
 use super::{Boxed, START, both, model, table_with_key};
 use crate::protocol::atomic::{Arc, AtomicU64, Ordering};
-use crate::protocol::slot::{Seen, Sight};
+use crate::protocol::slot::{LastObserved, Observed};
 use crate::protocol::slots::Slots;
 
 #[test]
@@ -12,9 +12,9 @@ fn an_update_during_a_load_leaves_the_state_expired() {
         let ((state, seen), _) = both(
             &shared,
             |(table, source)| {
-                let ticket = Sight::of(table.word());
+                let ticket = Observed::of(table.word());
                 let state = source.load(Ordering::Relaxed);
-                let seen = Seen::new(Sight::NOTHING);
+                let seen = LastObserved::new(Observed::NOTHING);
                 seen.adopt(ticket);
                 (state, seen)
             },
@@ -32,12 +32,12 @@ fn an_update_during_a_load_leaves_the_state_expired() {
 fn no_update_is_lost_and_none_is_mistaken_for_another() {
     model(|| {
         let table = table_with_key(1, 1);
-        let update = |table: &Slots<Boxed>, seen: Seen| {
+        let update = |table: &Slots<Boxed>, seen: LastObserved| {
             let before = table.slot().bump();
             seen.follow(before);
             (before.updated().unwrap(), seen)
         };
-        let seen = || Seen::new(Sight::of(table.word()));
+        let seen = || LastObserved::new(Observed::of(table.word()));
         let (first, second) = (seen(), seen());
         let ((one, first), (other, second)) =
             both(&table, move |table| update(table, first), move |table| update(table, second));
@@ -51,11 +51,11 @@ fn no_update_is_lost_and_none_is_mistaken_for_another() {
 #[test]
 fn a_thread_that_finds_the_state_fresh_sees_the_state_that_another_loaded() {
     model(|| {
-        let shared = Arc::new((table_with_key(1, 1), AtomicU64::new(1), Seen::new(Sight::NOTHING)));
+        let shared = Arc::new((table_with_key(1, 1), AtomicU64::new(1), LastObserved::new(Observed::NOTHING)));
         both(
             &shared,
             |(table, state, seen)| {
-                let ticket = Sight::of(table.word());
+                let ticket = Observed::of(table.word());
                 state.store(2, Ordering::Relaxed);
                 seen.adopt(ticket);
             },

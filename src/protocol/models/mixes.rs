@@ -10,7 +10,7 @@ use shuttle::scheduler::{PctScheduler, RandomScheduler};
 use super::{Boxed, KEYS, Lock, START, key as digest, schedule, slots};
 use crate::protocol::atomic::{Arc, AtomicU64, Ordering, thread};
 use crate::protocol::layout::Slot;
-use crate::protocol::slot::Sight;
+use crate::protocol::slot::Observed;
 use crate::protocol::slots::{Memory, Slots};
 
 const SEGMENTS: u32 = 4;
@@ -86,7 +86,7 @@ struct World {
 }
 
 /// What a thread has loaded of each key.
-type Loaded = [Option<(Sight, u64)>; KEYS.len()];
+type Loaded = [Option<(Observed, u64)>; KEYS.len()];
 
 impl World {
     /// `None`: the table is being retired.
@@ -162,15 +162,15 @@ impl World {
         }
     }
 
-    fn load(&self, key: usize) -> Option<(Sight, u64)> {
-        let ticket = Sight::of(self.attach(key)?.word());
+    fn load(&self, key: usize) -> Option<(Observed, u64)> {
+        let ticket = Observed::of(self.attach(key)?.word());
         Some((ticket, self.sources[key].state.load(Ordering::Relaxed)))
     }
 
     fn check(&self, key: usize, loaded: &Loaded) {
-        let (Some((sight, state)), Some(slot)) = (loaded[key], self.find(key)) else { return };
+        let (Some((observed, state)), Some(slot)) = (loaded[key], self.find(key)) else { return };
         let expired = self.sources[key].expired.load(Ordering::Relaxed);
-        assert!(!sight.is(slot.word()) || state >= expired, "an old state passes for a fresh one");
+        assert!(!observed.is(slot.word()) || state >= expired, "an old state passes for a fresh one");
     }
 
     fn expire_all(&self) {

@@ -9,9 +9,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use super::{Boxed, KEYS, START, key, table_with_key};
 use crate::protocol::atomic::{Arc, AtomicU64, Ordering, steps};
-use crate::protocol::slot::Sight;
+use crate::protocol::slot::Observed;
 use crate::protocol::slots::{Memory as _, Slots};
-use crate::protocol::wake::Armed;
+use crate::protocol::wake::WaitToken;
 
 /// A table, the source of its first key, and somebody who has loaded that and sleeps until it is updated.
 struct World {
@@ -22,8 +22,8 @@ struct World {
     announced: Cell<bool>,
     /// Whether there was a reboot, which nobody sleeps through.
     rebooted: Cell<bool>,
-    loaded: (Sight, u64),
-    asleep: Armed,
+    loaded: (Observed, u64),
+    asleep: WaitToken,
 }
 
 /// The kernel's lock on a slot, which it lets go of when its holder dies: which here is an unwinding. Taking it is no step.
@@ -69,7 +69,7 @@ impl World {
         let table = table_with_key(1, 3);
         let slot = table.slot();
         let asleep = slot.wake.arm();
-        let loaded = (Sight::of(slot.await_update()), 1);
+        let loaded = (Observed::of(slot.await_update()), 1);
         Self {
             table,
             lock: Lock::default(),
@@ -143,9 +143,9 @@ impl World {
         self.recover();
         let slot = self.table.slot();
         assert_eq!(slot.word().pending(), 0, "{}: an update is pending for good", story());
-        let (sight, state) = self.loaded;
+        let (observed, state) = self.loaded;
         let is_updated = self.announced.get() || state != self.source.load(Ordering::Relaxed);
-        assert!(!(sight.is(slot.word()) && is_updated), "{}: an update is lost", story());
+        assert!(!(observed.is(slot.word()) && is_updated), "{}: an update is lost", story());
         if is_whole && self.announced.get() && !self.rebooted.get() {
             assert!(!slot.wake.is_same(self.asleep), "{}: who slept is not woken", story());
         }
@@ -153,7 +153,7 @@ impl World {
         assert_eq!(slot.word().pending(), 0, "{}: an update is pending for good", story());
         // Who stops between his update and the waking leaves sleepers, who look for themselves after a while.
         let is_asleep = slot.wake.is_same(self.asleep);
-        assert!(!(is_asleep && sight.is(slot.word())), "{}: who slept would find nothing if he looked", story());
+        assert!(!(is_asleep && observed.is(slot.word())), "{}: who slept would find nothing if he looked", story());
         if self.table.header().is_live() {
             for index in 0..KEYS.len() {
                 let place = self.table.attached(key(index)).unwrap();

@@ -3,7 +3,7 @@
 use super::{Boxed, Lock, both, model, model_with, table_with_key};
 use crate::protocol::atomic::{Arc, AtomicU64, Ordering, thread};
 use crate::protocol::layout::Slot;
-use crate::protocol::slot::Sight;
+use crate::protocol::slot::Observed;
 use crate::protocol::slots::Slots;
 
 /// A source behind a key of a table, and the lock on its slot.
@@ -59,16 +59,19 @@ impl Place {
         }
     }
 
-    fn load(&self) -> (Sight, u64) {
-        (Sight::of(self.slot().word()), self.source.load(Ordering::Relaxed))
+    fn load(&self) -> (Observed, u64) {
+        (Observed::of(self.slot().word()), self.source.load(Ordering::Relaxed))
     }
 
     /// Once all others have ended: nothing is left pending, and no old state passes for a fresh one.
-    fn assert_settled(&self, (sight, state): (Sight, u64)) {
+    fn assert_settled(&self, (observed, state): (Observed, u64)) {
         self.recover();
         let word = self.slot().word();
         assert_eq!(word.pending(), 0, "a pending update was left, or counted out twice");
-        assert!(!sight.is(word) || state == self.source.load(Ordering::Relaxed), "an old state passes for a fresh one");
+        assert!(
+            !observed.is(word) || state == self.source.load(Ordering::Relaxed),
+            "an old state passes for a fresh one"
+        );
     }
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{Boxed, START, both, key, model, model_with, slots, table_with_key};
 use crate::protocol::atomic::{Arc, AtomicU64, Ordering, thread};
-use crate::protocol::slot::{Digest, Sight};
+use crate::protocol::slot::{Digest, Observed};
 use crate::protocol::slots::Slots;
 
 /// Without loom, longer than any test: who sleeps through it is late for good.
@@ -16,7 +16,7 @@ impl Slots<Boxed> {
     }
 
     /// Waits for `key` alone.
-    pub(super) fn wait_for(&self, key: Digest, seen: Sight) {
+    pub(super) fn wait_for(&self, key: Digest, seen: Observed) {
         let slot = self.find(key).unwrap().unwrap();
         while seen.may_sleep_on(slot.word()) {
             let armed = slot.wake.arm();
@@ -27,7 +27,7 @@ impl Slots<Boxed> {
     }
 
     /// Waits for `key` as one of several, or for the table to be retired.
-    pub(super) fn wait_on_table_for(&self, key: Digest, seen: Sight) {
+    pub(super) fn wait_on_table_for(&self, key: Digest, seen: Observed) {
         let slot = self.find(key).unwrap().unwrap();
         while seen.may_sleep_on(slot.word()) {
             let armed = self.header().wake.word.arm();
@@ -46,7 +46,7 @@ fn a_waiter_does_not_sleep_through_an_update_and_finds_what_came_before_it() {
     for on_table in [false, true] {
         model(move || {
             let shared = Arc::new((table_with_key(2, 1), AtomicU64::new(1)));
-            let seen = Sight::of(shared.0.word());
+            let seen = Observed::of(shared.0.word());
             both(
                 &shared,
                 |(table, source)| {
@@ -80,7 +80,7 @@ fn two_waiters_and_two_updaters(on_table: bool) {
     // With four threads, three preemptions would take hours.
     model_with(2, move || {
         let table = table_with_key(2, 1);
-        let seen = Sight::of(table.word());
+        let seen = Observed::of(table.word());
         let updaters = [(); 2].map(|()| {
             let table = table.clone();
             thread::spawn(move || table.update())
@@ -88,7 +88,7 @@ fn two_waiters_and_two_updaters(on_table: bool) {
         let late = {
             let table = table.clone();
             thread::spawn(move || {
-                let seen = Sight::of(table.word());
+                let seen = Observed::of(table.word());
                 if seen.generation().unwrap().get() < START + 2 {
                     table.wait_for(key(0), seen);
                 }
@@ -110,7 +110,7 @@ fn a_waiter_that_leaves_does_not_keep_others_from_being_woken() {
     for on_table in [false, true] {
         model_with(2, move || {
             let table = table_with_key(2, 1);
-            let seen = Sight::of(table.word());
+            let seen = Observed::of(table.word());
             // It was the one to say that somebody waits.
             let _ = table.slot().await_update();
             let others = {
@@ -126,7 +126,7 @@ fn a_waiter_that_leaves_does_not_keep_others_from_being_woken() {
                 table.wait_for(key(0), seen)
             }
             others.into_iter().for_each(|other| other.join().unwrap());
-            assert_ne!(Sight::of(table.word()), seen);
+            assert_ne!(Observed::of(table.word()), seen);
         });
     }
 }
@@ -136,7 +136,7 @@ fn a_waiter_does_not_sleep_through_the_end_of_its_table() {
     for on_table in [false, true] {
         model(move || {
             let table = table_with_key(2, 1);
-            let seen = Sight::of(table.word());
+            let seen = Observed::of(table.word());
             both(
                 &table,
                 |table| table.retire().unwrap(),
@@ -156,7 +156,7 @@ fn who_attached_beside_the_end_of_a_table_does_not_wait_for_a_dead_update_there(
             |table| table.retire().unwrap(),
             |table| {
                 if table.attached(key(0)).is_some() {
-                    table.wait_for(key(0), Sight::of(table.word()));
+                    table.wait_for(key(0), Observed::of(table.word()));
                 }
             },
         );
@@ -167,7 +167,7 @@ fn who_attached_beside_the_end_of_a_table_does_not_wait_for_a_dead_update_there(
 fn who_finds_a_dead_update_wakes_those_who_wait_for_it() {
     model(|| {
         let table = table_with_key(2, 1);
-        let seen = Sight::of(table.word());
+        let seen = Observed::of(table.word());
         table.slot().begin_update();
         both(
             &table,

@@ -1,28 +1,28 @@
 //! The words that a process keeps to itself, shared by its threads.
 
-use super::{Sight, WAITING_BIT, Word};
+use super::{Observed, WAITING_BIT, Word};
 use crate::generation::GENERATION;
 use crate::protocol::atomic::{AtomicU32, AtomicU64, Ordering};
 
 /// What one holder has seen.
 #[derive(Debug)]
-pub(crate) struct Seen(AtomicU64);
+pub(crate) struct LastObserved(AtomicU64);
 
-impl Seen {
-    pub(crate) fn new(sight: Sight) -> Self {
-        Self(AtomicU64::new(sight.0))
+impl LastObserved {
+    pub(crate) fn new(observed: Observed) -> Self {
+        Self(AtomicU64::new(observed.0))
     }
 
     #[inline]
-    pub(crate) fn get(&self) -> Sight {
+    pub(crate) fn get(&self) -> Observed {
         // ORDERING: acquire pairs with `adopt`: a thread that finds the state fresh sees the state.
-        Sight(self.0.load(Ordering::Acquire))
+        Observed(self.0.load(Ordering::Acquire))
     }
 
     #[inline]
-    pub(crate) fn adopt(&self, sight: Sight) {
+    pub(crate) fn adopt(&self, observed: Observed) {
         // ORDERING: release pairs with `get`.
-        self.0.store(sight.0, Ordering::Release);
+        self.0.store(observed.0, Ordering::Release);
     }
 
     /// Follows an update from `before` by the holder itself, if `before` is what it had seen.
@@ -85,9 +85,9 @@ impl Count {
 
 /// Runs from the first time that it is asked.
 #[derive(Debug)]
-pub(crate) struct Stopwatch(AtomicU64);
+pub(crate) struct FirstSeen(AtomicU64);
 
-impl Stopwatch {
+impl FirstSeen {
     pub(crate) fn new() -> Self {
         Self(AtomicU64::new(0))
     }
@@ -110,9 +110,9 @@ impl Stopwatch {
 ///
 /// Threads that overlap may take one update's time for another's, which costs a load of the state.
 #[derive(Debug)]
-pub(crate) struct Vigil {
+pub(crate) struct PendingMonitor {
     /// When the next look for their makers may be had.
-    look: Turn,
+    look: Throttle,
     /// The generation at which they were found pending, and when that was.
     generation: AtomicU64,
     since: AtomicU64,
@@ -123,13 +123,13 @@ pub(crate) struct Vigil {
 }
 
 // ORDERING: relaxed throughout: what is known orders nothing.
-impl Vigil {
+impl PendingMonitor {
     /// A reader asks the kernel no more often than this.
     const PAUSE: u64 = 1000;
 
     pub(crate) fn new() -> Self {
         let zero = || AtomicU64::new(0);
-        Self { look: Turn::every(Self::PAUSE), generation: zero(), since: zero(), lost: zero(), losses: zero() }
+        Self { look: Throttle::every(Self::PAUSE), generation: zero(), since: zero(), lost: zero(), losses: zero() }
     }
 
     /// Whether it is time to look for the makers of what is pending.
@@ -166,10 +166,10 @@ impl Vigil {
     }
 
     /// What a ticket for the present `word` is to say.
-    pub(crate) fn sight(&self, word: Word) -> Sight {
+    pub(crate) fn observed(&self, word: Word) -> Observed {
         match self.has_lost(word) {
-            true => Sight::after_loss(word, self.losses.load(Ordering::Relaxed) as u8),
-            false => Sight::of(word),
+            true => Observed::after_loss(word, self.losses.load(Ordering::Relaxed) as u8),
+            false => Observed::of(word),
         }
     }
 }
@@ -275,13 +275,13 @@ impl Confirmation {
 /// A point in time that threads take turns at. One that lies further ahead than its own pause is due: the clock was set back,
 /// as by a restored checkpoint.
 #[derive(Debug)]
-pub(crate) struct Turn {
+pub(crate) struct Throttle {
     due: AtomicU64,
     pause: u64,
 }
 
 // ORDERING: relaxed throughout: it guards nothing but the cost of two threads doing the same.
-impl Turn {
+impl Throttle {
     /// Due at once, and `pause` after each turn that is taken; both in the unit of the clock that is asked about.
     pub(crate) fn every(pause: u64) -> Self {
         Self { due: AtomicU64::new(0), pause }
@@ -393,10 +393,10 @@ impl<T> Published<T> {
 /// A count that grows until it is closed.
 #[cfg(not(loom))]
 #[derive(Debug)]
-pub(crate) struct HighWater(AtomicU32);
+pub(crate) struct ClosableMax(AtomicU32);
 
 #[cfg(not(loom))]
-impl HighWater {
+impl ClosableMax {
     const CLOSED: u32 = 1 << 31;
 
     pub(crate) fn new(count: u32) -> Self {
@@ -432,10 +432,10 @@ impl HighWater {
 /// Who uses a descriptor, so that it can be closed while other threads have it.
 #[cfg(not(loom))]
 #[derive(Debug)]
-pub(crate) struct Users(AtomicU32);
+pub(crate) struct ClosableCount(AtomicU32);
 
 #[cfg(not(loom))]
-impl Users {
+impl ClosableCount {
     const CLOSED: u32 = 1 << 31;
 
     pub(crate) fn none() -> Self {

@@ -1,6 +1,6 @@
 //! How soon a change that is not adopted is reported again.
 
-use super::Sight;
+use super::Observed;
 use crate::protocol::atomic::{AtomicU32, AtomicU64, Ordering};
 
 /// What one holder was last told, so that a loop that does not adopt it, as its loads fail, goes slowly.
@@ -37,12 +37,12 @@ impl Pace {
         }
     }
 
-    fn is_same(&self, seen: Sight, present: Sight) -> bool {
+    fn is_same(&self, seen: Observed, present: Observed) -> bool {
         self.seen.load(Ordering::Relaxed) == seen.0 && self.present.load(Ordering::Relaxed) == present.0
     }
 
     /// For how long a change from `seen` to `present` is not to be reported again; `None` if it was not reported yet.
-    pub(crate) fn pause(&self, seen: Sight, present: Sight, now: u64) -> Option<u64> {
+    pub(crate) fn pause(&self, seen: Observed, present: Observed, now: u64) -> Option<u64> {
         let reports = self.reports.load(Ordering::Relaxed);
         if reports == 0 || !self.is_same(seen, present) {
             return None;
@@ -54,7 +54,7 @@ impl Pace {
     }
 
     /// The change from `seen` to `present` is reported.
-    pub(crate) fn report(&self, seen: Sight, present: Sight, now: u64) {
+    pub(crate) fn report(&self, seen: Observed, present: Observed, now: u64) {
         let before = if self.is_same(seen, present) { self.reports.load(Ordering::Relaxed) } else { 0 };
         self.seen.store(seen.0, Ordering::Relaxed);
         self.present.store(present.0, Ordering::Relaxed);
@@ -97,7 +97,7 @@ mod tests {
 
     #[test]
     fn pauses_grow_while_the_same_change_is_reported_and_end_with_a_new_one() {
-        let (seen, present, next) = (Sight(1 << 40), Sight((1 << 40) + 1), Sight((1 << 40) + 2));
+        let (seen, present, next) = (Observed(1 << 40), Observed((1 << 40) + 1), Observed((1 << 40) + 2));
         let pace = Pace::new();
         assert_eq!(pace.pause(seen, present, 0), None);
         let mut now = 1_000_000;

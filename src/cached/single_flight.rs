@@ -17,7 +17,7 @@ use crate::protocol::futex::{sleep_on, wake_all};
 use crate::wait::SLICE;
 use crate::wait::notifier::Registration;
 
-pub(super) struct Flights {
+pub(super) struct SingleFlight {
     process: u64,
     state: Mutex<State>,
     /// Goes on with each change. Threads sleep on it for a length of time: a condition variable would have them sleep until a
@@ -28,7 +28,7 @@ pub(super) struct Flights {
 #[derive(Default)]
 struct State {
     /// Who is loading, or running the callbacks after it.
-    pilot: Option<ThreadId>,
+    leader: Option<ThreadId>,
     /// When the pilot took off, in milliseconds of the coarse clock.
     began: u64,
     /// The number of the last load that lasted longer than it may.
@@ -49,7 +49,7 @@ struct State {
 pub(super) struct Log {
     begun: u64,
     /// Ended, well or not.
-    landed: u64,
+    completed: u64,
     succeeded: u64,
 }
 
@@ -60,7 +60,7 @@ impl Log {
     }
 
     fn is_in_flight(self) -> bool {
-        self.landed < self.begun
+        self.completed < self.begun
     }
 }
 
@@ -81,7 +81,7 @@ pub(super) struct Failure {
 pub(super) enum Next<'a> {
     /// To look again: a load has landed meanwhile.
     Look,
-    Load(Flight<'a>),
+    Load(Load<'a>),
     Fail(Failure),
     /// To wait: another thread is the pilot. When it took off, and since when the source has not been read, in milliseconds
     /// of the coarse clock.
@@ -95,7 +95,7 @@ pub(super) enum Next<'a> {
     Recurse,
 }
 
-impl OfOneProcess for Flights {
+impl OfOneProcess for SingleFlight {
     fn new() -> Self {
         Self { process: token(), state: Mutex::default(), changes: AtomicU32::new(0) }
     }
@@ -105,7 +105,7 @@ impl OfOneProcess for Flights {
     }
 }
 
-impl Flights {
+impl SingleFlight {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -122,19 +122,19 @@ impl Flights {
     /// For a call that began at `before`, and found no fresh value after `seen`.
     pub(super) fn next(&self, before: Log, seen: Log) -> Next<'_> {
         let mut state = self.lock();
-        if state.log.landed != seen.landed {
+        if state.log.completed != seen.completed {
             return Next::Look;
         }
         let is_in_flight = state.log.is_in_flight();
-        let is_own = state.pilot == Some(std::thread::current().id());
+        let is_own = state.leader == Some(std::thread::current().id());
         if let Some(failure) = &state.failure {
-            let has_waited_for_it = failure.load > before.landed;
+            let has_waited_for_it = failure.load > before.completed;
             if has_waited_for_it || !is_in_flight && (is_own || !failure.retry.is_over(coarse_now())) {
                 return Next::Fail(failure.clone());
             }
         }
-        match state.pilot {
-            None => Next::Load(self.take_off(&mut state)),
+        match state.leader {
+            None => Next::Load(self.start(&mut state)),
             Some(_) if !is_own => {
                 let began = state.began;
                 Next::Wait { began, unread_since: state.failure.as_ref().map_or(began, |failure| failure.since) }
@@ -145,16 +145,16 @@ impl Flights {
     }
 
     /// Makes this thread the pilot, if there is none.
-    pub(super) fn try_take_off(&self) -> Option<Flight<'_>> {
+    pub(super) fn try_start(&self) -> Option<Load<'_>> {
         let mut state = self.lock();
-        state.pilot.is_none().then(|| self.take_off(&mut state))
+        state.leader.is_none().then(|| self.start(&mut state))
     }
 
-    fn take_off(&self, state: &mut State) -> Flight<'_> {
-        state.pilot = Some(std::thread::current().id());
+    fn start(&self, state: &mut State) -> Load<'_> {
+        state.leader = Some(std::thread::current().id());
         state.began = coarse_now();
         state.log.begun += 1;
-        Flight { flights: self, number: state.log.begun, invalidations: state.invalidations, past: None }
+        Load { single_flight: self, number: state.log.begun, invalidations: state.invalidations, past: None }
     }
 
     /// The thread that a wait which ends when the state has gone on from `seen` still waits for.
@@ -230,36 +230,36 @@ impl Flights {
 
 impl State {
     fn awaited(&self, seen: Log) -> Option<ThreadId> {
-        self.pilot.filter(|_| self.log.landed == seen.landed)
+        self.leader.filter(|_| self.log.completed == seen.completed)
     }
 }
 
 /// A load under way, and the callbacks after it. Dropped, as when one of them panics, it lets the next one begin.
-pub(super) struct Flight<'a> {
-    flights: &'a Flights,
+pub(super) struct Load<'a> {
+    single_flight: &'a SingleFlight,
     number: u64,
     invalidations: u64,
     /// The failure that this flight has put an end to. As a field, it is dropped when the next flight may begin.
     past: Option<Failure>,
 }
 
-impl Flight<'_> {
+impl Load<'_> {
     pub(super) fn number(&self) -> u64 {
         self.number
     }
 
     /// Whether the load has lasted longer than it may, which was counted then.
     pub(super) fn is_overdue(&self) -> bool {
-        !self.flights.is_inherited() && self.flights.lock().overdue == self.number
+        !self.single_flight.is_inherited() && self.single_flight.lock().overdue == self.number
     }
 
     /// Runs `place`, which puts the value in place; and tells it whether the value was invalidated since the load began.
     pub(super) fn place<R>(&self, place: impl FnOnce(bool) -> R) -> R {
         // As in `record`.
-        if self.flights.is_inherited() {
+        if self.single_flight.is_inherited() {
             return place(false);
         }
-        let state = self.flights.lock();
+        let state = self.single_flight.lock();
         place(state.invalidations != self.invalidations)
     }
 
@@ -285,26 +285,26 @@ impl Flight<'_> {
     }
 
     /// The load ended, and nobody need know how.
-    pub(super) fn land(&self) {
+    pub(super) fn complete(&self) {
         self.record(|_| ());
     }
 
     fn record<R>(&self, record: impl FnOnce(&mut State) -> R) -> Option<R> {
         // In a child that the loader forked, there is nobody to tell, and the mutex may be anyone's.
-        if self.flights.is_inherited() {
+        if self.single_flight.is_inherited() {
             return None;
         }
-        let mut state = self.flights.lock();
-        state.log.landed = state.log.begun;
+        let mut state = self.single_flight.lock();
+        state.log.completed = state.log.begun;
         let result = record(&mut state);
         drop(state);
-        self.flights.announce();
+        self.single_flight.announce();
         Some(result)
     }
 }
 
-impl Drop for Flight<'_> {
+impl Drop for Load<'_> {
     fn drop(&mut self) {
-        self.record(|state| state.pilot = None);
+        self.record(|state| state.leader = None);
     }
 }
