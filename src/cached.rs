@@ -23,12 +23,12 @@ use arc_swap::ArcSwapOption;
 
 pub use self::builder::CachedBuilder;
 use self::builder::{Policy, Verification};
+use crate::count::Count;
 use crate::error::{Error, ErrorKind};
 use crate::generation::Generation;
 use crate::os::clock::Deadline;
 use crate::os::clock::coarse_now;
 use crate::os::fork::ForkLocal;
-use crate::protocol::slot::Count;
 use crate::synchronizer::update::{Update, UpdateError};
 use crate::synchronizer::{GenerationSynchronizer, Ticket};
 #[cfg(feature = "async")]

@@ -117,6 +117,8 @@ extern crate self as gensync;
 
 #[cfg(not(loom))]
 mod cached;
+#[cfg(not(loom))]
+mod count;
 mod error;
 mod generation;
 #[cfg(not(loom))]

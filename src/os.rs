@@ -7,4 +7,5 @@ pub(crate) mod identity;
 pub(crate) mod lock;
 pub(crate) mod mapping;
 pub(crate) mod owner;
+pub(crate) mod pause;
 pub(crate) mod privilege;

@@ -4,9 +4,12 @@
 
 pub(crate) mod atomic;
 pub(crate) mod futex;
+mod header;
 pub(crate) mod layout;
 #[cfg(test)]
 mod models;
+pub(crate) mod observed;
 pub(crate) mod slot;
 pub(crate) mod slots;
 pub(crate) mod wake;
+pub(crate) mod word;

@@ -1,5 +1,8 @@
 //! What one holder has seen of one key.
 
+mod budget;
+mod pace;
+mod pending;
 pub(crate) mod update;
 
 pub use update::{Update, UpdateError, update_all};
@@ -7,14 +10,20 @@ pub use update::{Update, UpdateError, update_all};
 use std::sync::Arc;
 use std::time::Duration;
 
+pub(crate) use self::budget::CheckBudget;
+use self::pace::Pace;
+use self::pending::PendingMonitor;
 use crate::error::{Error, ErrorKind};
 use crate::generation::Generation;
 use crate::key::CacheKey;
 use crate::os::clock::{coarse_now, precise_now};
 use crate::os::lock::Held;
 use crate::os::mapping::Places;
+use crate::os::pause::Backoff;
+use crate::protocol::atomic::{AtomicU64, Ordering};
 use crate::protocol::layout::Slot;
-use crate::protocol::slot::{Backoff, CheckBudget, LastObserved, LastTried, Observed, Pace, PendingMonitor, Word};
+use crate::protocol::observed::{LastObserved, Observed};
+use crate::protocol::word::Word;
 use crate::table::incarnation::{Incarnation, Place};
 use crate::table::{ATTEMPTS, PAUSE, Table};
 
@@ -502,7 +511,7 @@ impl GenerationSynchronizer {
     #[inline]
     pub fn ticket(&self) -> Ticket {
         let slot = self.places.slot();
-        match slot.word().settled() {
+        match Observed::settled(slot.word()) {
             Some(observed) if !self.table.is_doubtful() => Ticket::of(observed, slot),
             _ => self.ticket_slow(),
         }
@@ -572,7 +581,7 @@ impl GenerationSynchronizer {
     /// As [`is_expired`](Self::is_expired).
     #[inline]
     pub fn refresh(&self) -> Result<Generation, Error> {
-        let settled = self.places.slot().word().settled();
+        let settled = Observed::settled(self.places.slot().word());
         match settled.and_then(|observed| Some((observed, observed.generation()?))) {
             Some((observed, generation)) if !self.table.is_doubtful() => {
                 self.seen.adopt(observed);
@@ -786,5 +795,20 @@ impl GenerationSynchronizer {
     #[must_use]
     pub fn table(&self) -> &Table {
         &self.table
+    }
+}
+
+/// What was last tried.
+#[derive(Debug, Default)]
+pub(crate) struct LastTried(AtomicU64);
+
+// ORDERING: relaxed throughout: a thread that finds an old one tries once more.
+impl LastTried {
+    pub(crate) fn differs(&self, what: usize) -> bool {
+        self.0.load(Ordering::Relaxed) != what as u64
+    }
+
+    pub(crate) fn set(&self, what: usize) {
+        self.0.store(what as u64, Ordering::Relaxed);
     }
 }

@@ -1,6 +1,7 @@
 //! `Table`: a table as a process holds it, through all of its incarnations.
 
 mod clear;
+mod confirmation;
 mod end;
 pub(crate) mod incarnation;
 mod info;
@@ -26,8 +27,9 @@ use crate::os::clock::{coarse_now, precise_now, with_patience};
 use crate::os::file::{NewTable, Presence, TableFile, is_descriptor, missing_folder};
 use crate::os::fork::{Companion, ForkLocal};
 use crate::os::mapping::{Chain, Mapping};
+use crate::os::pause::Throttle;
 use crate::protocol::layout::{HIGHEST_FLOOR, MAX_SIZE, segment_offset};
-use crate::protocol::slot::{Confirmation, Throttle};
+use crate::table::confirmation::Confirmation;
 use crate::table::incarnation::{Incarnation, Place};
 
 /// At least so many milliseconds pass between two looks at a table's path, and between two attempts to attach to a table

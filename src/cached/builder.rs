@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::cached::Cached;
+use crate::count::Count;
 use crate::error::{Error, ErrorKind, Source};
-use crate::protocol::slot::Count;
 use crate::synchronizer::GenerationSynchronizer;
 
 type OnError = Box<dyn Fn(&Error) + Send + Sync>;

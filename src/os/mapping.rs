@@ -7,6 +7,7 @@
 #![expect(unsafe_code, reason = "maps files; each block states the fact relied on")]
 
 mod chain;
+mod closable;
 mod descriptor;
 
 use std::fs::File;
@@ -26,13 +27,14 @@ use nix::sys::stat::{FileStat, fstat};
 use nix::unistd::{SysconfVar, sysconf};
 use rustix::io::{ReadWriteFlags, pwritev2};
 
+use self::chain::Published;
+use self::closable::ClosableMax;
 use crate::error::{Error, ErrorKind};
 use crate::os::lock::{Held, Kind, Range, RangeLock, held, is_held_by_writer};
 use crate::protocol::layout::{
     FixedHeader, HEADER_SIZE, HEADER_WORDS_OFFSET, Header, MAX_SIZE, STATE_OFFSET, Slot, Tag, segment_offset,
     segment_slots, segments_within,
 };
-use crate::protocol::slot::{ClosableMax, Published};
 use crate::protocol::slots::Memory;
 
 use crate::os::identity::Identity;

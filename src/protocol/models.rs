@@ -16,9 +16,10 @@ mod waiting;
 use crate::error::{Error, ErrorKind};
 use crate::protocol::atomic::{Arc, AtomicU8, AtomicU32, AtomicU64, Ordering, thread};
 use crate::protocol::layout::{Header, LABEL_SIZE, LIVE, Slot, Tag, WakeLine, segment_slots};
-use crate::protocol::slot::{Digest, Word};
+use crate::protocol::slot::Digest;
 use crate::protocol::slots::{Memory, Slots};
 use crate::protocol::wake::WakeWord;
+use crate::protocol::word::Word;
 
 const START: u64 = 1 << 50;
 

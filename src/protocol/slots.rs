@@ -47,7 +47,8 @@
 
 use crate::error::{Error, ErrorKind};
 use crate::protocol::layout::{Header, Slot, Tag, probe_limit, segment_slots};
-use crate::protocol::slot::{Digest, Holder, Word};
+use crate::protocol::slot::{Digest, Holder};
+use crate::protocol::word::Word;
 
 /// Where a table's words are: a mapped file, or boxes in tests and models.
 pub(crate) trait Memory {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
 
+use crate::count::Count;
 use crate::error::{Error, ErrorKind};
 use crate::key::CacheKey;
 use crate::os::clock::now;
@@ -13,9 +14,11 @@ use crate::os::clock::precise_now;
 use crate::os::file::{Presence, TableFile, View, boot_id};
 use crate::os::lock::{Held, Kind};
 use crate::os::mapping::{Mapping, SlotRef};
+use crate::os::pause::FirstSeen;
 use crate::protocol::layout::{FixedHeader, HIGHEST_FLOOR, Slot};
-use crate::protocol::slot::{Count, Digest, FirstSeen, Word};
+use crate::protocol::slot::Digest;
 use crate::protocol::slots::{Memory as _, Slots};
+use crate::protocol::word::Word;
 
 /// A key's slot, and the incarnation that it is in.
 pub(crate) type Place = SlotRef<Incarnation>;

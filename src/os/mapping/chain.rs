@@ -3,8 +3,8 @@
 use std::ptr::NonNull;
 use std::sync::Arc;
 
+use crate::protocol::atomic::{AtomicPtr, Ordering};
 use crate::protocol::layout::Slot;
-use crate::protocol::slot::Published;
 
 /// A slot, together with what keeps it mapped.
 #[derive(Debug)]
@@ -145,5 +145,32 @@ impl<T> Drop for Chain<T> {
             let owned = unsafe { Box::from_raw(link) };
             link = owned.previous;
         }
+    }
+}
+
+/// A pointer to something that is complete before it is published, and never changes afterwards.
+#[derive(Debug)]
+pub(crate) struct Published<T>(AtomicPtr<T>);
+
+impl<T> Published<T> {
+    pub(crate) fn new(pointer: *mut T) -> Self {
+        Self(AtomicPtr::new(pointer))
+    }
+
+    #[inline]
+    pub(crate) fn get(&self) -> *mut T {
+        // ORDERING: pairs with `replace`.
+        self.0.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set(&self, new: *mut T) {
+        // ORDERING: as in `replace`; a swap, and acquire, so that of two threads that set, the second sees all that the
+        // first did before.
+        self.0.swap(new, Ordering::AcqRel);
+    }
+
+    pub(crate) fn replace(&self, old: *mut T, new: *mut T) -> bool {
+        // ORDERING: release: what `new` points to is complete for whoever gets it.
+        self.0.compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }
 }

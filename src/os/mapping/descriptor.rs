@@ -10,9 +10,9 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::OFlag;
 use nix::sys::stat::{Mode, fstat};
 
+use super::closable::ClosableCount;
 use crate::error::{Error, ErrorKind};
 use crate::os::identity::Identity;
-use crate::protocol::slot::ClosableCount;
 
 /// Where a process finds its own descriptors by their numbers.
 pub(crate) const DESCRIPTORS: &str = "/proc/self/fd";

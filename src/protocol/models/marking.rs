@@ -2,7 +2,7 @@
 
 use super::{Boxed, START, both, model, table_with_key};
 use crate::protocol::atomic::{Arc, AtomicU64, Ordering};
-use crate::protocol::slot::{LastObserved, Observed};
+use crate::protocol::observed::{LastObserved, Observed};
 use crate::protocol::slots::Slots;
 
 #[test]

@@ -10,7 +10,7 @@ use shuttle::scheduler::{PctScheduler, RandomScheduler};
 use super::{Boxed, KEYS, Lock, START, key as digest, schedule, slots};
 use crate::protocol::atomic::{Arc, AtomicU64, Ordering, thread};
 use crate::protocol::layout::Slot;
-use crate::protocol::slot::Observed;
+use crate::protocol::observed::Observed;
 use crate::protocol::slots::{Memory, Slots};
 
 const SEGMENTS: u32 = 4;

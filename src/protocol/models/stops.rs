@@ -9,7 +9,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use super::{Boxed, KEYS, START, key, table_with_key};
 use crate::protocol::atomic::{Arc, AtomicU64, Ordering, steps};
-use crate::protocol::slot::Observed;
+use crate::protocol::observed::Observed;
 use crate::protocol::slots::{Memory as _, Slots};
 use crate::protocol::wake::WaitToken;
 

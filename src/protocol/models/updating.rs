@@ -3,7 +3,7 @@
 use super::{Boxed, Lock, both, model, model_with, table_with_key};
 use crate::protocol::atomic::{Arc, AtomicU64, Ordering, thread};
 use crate::protocol::layout::Slot;
-use crate::protocol::slot::Observed;
+use crate::protocol::observed::Observed;
 use crate::protocol::slots::Slots;
 
 /// A source behind a key of a table, and the lock on its slot.

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use super::{Boxed, START, both, key, model, model_with, slots, table_with_key};
 use crate::protocol::atomic::{Arc, AtomicU64, Ordering, thread};
-use crate::protocol::slot::{Digest, Observed};
+use crate::protocol::observed::Observed;
+use crate::protocol::slot::Digest;
 use crate::protocol::slots::Slots;
 
 /// Without loom, longer than any test: who sleeps through it is late for good.

@@ -1,7 +1,7 @@
 //! How soon a change that is not adopted is reported again.
 
-use super::Observed;
 use crate::protocol::atomic::{AtomicU32, AtomicU64, Ordering};
+use crate::protocol::observed::Observed;
 
 /// What one holder was last told, so that a loop that does not adopt it, as its loads fail, goes slowly.
 ///
@@ -38,7 +38,7 @@ impl Pace {
     }
 
     fn is_same(&self, seen: Observed, present: Observed) -> bool {
-        self.seen.load(Ordering::Relaxed) == seen.0 && self.present.load(Ordering::Relaxed) == present.0
+        self.seen.load(Ordering::Relaxed) == seen.bits() && self.present.load(Ordering::Relaxed) == present.bits()
     }
 
     /// For how long a change from `seen` to `present` is not to be reported again; `None` if it was not reported yet.
@@ -56,8 +56,8 @@ impl Pace {
     /// The change from `seen` to `present` is reported.
     pub(crate) fn report(&self, seen: Observed, present: Observed, now: u64) {
         let before = if self.is_same(seen, present) { self.reports.load(Ordering::Relaxed) } else { 0 };
-        self.seen.store(seen.0, Ordering::Relaxed);
-        self.present.store(present.0, Ordering::Relaxed);
+        self.seen.store(seen.bits(), Ordering::Relaxed);
+        self.present.store(present.bits(), Ordering::Relaxed);
         self.last.store(now, Ordering::Relaxed);
         self.reports.store(before.saturating_add(1), Ordering::Relaxed);
     }
@@ -97,7 +97,7 @@ mod tests {
 
     #[test]
     fn pauses_grow_while_the_same_change_is_reported_and_end_with_a_new_one() {
-        let (seen, present, next) = (Observed(1 << 40), Observed((1 << 40) + 1), Observed((1 << 40) + 2));
+        let (seen, present, next) = (Observed::missing(1), Observed::missing(2), Observed::missing(3));
         let pace = Pace::new();
         assert_eq!(pace.pause(seen, present, 0), None);
         let mut now = 1_000_000;
