@@ -8,9 +8,12 @@ use std::time::{Duration, Instant};
 use super::{ATTEMPTS, HOLDERS_PATIENCE, Table, floor_of_successor, succeeding};
 use crate::error::{Error, ErrorKind};
 use crate::os::clock::with_patience;
-use crate::os::file::{Lock, TableFile, UnlinkedTable, identity, remove, remove_unfinished};
+use crate::os::file::{Lock, TableFile};
 use crate::os::identity::Identity;
+use crate::os::identity::identity;
 use crate::os::lock::RangeLock;
+use crate::os::new_table::{UnlinkedTable, remove, remove_unfinished};
+use crate::os::replaceable::{check_owner_can_be_given, check_replaceable};
 use crate::table::incarnation::Incarnation;
 
 /// After how long a process that has the table open takes whoever replaces it for stopped, and makes a successor of its own. All
@@ -44,7 +47,7 @@ impl Table {
         let reset = || match self.path() {
             Some(path) => self.replace_or_remove(
                 path,
-                |file| match file.check_replaceable(path) {
+                |file| match check_replaceable(file, path) {
                     Ok(()) => succeeding(file, &self.0.options)?.prepare(path)?.stand_by(path).map(Some),
                     Err(error) if matches!(error.kind(), ErrorKind::NotReplaceable { .. }) => Ok(None),
                     Err(error) => Err(error),
@@ -97,7 +100,7 @@ impl Table {
         };
         self.replace_or_remove(
             path,
-            |file| file.check_replaceable(path),
+            |file| check_replaceable(file, path),
             |current, file, ()| self.end_for_good(path, current, &file),
         )
         .map_err(|error| self.explain(error))
@@ -132,8 +135,8 @@ impl Table {
         };
         let check = || {
             let file = TableFile::open(path, &self.0.options.file)?.ok_or(ErrorKind::NotFound)?;
-            file.check_replaceable(path)?;
-            file.check_owner_can_be_given()
+            check_replaceable(&file, path)?;
+            check_owner_can_be_given(&file)
         };
         check().map_err(|error| self.explain(error))
     }
@@ -251,7 +254,7 @@ pub(super) fn replace(
     prepare: impl FnOnce() -> Result<UnlinkedTable, Error>,
 ) -> Result<bool, Error> {
     with_the_lock(path, file, old, holder, || {
-        file.check_replaceable(path)?;
+        check_replaceable(file, path)?;
         // Asked before as well: it would be prepared in vain, again and again.
         refuse_beside_updates(old, holder, patience)?;
         let unlinked = prepare()?;
@@ -331,7 +334,7 @@ fn retire_and_remove(path: &Path, file: &TableFile, table: &Incarnation, patienc
     // Unlike a successor, which may be put there by whoever finds the table retired, nothing is to come after it: so the lock
     // comes first.
     with_the_lock(path, file, table, None, || {
-        file.check_replaceable(path)?;
+        check_replaceable(file, path)?;
         table.slots().retire()?;
         if !outlast_updates(path, table, None, patience)? {
             return Ok(false);

@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use crate::generation::Generation;
-use crate::os::file::boot_id;
+use crate::os::boot::boot_id;
 use crate::os::lock::Held;
 use crate::os::mapping::Mapping;
 use crate::protocol::layout::{FixedHeader, Header, Slot};

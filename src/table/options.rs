@@ -8,7 +8,8 @@ use nix::unistd::Uid;
 
 use crate::error::{Error, ErrorKind};
 use crate::key::KeyNormalizer;
-use crate::os::file::{FUSE, FileOptions};
+use crate::os::file::FileOptions;
+use crate::os::file_system::FUSE;
 use crate::os::owner::{OwnerCheck, check_mapped};
 use crate::os::privilege::has_callers_environment;
 use crate::protocol::layout::MAX_CAPACITY;
