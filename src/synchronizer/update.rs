@@ -34,6 +34,7 @@ use crate::os::clock::Deadline;
 use crate::os::clock::with_patience;
 use crate::os::lock::{Kind, RangeLock};
 use crate::synchronizer::GenerationSynchronizer;
+use crate::table::ATTEMPTS;
 use crate::table::incarnation::Place;
 
 /// How long an update that is about to begin lets somebody go first who waits to reset the table.
@@ -279,6 +280,71 @@ impl GenerationSynchronizer {
         };
         let (place, lock) = self.begin(lock, left)?;
         Ok(Update { sync: self, place, lock: Some(lock) })
+    }
+
+    /// Counts an update in, in the latest incarnation, where `lock` must be taken first. Gives the place, and the lock.
+    ///
+    /// If the file is gone, waits for updates in flight there, for as long as `patience` says is left.
+    pub(crate) fn begin<L>(
+        &self,
+        lock: impl Fn(&Place) -> Result<L, Error>,
+        patience: impl Fn() -> Duration,
+    ) -> Result<(&Place, L), Error> {
+        // In a file that is gone, as updates in flight keep this process there: `follow_update` announces it in the new one.
+        let mut stays = false;
+        for _ in 0..ATTEMPTS {
+            let place = self.places.latest();
+            // Whoever retires a table holds a lock against this one, so it does not happen from here on.
+            let held = lock(place);
+            if !stays && place.owner().is_gone() {
+                // A lock in the old file would keep this process there.
+                drop(held);
+                stays = !self.table.leave_for_update(place.owner(), patience())?;
+                if !stays {
+                    self.move_on()?;
+                }
+                continue;
+            }
+            // The header is asked as well: whoever was retiring the table may have died before coming to this slot.
+            if place.owner().slots().header().is_live() && place.word().is_live() {
+                // Not asked before: it may be that there is nothing left to lock.
+                let held = held?;
+                if place.begin_update().is_live() {
+                    place.owner().count_own_update();
+                    return Ok((place, held));
+                }
+            }
+            self.move_on()?;
+        }
+        Err(self.error(ErrorKind::Retired))
+    }
+
+    /// Counts an update out that was begun at `place`, and announces it. The holder follows it if it `knows` what is in the
+    /// source now.
+    pub(crate) fn finish(&self, place: &Place, knows: bool) -> Result<Generation, Error> {
+        place.owner().count_own_update_out();
+        let before = self.announce(place, place.finish_update());
+        match before.updated() {
+            Some(generation) => {
+                if knows && !self.is_detoured {
+                    self.seen.follow(before);
+                }
+                Ok(generation)
+            }
+            None => self.bump_successor(),
+        }
+    }
+
+    /// Counts an update out that was begun at `place`, and changed nothing.
+    pub(crate) fn abandon(&self, place: &Place) {
+        place.owner().count_own_update_out();
+        place.abandon_update();
+    }
+
+    /// Announces an update that was finished at `place`, and whose lock was let go of, in the file that the path names by now
+    /// as well.
+    pub(crate) fn follow_update(&self, place: &Place) -> Result<(), Error> {
+        self.table.follow_update(place.owner(), &self.key).map_err(|error| self.explain(error))
     }
 }
 
