@@ -1,5 +1,6 @@
 //! The edge to the operating system: files, mappings, locks and forks.
 
+pub(crate) mod allocation;
 pub(crate) mod boot;
 pub(crate) mod clock;
 pub(crate) mod file;

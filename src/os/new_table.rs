@@ -13,12 +13,13 @@ use nix::sys::stat::FileStat;
 use nix::unistd::{Uid, linkat};
 
 use crate::error::{Error, ErrorKind};
+use crate::os::allocation::{allocate, check_size_limit, rewrite_in_place};
 use crate::os::boot::boot_id;
 use crate::os::clock::now;
 use crate::os::file::{FileOptions, REPLACEMENT, open_again};
 use crate::os::file_system::check_file_system;
 use crate::os::lock::{Kind, RangeLock, is_held_by_writer, set};
-use crate::os::mapping::{DESCRIPTORS, allocate, check_size_limit, rewrite_in_place};
+use crate::os::mapping::DESCRIPTORS;
 use crate::os::owner::{OwnerCheck, check_mapped};
 use crate::os::path::{folder, has_proc, is_missing, missing_folder};
 use crate::protocol::layout::{FixedHeader, MAGIC, segment_offset, version};

@@ -5,7 +5,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{ATTEMPTS, HOLDERS_PATIENCE, Table, floor_of_successor, succeeding};
+use super::open::succeeding;
+use super::succession::floor_of_successor;
+use super::{ATTEMPTS, HOLDERS_PATIENCE, Table};
 use crate::error::{Error, ErrorKind};
 use crate::os::clock::with_patience;
 use crate::os::file::{Lock, TableFile};
