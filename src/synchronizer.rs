@@ -8,12 +8,10 @@ mod pending;
 mod ticket;
 pub(crate) mod update;
 
-pub(crate) use news::News;
 pub use ticket::Ticket;
 pub use update::{Update, UpdateError, update_all};
 
 use std::sync::Arc;
-use std::time::Duration;
 
 pub(crate) use self::budget::CheckBudget;
 use self::freshness::LastTried;
@@ -22,16 +20,12 @@ use self::pending::PendingMonitor;
 use crate::error::{Error, ErrorKind};
 use crate::generation::Generation;
 use crate::key::CacheKey;
-use crate::os::clock::{coarse_now, precise_now};
-use crate::os::lock::Held;
 use crate::os::mapping::Places;
 use crate::os::pause::Backoff;
-use crate::protocol::atomic::{AtomicU64, Ordering};
-use crate::protocol::layout::Slot;
 use crate::protocol::observed::{LastObserved, Observed};
 use crate::protocol::word::Word;
 use crate::table::incarnation::{Incarnation, Place};
-use crate::table::{ATTEMPTS, PAUSE, Table};
+use crate::table::{PAUSE, Table};
 
 /// Keeps one piece of state fresh: remembers the generation that its holder has seen, and compares it with the shared
 /// one.

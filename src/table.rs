@@ -8,6 +8,7 @@ mod info;
 mod inspect;
 mod open;
 pub(crate) mod options;
+mod replace;
 mod sleep;
 mod succession;
 
@@ -15,26 +16,17 @@ pub use crate::os::owner::OwnerCheck;
 pub use info::{Occupancy, SlotInfo, Stats, TableInfo, TableState};
 pub use options::TableOptions;
 
-use std::os::unix::ffi::OsStrExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nix::sys::resource::{Resource, getrlimit};
-
-use self::end::{exclude_updates, replace};
 use self::open::Source;
 use crate::error::{Error, ErrorKind};
 use crate::key::CacheKey;
-use crate::os::clock::{coarse_now, precise_now, with_patience};
-use crate::os::file::TableFile;
+use crate::os::clock::coarse_now;
 use crate::os::fork::{Companion, ForkLocal};
-use crate::os::mapping::{Chain, Mapping};
-use crate::os::new_table::NewTable;
-use crate::os::path::{is_descriptor, missing_folder};
+use crate::os::mapping::Chain;
 use crate::os::pause::Throttle;
-use crate::os::view::Presence;
-use crate::protocol::layout::{HIGHEST_FLOOR, MAX_SIZE, segment_offset};
 use crate::table::confirmation::Confirmation;
 use crate::table::incarnation::{Incarnation, Place};
 

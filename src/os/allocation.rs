@@ -1,28 +1,13 @@
 //! Room in a file, before it is used.
 
 use crate::error::{Error, ErrorKind};
-use crate::os::identity::Identity;
-use crate::os::lock::{Held, Kind, Range, RangeLock, held, is_held_by_writer};
-use crate::protocol::layout::{
-    FixedHeader, HEADER_SIZE, HEADER_WORDS_OFFSET, Header, MAX_SIZE, STATE_OFFSET, Slot, Tag, segment_offset,
-    segment_slots, segments_within,
-};
-use crate::protocol::slots::Memory;
-use memmap2::MmapOptions;
 use nix::errno::Errno;
-use nix::fcntl::{FallocateFlags, OFlag, fallocate};
-use nix::sys::mman::{MRemapFlags, MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous, mremap, munlock, munmap};
+use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
-use nix::sys::stat::{FileStat, fstat};
-use nix::unistd::{SysconfVar, sysconf};
+use nix::sys::stat::fstat;
 use rustix::io::{ReadWriteFlags, pwritev2};
-use std::fs::File;
 use std::io::IoSlice;
-use std::mem::ManuallyDrop;
-use std::num::NonZeroUsize;
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
-use std::path::Path;
-use std::ptr::NonNull;
+use std::os::fd::BorrowedFd;
 
 /// What it means for growth that memory cannot be mapped.
 pub(crate) fn no_room(error: Error, bytes: u64) -> Error {

@@ -11,7 +11,6 @@ mod closable;
 mod descriptor;
 
 use std::fs::File;
-use std::io::IoSlice;
 use std::mem::ManuallyDrop;
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
@@ -20,17 +19,15 @@ use std::ptr::NonNull;
 
 use memmap2::MmapOptions;
 use nix::errno::Errno;
-use nix::fcntl::{FallocateFlags, OFlag, fallocate};
+use nix::fcntl::OFlag;
 use nix::sys::mman::{MRemapFlags, MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous, mremap, munlock, munmap};
-use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 use nix::sys::stat::{FileStat, fstat};
 use nix::unistd::{SysconfVar, sysconf};
-use rustix::io::{ReadWriteFlags, pwritev2};
 
 use self::chain::Published;
 use self::closable::ClosableMax;
 use crate::error::{Error, ErrorKind};
-use crate::os::allocation::{allocate, check_size_limit, no_room};
+use crate::os::allocation::{allocate, no_room};
 use crate::os::lock::{Held, Kind, Range, RangeLock, held, is_held_by_writer};
 use crate::protocol::layout::{
     FixedHeader, HEADER_SIZE, HEADER_WORDS_OFFSET, Header, MAX_SIZE, STATE_OFFSET, Slot, Tag, segment_offset,

@@ -1,22 +1,15 @@
 //! Whether what a holder has seen is what there is, and attaching to the successor of a table that was replaced.
 
-use super::pace::Pace;
 use super::{GenerationSynchronizer, Ticket};
 use crate::error::{Error, ErrorKind};
-use crate::generation::Generation;
-use crate::key::CacheKey;
 use crate::os::clock::{coarse_now, precise_now};
 use crate::os::lock::Held;
-use crate::os::mapping::Places;
-use crate::os::pause::Backoff;
 use crate::protocol::atomic::{AtomicU64, Ordering};
-use crate::protocol::layout::Slot;
-use crate::protocol::observed::{LastObserved, Observed};
+use crate::protocol::observed::Observed;
 use crate::protocol::word::Word;
-use crate::table::incarnation::{Incarnation, Place};
-use crate::table::{ATTEMPTS, PAUSE, Table};
+use crate::table::ATTEMPTS;
+use crate::table::incarnation::Place;
 use std::sync::Arc;
-use std::time::Duration;
 
 /// How often to ask for a pending update's lock while others take it and let go of it.
 const ROUNDS: u32 = 16;

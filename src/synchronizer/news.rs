@@ -2,21 +2,9 @@
 
 use super::pace::Pace;
 use super::{GenerationSynchronizer, Ticket};
-use crate::error::{Error, ErrorKind};
-use crate::generation::Generation;
-use crate::key::CacheKey;
-use crate::os::clock::{coarse_now, precise_now};
-use crate::os::lock::Held;
-use crate::os::mapping::Places;
-use crate::os::pause::Backoff;
-use crate::protocol::atomic::{AtomicU64, Ordering};
-use crate::protocol::layout::Slot;
-use crate::protocol::observed::{LastObserved, Observed};
+use crate::os::clock::coarse_now;
+use crate::protocol::observed::Observed;
 use crate::protocol::word::Word;
-use crate::table::incarnation::{Incarnation, Place};
-use crate::table::{ATTEMPTS, PAUSE, Table};
-use std::sync::Arc;
-use std::time::Duration;
 
 /// What a look at a key finds for those who wait for it.
 #[derive(Clone, Copy, Debug)]

@@ -1,21 +1,9 @@
 //! What is taken before a load.
 
-use super::pace::Pace;
-use crate::error::{Error, ErrorKind};
 use crate::generation::Generation;
-use crate::key::CacheKey;
-use crate::os::clock::{coarse_now, precise_now};
-use crate::os::lock::Held;
-use crate::os::mapping::Places;
-use crate::os::pause::Backoff;
-use crate::protocol::atomic::{AtomicU64, Ordering};
 use crate::protocol::layout::Slot;
-use crate::protocol::observed::{LastObserved, Observed};
+use crate::protocol::observed::Observed;
 use crate::protocol::word::Word;
-use crate::table::incarnation::{Incarnation, Place};
-use crate::table::{ATTEMPTS, PAUSE, Table};
-use std::sync::Arc;
-use std::time::Duration;
 
 /// The generation from before a load, to be [adopted](GenerationSynchronizer::adopt) after it.
 ///

@@ -1,26 +1,19 @@
 //! Opening a table, and making it.
 
-use super::end::{exclude_updates, replace};
-use super::succession::floor_of_successor;
-use super::{ATTEMPTS, HOLDERS_PATIENCE, PAUSE, READER_PAUSE, Shared, Table, TableOptions, options};
+use super::replace::floor_of_successor;
+use super::replace::{exclude_updates, replace};
+use super::{ATTEMPTS, HOLDERS_PATIENCE, READER_PAUSE, Shared, Table, TableOptions, options};
 use crate::error::{Error, ErrorKind};
-use crate::key::CacheKey;
-use crate::os::clock::{coarse_now, precise_now, with_patience};
 use crate::os::file::TableFile;
-use crate::os::fork::{Companion, ForkLocal};
-use crate::os::mapping::{Chain, Mapping};
+use crate::os::mapping::Mapping;
 use crate::os::new_table::NewTable;
 use crate::os::path::{is_descriptor, missing_folder};
-use crate::os::pause::Throttle;
-use crate::os::view::Presence;
-use crate::protocol::layout::{HIGHEST_FLOOR, MAX_SIZE, segment_offset};
-use crate::table::confirmation::Confirmation;
-use crate::table::incarnation::{Incarnation, Place};
+use crate::protocol::layout::{MAX_SIZE, segment_offset};
+use crate::table::incarnation::Incarnation;
 use nix::sys::resource::{Resource, getrlimit};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 #[derive(Debug)]
 pub(super) enum Source {

@@ -1,24 +1,12 @@
 //! From one incarnation of a table to the next.
 
-use super::end::{exclude_updates, replace};
-use super::open::{Source, open};
-use super::{ATTEMPTS, HOLDERS_PATIENCE, PAUSE, READER_PAUSE, Shared, Table, TableOptions, options};
+use super::open::open;
+use super::{ATTEMPTS, Table, TableOptions};
 use crate::error::{Error, ErrorKind};
 use crate::key::CacheKey;
 use crate::os::clock::{coarse_now, precise_now, with_patience};
-use crate::os::file::TableFile;
-use crate::os::fork::{Companion, ForkLocal};
-use crate::os::mapping::{Chain, Mapping};
-use crate::os::new_table::NewTable;
-use crate::os::path::{is_descriptor, missing_folder};
-use crate::os::pause::Throttle;
 use crate::os::view::Presence;
-use crate::protocol::layout::{HIGHEST_FLOOR, MAX_SIZE, segment_offset};
-use crate::table::confirmation::Confirmation;
-use crate::table::incarnation::{Incarnation, Place};
-use nix::sys::resource::{Resource, getrlimit};
-use std::os::unix::ffi::OsStrExt as _;
-use std::path::{Path, PathBuf};
+use crate::table::incarnation::Incarnation;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -204,8 +192,4 @@ impl Table {
         }
         Ok(next)
     }
-}
-
-pub(super) fn floor_of_successor(old: &Incarnation) -> Result<u64, Error> {
-    Ok((old.slots().highest()?.max(old.fixed().floor) + 1).min(HIGHEST_FLOOR))
 }
