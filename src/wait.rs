@@ -1,6 +1,6 @@
 //! Waiting for updates: sleep until a generation moves on.
 //!
-//! The protocol is told in `table.rs`. Who waits for one key sleeps on the wake word of its slot; who waits for several, on
+//! The protocol is described in `protocol/slots.rs`. Who waits for one key sleeps on the wake word of its slot; who waits for several, on
 //! that of their table, where updates of other awaited keys disturb him.
 //!
 //! Sleeps are cut into slices. At each one's end, a sleeper looks whether the table's file is still there, whether an

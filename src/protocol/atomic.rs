@@ -1,6 +1,6 @@
 //! The only file that names std's atomics, or a model checker's.
 //!
-//! Built with `--cfg loom`, the protocol in `slot.rs` and `table.rs` runs under loom's model checker instead; with
+//! Built with `--cfg loom`, the protocol in this folder runs under loom's model checker instead; with
 //! `--cfg loom --cfg shuttle`, under shuttle's schedulers.
 
 #[cfg(all(test, not(loom)))]

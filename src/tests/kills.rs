@@ -1,7 +1,7 @@
 //! Guards against SIGKILL at the worst moment: each operation is begun by a process that is killed before its next access of an
 //! atomic, or before or after its next system call, for every one of them; then others go on.
 //!
-//! It stands here and not in `tests/`, as only the crate's own test build can be stopped at the accesses (see `sync/steps.rs`).
+//! It stands here and not in `tests/`, as only the crate's own test build can be stopped at the accesses (see `protocol/atomic/steps.rs`).
 
 #[path = "../../tests/support/mod.rs"]
 pub(crate) mod support;
