@@ -10,7 +10,7 @@ mod open;
 pub(crate) mod options;
 mod replace;
 mod sleep;
-mod succession;
+pub(crate) mod succession;
 
 pub use crate::os::owner::OwnerCheck;
 pub use info::{Occupancy, SlotInfo, Stats, TableInfo, TableState};
@@ -37,10 +37,7 @@ use crate::table::incarnation::{Incarnation, Place};
 /// process had the turn before it.
 pub(crate) const PAUSE: u64 = 490;
 
-/// How often an operation starts again because the table was replaced under it, before it gives up.
-pub(crate) const ATTEMPTS: u32 = 100;
-
-/// How long a reader who finds a retired table waits before he looks again whether it was replaced, [`ATTEMPTS`] times.
+/// How long a reader who finds a retired table waits before he looks again whether it was replaced, a hundred times.
 const READER_PAUSE: Duration = Duration::from_millis(3);
 
 /// How long the checks of a process wait in all for somebody else who replaces the table. It is ready by then, but for one call
@@ -170,21 +167,11 @@ impl Table {
 
     /// Attaches to `key`, in the latest incarnation.
     pub(crate) fn attach(&self, key: &CacheKey) -> Result<Place, Error> {
-        let attach = || {
-            for _ in 0..ATTEMPTS {
-                let current = self.current()?;
-                let found = if self.is_read_only() {
-                    current.find(key).and_then(|place| place.ok_or(ErrorKind::KeyNotFound.into()).map(Some))
-                } else {
-                    current.attach(key)
-                };
-                if let Some(Some(place)) = self.while_latest(current, found)? {
-                    return Ok(place);
-                }
-            }
-            Err(ErrorKind::Retired.into())
-        };
-        attach().map_err(|error: Error| self.explain(error).with_key(key.as_str()))
+        let place = self.with_current(|current| match self.is_read_only() {
+            true => current.find(key)?.ok_or(ErrorKind::KeyNotFound.into()).map(Some),
+            false => current.attach(key),
+        });
+        place.map_err(|error| self.explain(error).with_key(key.as_str()))
     }
 
     /// Whether it cannot be confirmed any more that the path names the file: then an update may have gone to another one.

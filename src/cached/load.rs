@@ -3,7 +3,7 @@
 use super::period::Period;
 use super::single_flight::{Failure, Load, Log, Next, SingleFlight};
 use super::{Cached, Entry};
-use crate::error::{Error, ErrorKind};
+use crate::error::{Error, ErrorKind, Source};
 use crate::os::clock::Deadline;
 use crate::os::clock::coarse_now;
 use crate::synchronizer::{GenerationSynchronizer, Ticket};
@@ -12,6 +12,12 @@ use std::time::{Duration, Instant};
 
 /// How many loads in a row must have been overtaken by updates before that is reported.
 const OVERTAKEN: u64 = 8;
+
+/// What a value is loaded with.
+struct Tickets {
+    own: Ticket,
+    dependencies: Box<[Ticket]>,
+}
 
 /// What a caller puts up with.
 #[derive(Clone, Copy)]
@@ -50,33 +56,40 @@ impl<T: ?Sized> Cached<T> {
                     return current.map(|entry| self.stale(entry)).ok_or_else(|| self.sync.error(ErrorKind::Recursion));
                 }
                 Next::Wait { began, unread_since } => {
-                    let now = coarse_now();
                     let allowed = self.allowed_staleness(&current, options);
-                    let period = |since| Period::new(since, allowed);
-                    match current {
-                        Some(entry) if options.stale_while_reloading && !period(unread_since).is_over(now) => {
-                            return Ok(self.stale(entry));
-                        }
-                        _ if period(began).is_over(now) => {
-                            return Err(self.overdue(&single_flight, log, began, allowed));
-                        }
-                        _ => {}
+                    let is_over = |since| Period::new(since, allowed).is_over(coarse_now());
+                    if let Some(entry) = &current
+                        && options.stale_while_reloading
+                        && !is_over(unread_since)
+                    {
+                        return Ok(self.stale(Arc::clone(entry)));
+                    }
+                    if is_over(began) {
+                        return Err(self.overdue(&single_flight, log, began, allowed));
                     }
                     // Nobody need keep an old value for this call's sake.
                     drop(current);
-                    if options.deadline.is_some_and(Deadline::is_reached) {
-                        return Err(self.sync.error(ErrorKind::Deadline));
-                    }
-                    let end =
-                        options.deadline.map(|deadline| deadline.at).into_iter().chain(period(began).end(now)).min();
-                    let key = self.sync.cache_key().as_str();
-                    single_flight
-                        .wait(log, end, key)
-                        .map_err(|circle| self.sync.explain(Error::from(ErrorKind::Recursion).caused_by(circle)))?;
+                    self.await_load(&single_flight, log, Period::new(began, allowed), options.deadline)?;
                 }
             }
             log = single_flight.log();
         }
+    }
+
+    /// Sleeps until the load of another thread ends; until `overdue` is over or the deadline reached, if that comes first.
+    fn await_load(
+        &self,
+        single_flight: &Arc<SingleFlight>,
+        log: Log,
+        overdue: Period,
+        deadline: Option<Deadline>,
+    ) -> Result<(), Error> {
+        if deadline.is_some_and(Deadline::is_reached) {
+            return Err(self.sync.error(ErrorKind::Deadline));
+        }
+        let end = deadline.map(|deadline| deadline.at).into_iter().chain(overdue.end(coarse_now())).min();
+        let circle = single_flight.wait(log, end, self.sync.cache_key().as_str());
+        circle.map_err(|circle| self.sync.explain(Error::from(ErrorKind::Recursion).caused_by(circle)))
     }
 
     pub(super) fn stale(&self, entry: Arc<Entry<T>>) -> Arc<Entry<T>> {
@@ -121,7 +134,19 @@ impl<T: ?Sized> Cached<T> {
     }
 
     /// Loads the value, or only sees whether `verified` still is what would be loaded.
-    pub(super) fn load(&self, mut load: Load<'_>, verified: Option<&Entry<T>>) -> Result<Arc<Entry<T>>, Failure> {
+    pub(super) fn load(&self, load: Load<'_>, verified: Option<&Entry<T>>) -> Result<Arc<Entry<T>>, Failure> {
+        let (tickets, outage) = self.take_tickets();
+        let (start, since) = (Instant::now(), coarse_now());
+        let outcome = (self.policy.loader)();
+        self.metrics.longest.raise_to(start.elapsed().as_micros() as u64);
+        match outcome {
+            Ok(value) => Ok(self.finish_load(load, value, tickets, outage, verified)),
+            Err(error) => Err(self.fail_load(load, error, since, verified.is_some())),
+        }
+    }
+
+    /// The tickets to load with, and why freshness cannot be known, if so.
+    fn take_tickets(&self) -> (Tickets, Option<Error>) {
         let mut outage = None;
         let mut take = |sync: &GenerationSynchronizer| {
             let (ticket, reason) = sync.ticket_with_reason();
@@ -129,60 +154,72 @@ impl<T: ?Sized> Cached<T> {
             ticket
         };
         let dependencies = self.policy.dependencies.iter().map(&mut take).collect();
-        let ticket = take(&self.sync);
-        let (start, since) = (Instant::now(), coarse_now());
-        let outcome = (self.policy.loader)();
-        self.metrics.longest.raise_to(start.elapsed().as_micros() as u64);
-        match outcome {
-            Ok(value) => {
-                let age = Period::new(coarse_now(), self.policy.next_age());
-                let (entry, old) = load.place(|is_invalidated| {
-                    let ticket = if is_invalidated { Ticket::VOID } else { ticket };
-                    let entry = Arc::new(Entry { value, ticket, dependencies, age });
-                    let old = self.current.swap(Some(Arc::clone(&entry)));
-                    (entry, old)
-                });
-                self.sync.adopt(entry.ticket);
-                self.metrics.reloads.add_one();
-                let is_overtaken = self.is_overtaken(&entry);
-                if is_overtaken {
-                    self.metrics.overtaken.add_one();
-                }
-                let overtaken = load.succeed(is_overtaken);
-                if self.policy.max_age.is_some() {
-                    self.set_alarms(entry.age.due());
-                }
-                if let (Some(on_reload), Some(old)) = (&self.policy.on_reload, &old) {
-                    on_reload(&old.value, &entry.value);
-                }
-                if let Some(loads) = overtaken.filter(|loads| is_overtaken && loads.is_multiple_of(OVERTAKEN)) {
-                    self.report(|| self.sync.error(ErrorKind::Overtaken { loads }));
-                }
-                self.note_outage(outage);
-                if let Some(verified) = verified {
-                    self.compare(verified, &entry);
-                }
-                // Before the old value: dropping that may take its time, and need this one.
-                drop(load);
-                Ok(entry)
-            }
-            Err(error) => {
-                if !load.is_overdue() {
-                    self.metrics.errors.add_one();
-                }
-                let ended = coarse_now();
-                let retry = Period::new(ended, self.policy.pause_of_calls());
-                let mut failure = Failure { error, since, ended, retry, load: load.number() };
-                match verified {
-                    None => load.fail(&mut failure),
-                    // There is a fresh value, and no reason not to load when it expires.
-                    Some(_) => load.complete(),
-                }
-                self.report(|| self.load_error(&failure));
-                drop(load);
-                Err(failure)
-            }
+        (Tickets { own: take(&self.sync), dependencies }, outage)
+    }
+
+    /// Puts `value` in place, counts and reports what there is to be said of its load, and lets the next load begin.
+    fn finish_load(
+        &self,
+        mut load: Load<'_>,
+        value: Arc<T>,
+        tickets: Tickets,
+        outage: Option<Error>,
+        verified: Option<&Entry<T>>,
+    ) -> Arc<Entry<T>> {
+        let (entry, old) = self.place(&load, value, tickets);
+        self.metrics.reloads.add_one();
+        let is_overtaken = self.is_overtaken(&entry);
+        if is_overtaken {
+            self.metrics.overtaken.add_one();
         }
+        let overtaken = load.succeed(is_overtaken);
+        if self.policy.max_age.is_some() {
+            self.set_alarms(entry.age.due());
+        }
+        if let (Some(on_reload), Some(old)) = (&self.policy.on_reload, &old) {
+            on_reload(&old.value, &entry.value);
+        }
+        if let Some(loads) = overtaken.filter(|loads| is_overtaken && loads.is_multiple_of(OVERTAKEN)) {
+            self.report(|| self.sync.error(ErrorKind::Overtaken { loads }));
+        }
+        self.note_outage(outage);
+        if let Some(verified) = verified {
+            self.compare(verified, &entry);
+        }
+        // Before the old value: dropping that may take its time, and need this one.
+        drop(load);
+        entry
+    }
+
+    /// Swaps the new value for the old one, which is returned beside it.
+    fn place(&self, load: &Load<'_>, value: Arc<T>, tickets: Tickets) -> (Arc<Entry<T>>, Option<Arc<Entry<T>>>) {
+        let age = Period::new(coarse_now(), self.policy.next_age());
+        let placed = load.place(|is_invalidated| {
+            let ticket = if is_invalidated { Ticket::VOID } else { tickets.own };
+            let entry = Arc::new(Entry { value, ticket, dependencies: tickets.dependencies, age });
+            let old = self.current.swap(Some(Arc::clone(&entry)));
+            (entry, old)
+        });
+        self.sync.adopt(placed.0.ticket);
+        placed
+    }
+
+    /// Counts and reports a load that failed, and lets the next one begin.
+    fn fail_load(&self, mut load: Load<'_>, error: Source, since: u64, is_verification: bool) -> Failure {
+        if !load.is_overdue() {
+            self.metrics.errors.add_one();
+        }
+        let ended = coarse_now();
+        let retry = Period::new(ended, self.policy.pause_of_calls());
+        let mut failure = Failure { error, since, ended, retry, load: load.number() };
+        match is_verification {
+            false => load.fail(&mut failure),
+            // There is a fresh value, and no reason not to load when it expires.
+            true => load.complete(),
+        }
+        self.report(|| self.load_error(&failure));
+        drop(load);
+        failure
     }
 
     /// Counts a load that came in an outage of the table, and reports the first one of each.

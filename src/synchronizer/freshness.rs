@@ -1,14 +1,14 @@
 //! Whether what a holder has seen is what there is, and attaching to the successor of a table that was replaced.
 
 use super::{GenerationSynchronizer, Ticket};
-use crate::error::{Error, ErrorKind};
+use crate::error::Error;
 use crate::os::clock::{coarse_now, precise_now};
 use crate::os::lock::Held;
 use crate::protocol::atomic::{AtomicU64, Ordering};
 use crate::protocol::observed::Observed;
 use crate::protocol::word::Word;
-use crate::table::ATTEMPTS;
 use crate::table::incarnation::Place;
+use crate::table::succession::retry;
 use std::sync::Arc;
 
 /// How often to ask for a pending update's lock while others take it and let go of it.
@@ -175,12 +175,7 @@ impl GenerationSynchronizer {
 
     /// Moves on until `action` succeeds, as the table may be replaced again and again.
     pub(super) fn in_successor<R>(&self, action: impl Fn(&Place) -> Option<R>) -> Result<R, Error> {
-        for _ in 0..ATTEMPTS {
-            if let Some(result) = action(self.move_on()?) {
-                return Ok(result);
-            }
-        }
-        Err(self.error(ErrorKind::Retired))
+        retry(|| Ok(action(self.move_on()?))).map_err(|error| self.explain(error))
     }
 }
 

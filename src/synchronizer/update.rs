@@ -34,8 +34,8 @@ use crate::os::clock::Deadline;
 use crate::os::clock::with_patience;
 use crate::os::lock::{Kind, RangeLock};
 use crate::synchronizer::GenerationSynchronizer;
-use crate::table::ATTEMPTS;
 use crate::table::incarnation::Place;
+use crate::table::succession::retry;
 
 /// How long an update that is about to begin lets somebody go first who waits to reset the table.
 ///
@@ -292,7 +292,7 @@ impl GenerationSynchronizer {
     ) -> Result<(&Place, L), Error> {
         // In a file that is gone, as updates in flight keep this process there: `follow_update` announces it in the new one.
         let mut stays = false;
-        for _ in 0..ATTEMPTS {
+        let begun = retry(|| {
             let place = self.places.latest();
             // Whoever retires a table holds a lock against this one, so it does not happen from here on.
             let held = lock(place);
@@ -303,7 +303,7 @@ impl GenerationSynchronizer {
                 if !stays {
                     self.move_on()?;
                 }
-                continue;
+                return Ok(None);
             }
             // The header is asked as well: whoever was retiring the table may have died before coming to this slot.
             if place.owner().slots().header().is_live() && place.word().is_live() {
@@ -311,12 +311,13 @@ impl GenerationSynchronizer {
                 let held = held?;
                 if place.begin_update().is_live() {
                     place.owner().count_own_update();
-                    return Ok((place, held));
+                    return Ok(Some((place, held)));
                 }
             }
             self.move_on()?;
-        }
-        Err(self.error(ErrorKind::Retired))
+            Ok(None)
+        });
+        begun.map_err(|error| self.explain(error))
     }
 
     /// Counts an update out that was begun at `place`, and announces it. The holder follows it if it `knows` what is in the

@@ -1,6 +1,6 @@
 //! Updating keys by what the table tells of them.
 
-use super::{ATTEMPTS, Table};
+use super::Table;
 use crate::error::{Error, ErrorKind};
 use crate::protocol::slots::Memory as _;
 use crate::table::incarnation::Incarnation;
@@ -41,16 +41,7 @@ impl Table {
         if self.is_read_only() {
             return Err(self.error(ErrorKind::ReadOnly));
         }
-        let clear = || {
-            for _ in 0..ATTEMPTS {
-                let current = self.current()?;
-                if let Some(Some(cleared)) = self.while_latest(current, clear_in(current, &matches))? {
-                    return Ok(cleared);
-                }
-            }
-            Err(ErrorKind::Retired.into())
-        };
-        clear().map_err(|error: Error| self.explain(error))
+        self.with_current(|current| clear_in(current, &matches)).map_err(|error| self.explain(error))
     }
 }
 

@@ -3,15 +3,16 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use super::Table;
 use super::open::succeeding;
 use super::replace::{exclude_updates, replace, retire_and_remove};
-use super::{ATTEMPTS, Table};
 use crate::error::{Error, ErrorKind};
 use crate::os::file::TableFile;
 use crate::os::identity::Identity;
 use crate::os::new_table::UnlinkedTable;
 use crate::os::replaceable::{check_owner_can_be_given, check_replaceable};
 use crate::table::incarnation::Incarnation;
+use crate::table::succession::retry;
 
 impl Table {
     /// Ends this incarnation of the table and begins another: every key's state is expired in every process, and keys
@@ -142,25 +143,22 @@ impl Table {
         prepare: impl Fn(&TableFile) -> Result<P, Error>,
         end: impl Fn(&Arc<Incarnation>, TableFile, P) -> Result<bool, Error>,
     ) -> Result<(), Error> {
-        for _ in 0..ATTEMPTS {
-            let current = self.current()?;
+        retry(|| {
+            let Some(current) = self.try_current()? else { return Ok(None) };
             let file = match TableFile::open(path, &self.0.options.file)? {
                 Some(file) if Identity::of(&file.stat()?) == current.mapping().identity() => file,
                 // It was replaced behind our back: what stands there now is what is to be ended.
                 _ if current.is_gone() => {
                     self.succeed(current)?;
-                    continue;
+                    return Ok(None);
                 }
                 Some(_) | None => return Err(ErrorKind::NotFound.into()),
             };
             let unlinked = prepare(&file)?;
             let excluded = exclude_updates(current, self.pending_limit());
-            let Some(_excluded) = self.while_latest(current, excluded)? else { continue };
-            if end(current, file, unlinked)? {
-                return Ok(());
-            }
-        }
-        Err(ErrorKind::Retired.into())
+            let Some(_excluded) = self.while_latest(current, excluded)? else { return Ok(None) };
+            Ok(end(current, file, unlinked)?.then_some(()))
+        })
     }
 
     fn begin_successor(

@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
-use super::{ATTEMPTS, Table};
-use crate::error::{Error, ErrorKind};
+use super::Table;
+use crate::error::Error;
 use crate::generation::Generation;
 use crate::key::CacheKey;
 use crate::protocol::layout::{segment_offset, segment_slots};
@@ -72,18 +72,11 @@ impl Table {
 
     /// What `read` tells of the key's slot; asked again in the successor if it tells nothing, as the slot is retired.
     fn look_up<R>(&self, key: &CacheKey, read: impl Fn(&Place) -> Option<R>) -> Result<Option<R>, Error> {
-        let look_up = || {
-            for _ in 0..ATTEMPTS {
-                let current = self.current()?;
-                let Some(found) = self.while_latest(current, current.find(key))? else { continue };
-                let Some(place) = found else { return Ok(None) };
-                if let Some(found) = read(&place) {
-                    return Ok(Some(found));
-                }
-            }
-            Err(ErrorKind::Retired.into())
-        };
-        look_up().map_err(|error| self.explain(error).with_key(key.as_str()))
+        let found = self.with_current(|current| match current.find(key)? {
+            Some(place) => Ok(read(&place).map(Some)),
+            None => Ok(Some(None)),
+        });
+        found.map_err(|error| self.explain(error).with_key(key.as_str()))
     }
 
     /// All keys of the table, in no order, as they are found while the iterator runs.

@@ -2,7 +2,7 @@
 
 use super::replace::floor_of_successor;
 use super::replace::{exclude_updates, replace};
-use super::{ATTEMPTS, HOLDERS_PATIENCE, READER_PAUSE, Shared, Table, TableOptions, options};
+use super::{HOLDERS_PATIENCE, READER_PAUSE, Shared, Table, TableOptions, options};
 use crate::error::{Error, ErrorKind};
 use crate::os::file::TableFile;
 use crate::os::mapping::Mapping;
@@ -10,6 +10,7 @@ use crate::os::new_table::NewTable;
 use crate::os::path::{is_descriptor, missing_folder};
 use crate::protocol::layout::{MAX_SIZE, segment_offset};
 use crate::table::incarnation::Incarnation;
+use crate::table::succession::retry;
 use nix::sys::resource::{Resource, getrlimit};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
@@ -184,31 +185,31 @@ pub(super) fn open(
 ) -> Result<Arc<Incarnation>, Error> {
     let path = source.path().ok_or(ErrorKind::Retired)?;
     let open = || {
-        for _ in 0..ATTEMPTS {
+        retry(|| {
             let Some(file) = TableFile::open(path, &options.file)? else {
                 create(path, options, predecessor)?;
-                continue;
+                return Ok(None);
             };
-            let Some(incarnation) = source.map(&file, options)? else { continue };
+            let Some(incarnation) = source.map(&file, options)? else { return Ok(None) };
             let is_live = incarnation.slots().header().is_live();
             if (is_live && !file.is_older()) || options.accepts_retired() {
                 incarnation.hold(&file, !options.file.read_only)?;
-                return Ok(Arc::new(incarnation));
+                return Ok(Some(Arc::new(incarnation)));
             }
             if options.file.read_only {
                 // Somebody may be about to replace it.
                 if predecessor.is_some_and(|holder| holder.held_up_for() >= HOLDERS_PATIENCE) {
-                    break;
+                    return Err(ErrorKind::Retired.into());
                 }
                 std::thread::sleep(READER_PAUSE);
-                continue;
+                return Ok(None);
             }
             let _excluded = if is_live { Some(exclude_updates(&incarnation, options.pending_limit)?) } else { None };
             replace(path, &file, &incarnation, predecessor, options.pending_limit, || {
                 succeeding(&file, options)?.prepare(path)?.stand_by(path)
             })?;
-        }
-        Err(ErrorKind::Retired.into())
+            Ok(None)
+        })
     };
     open().map_err(|error: Error| error.at(path))
 }

@@ -4,7 +4,7 @@ use std::panic::RefUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{ATTEMPTS, Table};
+use super::Table;
 use crate::protocol::futex::BLIND;
 use crate::protocol::layout::Header;
 use crate::protocol::wake::{WaitToken, WakeWord};
@@ -17,15 +17,16 @@ impl Table {
 
     /// Arms the table's wake word, if this process can sleep on it.
     pub(crate) fn arm(&self) -> Option<(&WakeWord, WaitToken)> {
-        for _ in 0..ATTEMPTS {
-            let header = self.writable_header()?;
-            let armed = header.wake.word.arm();
-            // Otherwise its sleepers may have been woken for the last time.
-            if header.is_live() {
-                return Some((&header.wake.word, armed));
-            }
+        if self.is_read_only() {
+            return None;
         }
-        None
+        let armed = self.with_current(|current| {
+            let header = current.slots().header();
+            let token = header.wake.word.arm();
+            // Otherwise its sleepers may have been woken for the last time.
+            Ok(header.is_live().then_some((&header.wake.word, token)))
+        });
+        armed.ok()
     }
 
     /// Sleeps on what was armed; at most for `limit`, which is to be a slice at most.

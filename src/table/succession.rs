@@ -1,7 +1,7 @@
 //! From one incarnation of a table to the next.
 
 use super::open::open;
-use super::{ATTEMPTS, Table, TableOptions};
+use super::{Table, TableOptions};
 use crate::error::{Error, ErrorKind};
 use crate::key::CacheKey;
 use crate::os::clock::{coarse_now, precise_now, with_patience};
@@ -10,7 +10,36 @@ use crate::table::incarnation::Incarnation;
 use std::sync::Arc;
 use std::time::Duration;
 
+/// How often an operation starts again because the table was replaced under it, before it gives up.
+const ATTEMPTS: u32 = 100;
+
+/// Asks `attempt` again until it gives something, as the table may be replaced under each attempt.
+///
+/// # Errors
+///
+/// [`ErrorKind::Retired`] if it gives nothing a hundred times.
+pub(crate) fn retry<R>(mut attempt: impl FnMut() -> Result<Option<R>, Error>) -> Result<R, Error> {
+    for _ in 0..ATTEMPTS {
+        if let Some(result) = attempt()? {
+            return Ok(result);
+        }
+    }
+    Err(ErrorKind::Retired.into())
+}
+
 impl Table {
+    /// What `action` finds in the live incarnation; asked again in the next one if it finds nothing, or that one is not the
+    /// latest any more when it returns.
+    pub(super) fn with_current<'a, R>(
+        &'a self,
+        action: impl Fn(&'a Arc<Incarnation>) -> Result<Option<R>, Error>,
+    ) -> Result<R, Error> {
+        retry(|| {
+            let Some(current) = self.try_current()? else { return Ok(None) };
+            Ok(self.while_latest(current, action(current))?.flatten())
+        })
+    }
+
     /// What was found in `incarnation`; `None` if another thread has moved on from it meanwhile, and given back its memory and
     /// its descriptor.
     pub(super) fn while_latest<R>(
@@ -21,17 +50,20 @@ impl Table {
         if self.is_latest(incarnation) { result.map(Some) } else { Ok(None) }
     }
 
-    /// The latest incarnation; another one than before if that was retired or its file is gone.
+    /// The live incarnation; another one than before if that was retired or its file is gone.
     pub(crate) fn current(&self) -> Result<&Arc<Incarnation>, Error> {
+        retry(|| self.try_current())
+    }
+
+    /// The latest incarnation, if it is live; if it is not, this moves on to the next one.
+    pub(super) fn try_current(&self) -> Result<Option<&Arc<Incarnation>>, Error> {
         self.revalidate_if_due(coarse_now());
-        for _ in 0..ATTEMPTS {
-            let latest = self.latest();
-            if latest.slots().header().is_live() {
-                return Ok(latest);
-            }
-            self.succeed(latest)?;
+        let latest = self.latest();
+        if latest.slots().header().is_live() {
+            return Ok(Some(latest));
         }
-        Err(ErrorKind::Retired.into())
+        self.succeed(latest)?;
+        Ok(None)
     }
 
     /// Looks at the path, if it is time: the one place that decides when. `now` is milliseconds of the coarse clock.
