@@ -202,6 +202,7 @@ fn begin_to_retire(path: &Path) {
 }
 
 /// Retires the key whose generation this is, as such a process does next.
+#[expect(clippy::host_endian_bytes, reason = "a word stands in the file in the machine's own order")]
 fn retire_key(path: &Path, generation: u64) {
     let found = fs::read(path).unwrap().chunks_exact(8).position(|word| word == generation.to_ne_bytes()).unwrap();
     let word = (generation + 1) | 1 << 54;
