@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::Cached;
 use crate::error::Error;
 use crate::os::clock::coarse_now;
+#[cfg(feature = "async")]
 use crate::wait::notifier::Notifier;
 use crate::wait::notifier::Registration;
 use crate::wait::pollable::Pollable;

@@ -18,6 +18,7 @@ use std::path::Path;
 use std::ptr::NonNull;
 
 use memmap2::MmapOptions;
+#[cfg(feature = "shm")]
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::mman::{MRemapFlags, MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous, mremap, munlock, munmap};

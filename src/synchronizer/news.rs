@@ -1,5 +1,6 @@
 //! What there is for those that wait.
 
+#[cfg(feature = "async")]
 use super::pace::Pace;
 use super::{GenerationSynchronizer, Ticket};
 use crate::os::clock::coarse_now;
