@@ -181,13 +181,13 @@ impl<T: ?Sized> Cached<T> {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Load`] with the loader's error as source, also to those who waited for that load; the value stays
+    /// [`ErrorKind::Load`](crate::ErrorKind::Load) with the loader's error as source, also to those who waited for that load; the value stays
     /// expired, and the next call tries again, at once: a loop that calls this until it succeeds must pause by itself, or
     /// [`wait`](Self::wait), or be built with [`fail_safe`](CachedBuilder::fail_safe).
     ///
-    /// [`ErrorKind::Overdue`] if an old value may be served, and another thread's load lasts for longer than that.
+    /// [`ErrorKind::Overdue`](crate::ErrorKind::Overdue) if an old value may be served, and another thread's load lasts for longer than that.
     ///
-    /// [`ErrorKind::Recursion`] if the loader itself calls this, or if the load that this call would wait for waits for this
+    /// [`ErrorKind::Recursion`](crate::ErrorKind::Recursion) if the loader itself calls this, or if the load that this call would wait for waits for this
     /// thread, by way of other values: else all of these threads would wait for ever. Only threads in calls of this kind are
     /// seen. If a loader waits by other means for a thread or a task which asks for the value that it is to load, that is
     /// not, and only [`get_fresh`](Self::get_fresh) ends.
@@ -236,7 +236,7 @@ impl<T: ?Sized> Cached<T> {
     ///
     /// # Errors
     ///
-    /// As [`get`](Self::get), and [`ErrorKind::Deadline`].
+    /// As [`get`](Self::get), and [`ErrorKind::Deadline`](crate::ErrorKind::Deadline).
     ///
     /// # Progress
     ///

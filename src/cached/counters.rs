@@ -15,7 +15,7 @@ pub(super) struct Metrics {
     pub(super) longest: Count,
 }
 
-/// What a [`Cached`] has done in this process; a forked child goes on from its parent's figures.
+/// What a [`Cached`](crate::Cached) has done in this process; a forked child goes on from its parent's figures.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
@@ -25,7 +25,7 @@ pub struct Counters {
     pub hits: u64,
     /// Loads that succeeded, the first one included.
     pub reloads: u64,
-    /// Loads that failed, or lasted longer than [`fail_safe`](CachedBuilder::fail_safe) allows; each once.
+    /// Loads that failed, or lasted longer than [`fail_safe`](crate::CachedBuilder::fail_safe) allows; each once.
     pub errors: u64,
     /// Calls that were answered with an expired value: during a load, in a callback, or because loading failed.
     pub stale_answers: u64,

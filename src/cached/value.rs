@@ -15,18 +15,18 @@ pub(crate) struct Entry<T: ?Sized> {
     pub(super) age: Period,
 }
 
-/// A value, and the generation that it was loaded at. From [`Cached::snapshot`].
+/// A value, and the generation that it was loaded at. From [`Cached::snapshot`](crate::Cached::snapshot).
 ///
 /// Every announced update of the key makes the generation another one. It does not name the value, as an `ETag` must, if
-/// other things expire the value too: [`depends_on`](CachedBuilder::depends_on), [`max_age`](CachedBuilder::max_age) and
-/// [`verify`](CachedBuilder::verify) give several values of one generation.
+/// other things expire the value too: [`depends_on`](crate::CachedBuilder::depends_on), [`max_age`](crate::CachedBuilder::max_age) and
+/// [`verify`](crate::CachedBuilder::verify) give several values of one generation.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Snapshot<T: ?Sized> {
     /// The value.
     pub value: Arc<T>,
     /// The generation of the key when the load of the value began; `None` if no table could be attached to, or the value was
-    /// [invalidated](Cached::invalidate).
+    /// [invalidated](crate::Cached::invalidate).
     pub generation: Option<Generation>,
 }
 
@@ -37,13 +37,13 @@ impl<T: ?Sized> Clone for Snapshot<T> {
     }
 }
 
-/// What is in place in a [`Cached`], from [`Cached::peek`].
+/// What is in place in a [`Cached`](crate::Cached), from [`Cached::peek`](crate::Cached::peek).
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Peek<T: ?Sized> {
     /// No value: none was loaded yet.
     Nothing,
-    /// A value that the next [`get`](Cached::get) loads again.
+    /// A value that the next [`get`](crate::Cached::get) loads again.
     Expired(Snapshot<T>),
     /// A value that `get` would give as it is.
     Fresh(Snapshot<T>),

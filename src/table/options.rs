@@ -14,7 +14,7 @@ use crate::os::owner::{OwnerCheck, check_mapped};
 use crate::os::privilege::has_callers_environment;
 use crate::protocol::layout::MAX_CAPACITY;
 
-/// Options for opening a [`Table`]; made by [`Table::options`].
+/// Options for opening a [`Table`](crate::Table); made by [`Table::options`](crate::Table::options).
 ///
 /// ```no_run
 /// use gensync::{KeyNormalizer, Table};
@@ -86,7 +86,7 @@ impl TableOptions {
     /// Whether a table that was made by an older version of gensync, with another file format, is replaced by a new one;
     /// `false` unless set: then it is [`ErrorKind::LayoutVersion`].
     ///
-    /// The old table is retired as by a [`reset`](Table::reset), so that no update is lost when processes of two versions run
+    /// The old table is retired as by a [`reset`](crate::Table::reset), so that no update is lost when processes of two versions run
     /// side by side: each one that was announced there has come before whatever is loaded through the new table, and each
     /// later one fails. For the processes of the older version, everything is expired from then on, and their updates fail
     /// with `LayoutVersion`, until they are started anew. A table of a newer version is never replaced.
@@ -113,7 +113,7 @@ impl TableOptions {
     /// counts it as lost, although its maker seems to be alive; 30 seconds unless set.
     ///
     /// State is served for this long before it is loaded again, by this process alone: others go by limits of their own.
-    /// [`reset`](Table::reset) waits for updates in flight as long, and then fails. An update waits as long for its turn.
+    /// [`reset`](crate::Table::reset) waits for updates in flight as long, and then fails. An update waits as long for its turn.
     pub fn pending_limit(mut self, limit: Duration) -> Self {
         self.pending_limit = limit;
         self
@@ -158,8 +158,8 @@ impl TableOptions {
     }
 
     /// Opens a table that was retired as well, to be looked at, if it is [read-only](Self::read_only): one whose
-    /// [`reset`](Table::reset) was broken off, which nobody who may write has opened since.
-    /// [`slots`](Table::slots), [`stats`](Table::stats) and [`info`](Table::info) tell of it; its keys cannot be attached to.
+    /// [`reset`](crate::Table::reset) was broken off, which nobody who may write has opened since.
+    /// [`slots`](crate::Table::slots), [`stats`](crate::Table::stats) and [`info`](crate::Table::info) tell of it; its keys cannot be attached to.
     pub fn accept_retired(mut self, accept: bool) -> Self {
         self.accept_retired = accept;
         self
