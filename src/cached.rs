@@ -2,13 +2,17 @@
 
 #![forbid(unsafe_code)]
 
+mod builder;
 #[cfg(feature = "async")]
 mod changed;
-mod flights;
+mod counters;
+mod load;
 mod period;
 mod pollable;
 mod projection;
 mod reader;
+mod single_flight;
+mod value;
 mod wait;
 mod waits;
 
@@ -20,24 +24,26 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
 
-use crate::builder::{CachedBuilder, Policy, Verification};
-use crate::error::{Error, ErrorKind};
-use crate::fork::ForkLocal;
+pub use self::builder::CachedBuilder;
+use self::builder::{Policy, Verification};
+pub use self::counters::Counters;
+use self::counters::Metrics;
+use self::load::GetOptions;
+pub(crate) use self::value::Entry;
+pub use self::value::{Peek, Snapshot};
+use crate::count::Count;
+use crate::error::Error;
 use crate::generation::Generation;
-use crate::handle::coarse_now;
-use crate::slot::Count;
+use crate::os::clock::Deadline;
+use crate::os::clock::coarse_now;
+use crate::os::fork::ForkLocal;
+use crate::synchronizer::update::{Update, UpdateError};
 use crate::synchronizer::{GenerationSynchronizer, Ticket};
-use crate::update::{Update, UpdateError};
-use crate::wait::Deadline;
 #[cfg(feature = "async")]
 pub use changed::CachedChanged;
-use flights::{Failure, Flight, Flights, Log, Next};
-use period::Period;
 pub use projection::{CachedProjection, Part};
 pub use reader::CachedReader;
-
-/// How many loads in a row must have been overtaken by updates before that is reported.
-const OVERTAKEN: u64 = 8;
+use single_flight::SingleFlight;
 
 /// A value that is loaded from a shared source, and loaded again when any process has updated the source.
 ///
@@ -82,152 +88,15 @@ pub struct Cached<T: ?Sized> {
     sync: GenerationSynchronizer,
     hits: Count,
     policy: Policy<T>,
-    flights: ForkLocal<Flights>,
-    tally: Tally,
+    single_flight: ForkLocal<SingleFlight>,
+    metrics: Metrics,
     /// What tasks were told last.
     #[cfg(feature = "async")]
     reported: ArcSwapOption<period::Report>,
 }
 
-/// A value and what it was loaded at, never changed.
-pub(crate) struct Entry<T: ?Sized> {
-    value: Arc<T>,
-    ticket: Ticket,
-    /// As many as the policy has dependencies.
-    dependencies: Box<[Ticket]>,
-    /// For how long it is not too old.
-    age: Period,
-}
-
-/// A value, and the generation that it was loaded at. From [`Cached::snapshot`].
-///
-/// Every announced update of the key makes the generation another one. It does not name the value, as an `ETag` must, if
-/// other things expire the value too: [`depends_on`](CachedBuilder::depends_on), [`max_age`](CachedBuilder::max_age) and
-/// [`verify`](CachedBuilder::verify) give several values of one generation.
-#[derive(Debug)]
-#[non_exhaustive]
-pub struct Snapshot<T: ?Sized> {
-    /// The value.
-    pub value: Arc<T>,
-    /// The generation of the key when the load of the value began; `None` if no table could be attached to, or the value was
-    /// [invalidated](Cached::invalidate).
-    pub generation: Option<Generation>,
-}
-
-impl<T: ?Sized> Clone for Snapshot<T> {
-    /// The same value, which is not cloned itself.
-    fn clone(&self) -> Self {
-        Self { value: Arc::clone(&self.value), generation: self.generation }
-    }
-}
-
-/// What is in place in a [`Cached`], from [`Cached::peek`].
-#[derive(Debug)]
-#[non_exhaustive]
-pub enum Peek<T: ?Sized> {
-    /// No value: none was loaded yet.
-    Nothing,
-    /// A value that the next [`get`](Cached::get) loads again.
-    Expired(Snapshot<T>),
-    /// A value that `get` would give as it is.
-    Fresh(Snapshot<T>),
-}
-
-impl<T: ?Sized> Peek<T> {
-    /// The value, fresh or not.
-    #[must_use]
-    pub fn value(&self) -> Option<&Arc<T>> {
-        self.snapshot().map(|snapshot| &snapshot.value)
-    }
-
-    /// The value with its generation, fresh or not.
-    #[must_use]
-    pub fn snapshot(&self) -> Option<&Snapshot<T>> {
-        match self {
-            Self::Nothing => None,
-            Self::Expired(snapshot) | Self::Fresh(snapshot) => Some(snapshot),
-        }
-    }
-
-    /// Whether there is a value that is fresh.
-    #[must_use]
-    pub fn is_fresh(&self) -> bool {
-        matches!(self, Self::Fresh(_))
-    }
-}
-
-impl<T: ?Sized> Clone for Peek<T> {
-    fn clone(&self) -> Self {
-        match self {
-            Self::Nothing => Self::Nothing,
-            Self::Expired(snapshot) => Self::Expired(snapshot.clone()),
-            Self::Fresh(snapshot) => Self::Fresh(snapshot.clone()),
-        }
-    }
-}
-
-// A loader or a callback that panics leaves the value that was in place, whole, and lets the next thread load; see
-// `Flight`. What a closure of the user's keeps for itself is not seen through a `Cached`.
 impl<T: RefUnwindSafe + ?Sized> UnwindSafe for Cached<T> {}
 impl<T: RefUnwindSafe + ?Sized> RefUnwindSafe for Cached<T> {}
-
-impl<T: ?Sized> Entry<T> {
-    fn value(&self) -> Arc<T> {
-        Arc::clone(&self.value)
-    }
-
-    fn snapshot(&self) -> Snapshot<T> {
-        Snapshot { value: self.value(), generation: self.ticket.generation() }
-    }
-}
-
-#[derive(Default)]
-struct Tally {
-    reloads: Count,
-    errors: Count,
-    stale: Count,
-    overtaken: Count,
-    unconfirmed: Count,
-    /// Those in a row up to the last load.
-    outage: Count,
-    longest: Count,
-}
-
-/// What a [`Cached`] has done in this process; a forked child goes on from its parent's figures.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize))]
-#[non_exhaustive]
-pub struct Counters {
-    /// Calls that were answered with a fresh value, and did not load it themselves. Threads that call at the same moment
-    /// may count as one, as an exact count would make a call a fifth slower.
-    pub hits: u64,
-    /// Loads that succeeded, the first one included.
-    pub reloads: u64,
-    /// Loads that failed, or lasted longer than [`fail_safe`](CachedBuilder::fail_safe) allows; each once.
-    pub errors: u64,
-    /// Calls that were answered with an expired value: during a load, in a callback, or because loading failed.
-    pub stale_answers: u64,
-    /// Loads that were overtaken by an update before they ended, so that what they loaded was expired from the start. If
-    /// nearly all are, the loader may be making that update itself.
-    pub overtaken: u64,
-    /// Loads whose freshness cannot be known, as the table could not be attached to or confirmed when they began: each serves
-    /// for the [`outage_ttl`](crate::TableOptions::outage_ttl).
-    pub unconfirmed: u64,
-    /// How long the longest load took, failed ones included; in microseconds' resolution.
-    pub longest_load: Duration,
-}
-
-/// What a caller puts up with.
-#[derive(Clone, Copy)]
-struct Terms {
-    stale_while_reloading: bool,
-    stale_after_failure: bool,
-    deadline: Option<Deadline>,
-}
-
-impl Terms {
-    const FRESH: Self = Self { stale_while_reloading: false, stale_after_failure: false, deadline: None };
-}
 
 impl<T> Cached<T> {
     /// A value of the source behind `sync`'s key, loaded by `loader` at its first use.
@@ -292,16 +161,16 @@ impl<T: ?Sized> Cached<T> {
     }
 
     pub(crate) fn assemble(sync: GenerationSynchronizer, policy: Policy<T>) -> Self {
-        let flights = ForkLocal::new();
+        let single_flight = ForkLocal::new();
         let sync = sync.without_following();
-        let (current, hits, tally) = (ArcSwapOption::empty(), Count::default(), Tally::default());
+        let (current, hits, metrics) = (ArcSwapOption::empty(), Count::default(), Metrics::default());
         Self {
             current,
             sync,
             hits,
             policy,
-            flights,
-            tally,
+            single_flight,
+            metrics,
             #[cfg(feature = "async")]
             reported: ArcSwapOption::empty(),
         }
@@ -312,13 +181,13 @@ impl<T: ?Sized> Cached<T> {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Load`] with the loader's error as source, also to those who waited for that load; the value stays
+    /// [`ErrorKind::Load`](crate::ErrorKind::Load) with the loader's error as source, also to those who waited for that load; the value stays
     /// expired, and the next call tries again, at once: a loop that calls this until it succeeds must pause by itself, or
     /// [`wait`](Self::wait), or be built with [`fail_safe`](CachedBuilder::fail_safe).
     ///
-    /// [`ErrorKind::Overdue`] if an old value may be served, and another thread's load lasts for longer than that.
+    /// [`ErrorKind::Overdue`](crate::ErrorKind::Overdue) if an old value may be served, and another thread's load lasts for longer than that.
     ///
-    /// [`ErrorKind::Recursion`] if the loader itself calls this, or if the load that this call would wait for waits for this
+    /// [`ErrorKind::Recursion`](crate::ErrorKind::Recursion) if the loader itself calls this, or if the load that this call would wait for waits for this
     /// thread, by way of other values: else all of these threads would wait for ever. Only threads in calls of this kind are
     /// seen. If a loader waits by other means for a thread or a task which asks for the value that it is to load, that is
     /// not, and only [`get_fresh`](Self::get_fresh) ends.
@@ -355,8 +224,8 @@ impl<T: ?Sized> Cached<T> {
         match self.fresh(true, |entry| entry.value()) {
             Some(value) => Ok(value),
             None => {
-                let terms = Terms { stale_while_reloading: true, ..self.default_terms() };
-                self.get_slow(terms).map(|entry| entry.value())
+                let options = GetOptions { stale_while_reloading: true, ..self.default_terms() };
+                self.get_slow(options).map(|entry| entry.value())
             }
         }
     }
@@ -367,7 +236,7 @@ impl<T: ?Sized> Cached<T> {
     ///
     /// # Errors
     ///
-    /// As [`get`](Self::get), and [`ErrorKind::Deadline`].
+    /// As [`get`](Self::get), and [`ErrorKind::Deadline`](crate::ErrorKind::Deadline).
     ///
     /// # Progress
     ///
@@ -376,8 +245,8 @@ impl<T: ?Sized> Cached<T> {
         match self.fresh(true, |entry| entry.value()) {
             Some(value) => Ok(value),
             None => {
-                let terms = Terms { deadline: Some(Deadline::at(deadline)), ..Terms::FRESH };
-                self.get_slow(terms).map(|entry| entry.value())
+                let options = GetOptions { deadline: Some(Deadline::at(deadline)), ..GetOptions::FRESH };
+                self.get_slow(options).map(|entry| entry.value())
             }
         }
     }
@@ -520,7 +389,7 @@ impl<T: ?Sized> Cached<T> {
     ///
     /// Takes a lock of the value's, which is never held for long.
     pub fn invalidate(&self) {
-        let old = self.flights.get().invalidate(|| {
+        let old = self.single_flight.get().invalidate(|| {
             let entry = self.current.load_full()?;
             let (value, dependencies, age) = (entry.value(), entry.dependencies.clone(), entry.age);
             self.sync.adopt(Ticket::VOID);
@@ -545,7 +414,7 @@ impl<T: ?Sized> Cached<T> {
     /// What this `Cached` has done so far.
     #[must_use]
     pub fn counters(&self) -> Counters {
-        let Tally { reloads, errors, stale, overtaken, unconfirmed, outage: _, longest } = &self.tally;
+        let Metrics { reloads, errors, stale, overtaken, unconfirmed, outage: _, longest } = &self.metrics;
         Counters {
             hits: self.hits.get(),
             reloads: reloads.get(),
@@ -557,8 +426,12 @@ impl<T: ?Sized> Cached<T> {
         }
     }
 
-    fn default_terms(&self) -> Terms {
-        Terms { stale_while_reloading: self.policy.stale_while_reloading, stale_after_failure: true, deadline: None }
+    fn default_terms(&self) -> GetOptions {
+        GetOptions {
+            stale_while_reloading: self.policy.stale_while_reloading,
+            stale_after_failure: true,
+            deadline: None,
+        }
     }
 
     /// Something of the present value, if that is fresh. It may only be verified if the call `may_load`.
@@ -612,196 +485,6 @@ impl<T: ?Sized> Cached<T> {
     fn is_overtaken(&self, entry: &Entry<T>) -> bool {
         let mut tickets = self.tickets(entry);
         tickets.any(|(sync, ticket)| ticket.generation().is_some() && sync.is_expired_since(ticket))
-    }
-
-    #[cold]
-    fn get_slow(&self, terms: Terms) -> Result<Arc<Entry<T>>, Error> {
-        let flights = self.flights.get();
-        let before = flights.log();
-        let mut log = before;
-        loop {
-            let current = self.current.load_full();
-            if let Some(entry) = &current
-                && (log.has_succeeded_since(before) || self.is_fresh(entry))
-            {
-                self.hits.add_one();
-                return Ok(Arc::clone(entry));
-            }
-            match flights.next(before, log) {
-                Next::Look => {}
-                Next::Load(flight) => {
-                    return self.load(flight, None).or_else(|failure| self.after_failure(&failure, current, terms));
-                }
-                Next::Fail(failure) => return self.after_failure(&failure, current, terms),
-                Next::Recurse => return Err(self.sync.error(ErrorKind::Recursion)),
-                Next::Rest => {
-                    return current.map(|entry| self.stale(entry)).ok_or_else(|| self.sync.error(ErrorKind::Recursion));
-                }
-                Next::Wait { began, unread_since } => {
-                    let now = coarse_now();
-                    let allowed = self.allowed_staleness(&current, terms);
-                    let period = |since| Period::new(since, allowed);
-                    match current {
-                        Some(entry) if terms.stale_while_reloading && !period(unread_since).is_over(now) => {
-                            return Ok(self.stale(entry));
-                        }
-                        _ if period(began).is_over(now) => return Err(self.overdue(&flights, log, began, allowed)),
-                        _ => {}
-                    }
-                    // Nobody need keep an old value for this call's sake.
-                    drop(current);
-                    if terms.deadline.is_some_and(Deadline::is_reached) {
-                        return Err(self.sync.error(ErrorKind::Deadline));
-                    }
-                    let end =
-                        terms.deadline.map(|deadline| deadline.at).into_iter().chain(period(began).end(now)).min();
-                    let key = self.sync.cache_key().as_str();
-                    flights
-                        .wait(log, end, key)
-                        .map_err(|circle| self.sync.explain(Error::from(ErrorKind::Recursion).caused_by(circle)))?;
-                }
-            }
-            log = flights.log();
-        }
-    }
-
-    fn stale(&self, entry: Arc<Entry<T>>) -> Arc<Entry<T>> {
-        self.tally.stale.add_one();
-        entry
-    }
-
-    /// How long a load may last before it counts as failed for a call that waits for it; as for ever, if there is nothing that
-    /// could be too old, or the call has a limit of its own.
-    fn allowed_staleness(&self, current: &Option<Arc<Entry<T>>>, terms: Terms) -> Duration {
-        let allowed = self.policy.max_staleness.filter(|allowed| !allowed.is_zero() && current.is_some());
-        allowed.filter(|_| terms.stale_after_failure).unwrap_or(Duration::MAX)
-    }
-
-    #[cold]
-    fn overdue(&self, flights: &Flights, log: Log, began: u64, allowed: Duration) -> Error {
-        if flights.is_first_to_find_overdue(log) {
-            self.tally.errors.add_one();
-        }
-        let lasted = Duration::from_millis(coarse_now().saturating_sub(began));
-        self.sync.error(ErrorKind::Overdue { lasted, allowed })
-    }
-
-    /// What a caller gets whose load failed, or who waited for one that did.
-    fn after_failure(
-        &self,
-        failure: &Failure,
-        old: Option<Arc<Entry<T>>>,
-        terms: Terms,
-    ) -> Result<Arc<Entry<T>>, Error> {
-        let is_allowed = |staleness| !Period::new(failure.since, staleness).is_over(coarse_now());
-        match (old, self.policy.max_staleness) {
-            (Some(entry), Some(staleness)) if terms.stale_after_failure && is_allowed(staleness) => {
-                Ok(self.stale(entry))
-            }
-            _ => Err(self.load_error(failure)),
-        }
-    }
-
-    fn load_error(&self, failure: &Failure) -> Error {
-        self.sync.explain(Error::load(&failure.error))
-    }
-
-    /// Loads the value, or only sees whether `verified` still is what would be loaded.
-    fn load(&self, mut flight: Flight<'_>, verified: Option<&Entry<T>>) -> Result<Arc<Entry<T>>, Failure> {
-        let mut outage = None;
-        let mut take = |sync: &GenerationSynchronizer| {
-            let (ticket, reason) = sync.ticket_with_reason();
-            outage = outage.take().or(reason);
-            ticket
-        };
-        let dependencies = self.policy.dependencies.iter().map(&mut take).collect();
-        let ticket = take(&self.sync);
-        let (start, since) = (Instant::now(), coarse_now());
-        let outcome = (self.policy.loader)();
-        self.tally.longest.raise_to(start.elapsed().as_micros() as u64);
-        match outcome {
-            Ok(value) => {
-                let age = Period::new(coarse_now(), self.policy.next_age());
-                let (entry, old) = flight.place(|is_invalidated| {
-                    let ticket = if is_invalidated { Ticket::VOID } else { ticket };
-                    let entry = Arc::new(Entry { value, ticket, dependencies, age });
-                    let old = self.current.swap(Some(Arc::clone(&entry)));
-                    (entry, old)
-                });
-                self.sync.adopt(entry.ticket);
-                self.tally.reloads.add_one();
-                let is_overtaken = self.is_overtaken(&entry);
-                if is_overtaken {
-                    self.tally.overtaken.add_one();
-                }
-                let overtaken = flight.succeed(is_overtaken);
-                if self.policy.max_age.is_some() {
-                    self.set_alarms(entry.age.due());
-                }
-                if let (Some(on_reload), Some(old)) = (&self.policy.on_reload, &old) {
-                    on_reload(&old.value, &entry.value);
-                }
-                if let Some(loads) = overtaken.filter(|loads| is_overtaken && loads.is_multiple_of(OVERTAKEN)) {
-                    self.report(|| self.sync.error(ErrorKind::Overtaken { loads }));
-                }
-                self.note_outage(outage);
-                if let Some(verified) = verified {
-                    self.compare(verified, &entry);
-                }
-                // Before the old value: dropping that may take its time, and need this one.
-                drop(flight);
-                Ok(entry)
-            }
-            Err(error) => {
-                if !flight.is_overdue() {
-                    self.tally.errors.add_one();
-                }
-                let ended = coarse_now();
-                let retry = Period::new(ended, self.policy.pause_of_calls());
-                let mut failure = Failure { error, since, ended, retry, load: flight.number() };
-                match verified {
-                    None => flight.fail(&mut failure),
-                    // There is a fresh value, and no reason not to load when it expires.
-                    Some(_) => flight.land(),
-                }
-                self.report(|| self.load_error(&failure));
-                drop(flight);
-                Err(failure)
-            }
-        }
-    }
-
-    /// Counts a load that came in an outage of the table, and reports the first one of each.
-    fn note_outage(&self, outage: Option<Error>) {
-        let Some(reason) = outage else { return self.tally.outage.clear() };
-        self.tally.unconfirmed.add_one();
-        if self.tally.outage.add_one() == 1 {
-            self.report(|| reason);
-        }
-    }
-
-    fn report(&self, error: impl FnOnce() -> Error) {
-        if let Some(on_error) = &self.policy.on_error {
-            on_error(&error());
-        }
-    }
-
-    /// Loads the value although `entry` is fresh by its generation, to see whether it is. Gives what was loaded, if
-    /// anything.
-    #[cold]
-    fn verify(&self, entry: &Entry<T>) -> Option<Arc<Entry<T>>> {
-        let flights = self.flights.get();
-        self.load(flights.try_take_off()?, Some(entry)).ok()
-    }
-
-    /// Reports two values if they differ and should not: no update has come between their loads, and none is in flight.
-    fn compare(&self, cached: &Entry<T>, loaded: &Entry<T>) {
-        if let Some(verification) = &self.policy.verification
-            && (cached.ticket, &cached.dependencies) == (loaded.ticket, &loaded.dependencies)
-            && self.tickets(loaded).all(|(sync, ticket)| sync.is_unchanged(ticket))
-        {
-            (verification.compare)(&cached.value, &loaded.value);
-        }
     }
 }
 

@@ -58,7 +58,7 @@ pub enum ErrorKind {
     #[error(
         "layout version {found}, expected {expected}: made by another version of gensync; {}, or give each version a path of \
          its own",
-        if .found < .expected && *.found >= crate::layout::OLDEST {
+        if *.found > 0 && .found < .expected {
             "replace it with TableOptions::replace_older(true)"
         } else {
             "use the same version here, or stop its users and remove the file"

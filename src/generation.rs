@@ -4,7 +4,12 @@ use std::fmt;
 use std::num::NonZeroU64;
 
 use crate::error::{Error, ErrorKind};
-use crate::slot::{GENERATION, LOWEST};
+
+/// All the bits that a generation may have.
+pub(crate) const GENERATION: u64 = (1 << 54) - 1;
+
+/// No generation is lower, whatever the clock says: 2^40 microseconds are the 13th of January 1970.
+pub(crate) const LOWEST: u64 = 1 << 40;
 
 /// A key's generation: at least 2<sup>40</sup>, below 2<sup>54</sup>, and never the same twice for one key.
 ///

@@ -116,77 +116,39 @@ compile_error!(
 extern crate self as gensync;
 
 #[cfg(not(loom))]
-mod builder;
-#[cfg(not(loom))]
 mod cached;
-#[cfg(all(feature = "async", not(loom)))]
-mod changed;
+#[cfg(not(loom))]
+mod count;
 mod error;
-#[cfg(not(loom))]
-mod file;
-#[cfg(not(loom))]
-mod fork;
-mod futex;
 mod generation;
 #[cfg(not(loom))]
 pub mod guide;
 #[cfg(not(loom))]
-mod handle;
-#[cfg(not(loom))]
-mod incarnation;
-#[cfg(not(loom))]
-mod info;
-#[cfg(not(loom))]
 mod key;
-#[cfg(all(test, not(loom)))]
-mod kills;
-mod layout;
 #[cfg(not(loom))]
-mod lock;
-#[cfg(not(loom))]
-mod mapping;
-#[cfg(test)]
-mod models;
-#[cfg(not(loom))]
-mod notifier;
-#[cfg(not(loom))]
-mod options;
-#[cfg(not(loom))]
-mod pollable;
-#[cfg(not(loom))]
-mod privilege;
-mod slot;
-mod sync;
+mod os;
+mod protocol;
 #[cfg(not(loom))]
 mod synchronizer;
-mod table;
 #[cfg(not(loom))]
-mod update;
+mod table;
 #[cfg(all(test, not(loom)))]
-mod upgrades;
+mod tests;
 #[cfg(not(loom))]
 mod wait;
-#[cfg(not(loom))]
-mod watch;
 
 pub use error::{Error, ErrorKind};
 pub use generation::Generation;
-#[cfg(not(loom))]
-pub use {
-    builder::CachedBuilder,
-    cached::{Cached, CachedProjection, CachedReader, Counters, Part, Peek, Snapshot},
-    handle::Table,
-    info::{Occupancy, SlotInfo, Stats, TableInfo, TableState},
-    key::{CacheKey, KeyNormalizer},
-    options::{OwnerCheck, TableOptions},
-    pollable::Pollable,
-    synchronizer::{GenerationSynchronizer, Ticket},
-    update::{Update, UpdateError, update_all},
-    wait::{WaitSet, Waited},
-    watch::Watch,
-};
 #[cfg(all(feature = "async", not(loom)))]
 pub use {
     cached::CachedChanged,
-    changed::{Changed, Changes},
+    wait::{Changed, Changes},
+};
+#[cfg(not(loom))]
+pub use {
+    cached::{Cached, CachedBuilder, CachedProjection, CachedReader, Counters, Part, Peek, Snapshot},
+    key::{CacheKey, KeyNormalizer},
+    synchronizer::{GenerationSynchronizer, Ticket, Update, UpdateError, update_all},
+    table::{Occupancy, OwnerCheck, SlotInfo, Stats, Table, TableInfo, TableOptions, TableState},
+    wait::{Pollable, WaitSet, Waited, Watch},
 };

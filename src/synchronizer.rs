@@ -1,20 +1,31 @@
 //! What one holder has seen of one key.
 
-use std::sync::Arc;
-use std::time::Duration;
+mod budget;
+mod freshness;
+mod news;
+mod pace;
+mod pending;
+mod ticket;
+pub(crate) mod update;
 
+pub use ticket::Ticket;
+pub use update::{Update, UpdateError, update_all};
+
+use std::sync::Arc;
+
+pub(crate) use self::budget::CheckBudget;
+use self::freshness::LastTried;
+use self::pace::Pace;
+use self::pending::PendingMonitor;
 use crate::error::{Error, ErrorKind};
 use crate::generation::Generation;
-use crate::handle::{ATTEMPTS, PAUSE, Table, coarse_now, precise_now};
-use crate::incarnation::{Incarnation, Place};
 use crate::key::CacheKey;
-use crate::layout::Slot;
-use crate::lock::Held;
-use crate::mapping::Places;
-use crate::slot::{Backoff, CheckBudget, LastTried, Pace, Seen, Sight, Vigil, Word};
-
-/// How often to ask for a pending update's lock while others take it and let go of it.
-const ROUNDS: u32 = 16;
+use crate::os::mapping::Places;
+use crate::os::pause::Backoff;
+use crate::protocol::observed::{LastObserved, Observed};
+use crate::protocol::word::Word;
+use crate::table::incarnation::{Incarnation, Place};
+use crate::table::{PAUSE, Table};
 
 /// Keeps one piece of state fresh: remembers the generation that its holder has seen, and compares it with the shared
 /// one.
@@ -49,7 +60,7 @@ const ROUNDS: u32 = 16;
 pub struct GenerationSynchronizer {
     // What each use asks for stands in one cache line, which no other synchronizer has a part of.
     places: Places<Incarnation>,
-    seen: Seen,
+    seen: LastObserved,
     budget: CheckBudget,
     read_only: bool,
     /// Whether updates take the slow path: what cannot be made, or is not adopted.
@@ -62,94 +73,16 @@ pub struct GenerationSynchronizer {
     /// The address of the incarnation that the last attempt was made with, and one if it was retired for good by then.
     tried: LastTried,
     /// One for all clones, as what was seen tells of losses by the numbers that they have there.
-    vigil: Arc<Vigil>,
+    monitor: Arc<PendingMonitor>,
     /// How soon those who wait are told again of what they do not adopt.
     pace: Pace,
-}
-
-/// What a look at a key finds for those who wait for it.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct News {
-    word: Word,
-    is_live: bool,
-    /// Whether time alone may make the state expired.
-    is_doubtful: bool,
-    /// Whether those who have seen nothing are told of a table that cannot be attached to.
-    may_retry: bool,
-    read_only: bool,
-}
-
-impl News {
-    /// Whether there is any for `ticket`; `sync` is what gave this.
-    pub(crate) fn is_for(self, sync: &GenerationSynchronizer, ticket: Ticket) -> bool {
-        let is_same = self.is_live && ticket.sight.is(self.word) && !self.is_doubtful;
-        !is_same && (self.may_retry || ticket.sight != Sight::NOTHING) && sync.is_overtaken(ticket.sight)
-    }
-
-    /// The word of which there is no news for those to whom there was none; zero if there may be, as a pending update must be
-    /// looked after.
-    pub(crate) fn quiet(self) -> u64 {
-        match self.is_live && !self.is_doubtful && self.word.pending() == 0 {
-            true if self.read_only => self.word.bits(),
-            true => self.word.awaited().bits(),
-            false => 0,
-        }
-    }
 }
 
 impl Clone for GenerationSynchronizer {
     /// Another synchronizer of the same key, which has seen what this one has seen. It allocates, and makes no system call.
     fn clone(&self) -> Self {
         let places = Places::new(self.places.latest().clone());
-        Self::assemble(places, self.seen.get(), self.table.clone(), self.key.clone(), Arc::clone(&self.vigil))
-    }
-}
-
-/// The generation from before a load, to be [adopted](GenerationSynchronizer::adopt) after it.
-///
-/// An update during the load makes the generation another one, so that state loaded with this ticket stays expired. It serves
-/// synchronizers of one key and one [`Table`] (clones included): adopted by any other, it leaves the state expired.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[must_use = "a ticket does nothing until it is adopted"]
-pub struct Ticket {
-    sight: Sight,
-    /// The address of the slot that it was taken of, which no other key of this process has.
-    slot: usize,
-}
-
-impl Ticket {
-    /// Of which nothing is fresh.
-    pub(crate) const VOID: Self = Self { sight: Sight::NOTHING, slot: 0 };
-
-    #[inline]
-    fn of(sight: Sight, slot: &Slot) -> Self {
-        Self { sight, slot: std::ptr::from_ref(slot).addr() }
-    }
-
-    #[inline]
-    fn is_of(self, slot: &Slot) -> bool {
-        self.slot == std::ptr::from_ref(slot).addr()
-    }
-
-    pub(crate) fn may_sleep_on(self, word: Word) -> bool {
-        self.sight.may_sleep_on(word)
-    }
-
-    /// Whether it was taken while freshness could not be known: what is loaded with it serves for the
-    /// [`outage_ttl`](crate::TableOptions::outage_ttl).
-    pub(crate) fn is_unconfirmed(self) -> bool {
-        self.sight.is_in_doubt()
-    }
-
-    /// The generation that it stands for; `None` if there was no table to attach to, none that could be
-    /// [confirmed](crate::TableOptions::outage_ttl) to be the one at its path, or no such key in a table that is read only.
-    ///
-    /// # Progress
-    ///
-    /// Wait-free; no system call.
-    #[must_use]
-    pub fn generation(self) -> Option<Generation> {
-        self.sight.generation()
+        Self::assemble(places, self.seen.get(), self.table.clone(), self.key.clone(), Arc::clone(&self.monitor))
     }
 }
 
@@ -173,14 +106,20 @@ impl GenerationSynchronizer {
     pub fn new(table: &Table, key: impl Into<CacheKey>) -> Result<Self, Error> {
         let key = table.normalize(key)?;
         let place = table.attach(&key)?;
-        let sight = Sight::of(place.word());
-        Ok(Self::assemble(Places::new(place), sight, table.clone(), key, Arc::new(Vigil::new())))
+        let observed = Observed::of(place.word());
+        Ok(Self::assemble(Places::new(place), observed, table.clone(), key, Arc::new(PendingMonitor::new())))
     }
 
-    fn assemble(places: Places<Incarnation>, sight: Sight, table: Table, key: CacheKey, vigil: Arc<Vigil>) -> Self {
-        let (seen, budget, read_only) = (Seen::new(sight), CheckBudget::new(), table.is_read_only());
+    fn assemble(
+        places: Places<Incarnation>,
+        observed: Observed,
+        table: Table,
+        key: CacheKey,
+        monitor: Arc<PendingMonitor>,
+    ) -> Self {
+        let (seen, budget, read_only) = (LastObserved::new(observed), CheckBudget::new(), table.is_read_only());
         let (retry, tried, pace, is_detoured) = (Backoff::up_to(PAUSE), LastTried::default(), Pace::new(), read_only);
-        Self { places, seen, budget, read_only, is_detoured, table, key, retry, tried, vigil, pace }
+        Self { places, seen, budget, read_only, is_detoured, table, key, retry, tried, monitor, pace }
     }
 
     /// Does not adopt its own updates from here on: for a holder whose state is not what it writes. A clone does.
@@ -224,178 +163,13 @@ impl GenerationSynchronizer {
     #[inline]
     #[must_use]
     pub fn is_expired_since(&self, ticket: Ticket) -> bool {
-        if ticket.is_of(self.places.slot()) { self.is_expired_by(ticket.sight) } else { self.is_expired_elsewhere() }
-    }
-
-    #[inline]
-    fn is_expired_by(&self, seen: Sight) -> bool {
-        let word = self.places.slot().word();
-        if seen.is(word) && self.budget.spend() {
-            return false;
-        }
-        self.is_expired_slow(seen, word)
-    }
-
-    #[cold]
-    fn is_expired_slow(&self, seen: Sight, word: Word) -> bool {
-        // A pending update brings every check here, and so does an outage.
-        let may_wait = seen.is_before_updates_of(word) || seen.is_of_no_slot() || seen.is_in_doubt();
-        if !(may_wait && self.budget.spend()) {
-            self.revalidate();
-        }
-        self.is_overtaken(seen)
-    }
-
-    /// A ticket of another slot: of a place that this holder has moved on from, or of another key.
-    #[cold]
-    fn is_expired_elsewhere(&self) -> bool {
-        if !self.budget.spend() {
-            self.revalidate();
-        }
-        true
-    }
-
-    fn is_overtaken(&self, seen: Sight) -> bool {
-        let word = self.places.slot().word();
-        if word.is_live() && self.table.is_latest(self.places.latest().owner()) {
-            return !self.is_fresh(seen, word);
-        }
-        let now = coarse_now();
-        let mut missing = self.missing();
-        if missing.is_none() {
-            if self.try_to_move_on(now) {
-                return true;
-            }
-            // It may have come to another table.
-            missing = self.missing();
-        }
-        missing.map_or_else(|| !seen.outlives_outage(now, self.table.outage_ttl()), |missing| seen != missing)
-    }
-
-    /// Attaches to the key in the latest incarnation, unless it was tried in vain just now.
-    fn try_to_move_on(&self, now: u64) -> bool {
-        let latest = self.table.latest();
-        // What another holder of this process has attached to is there; and so is the successor of what is retired for good.
-        let found = Arc::as_ptr(latest).addr() | usize::from(latest.slots().header().is_retired());
-        if !self.retry.is_due(now) && !self.tried.differs(found) {
-            return false;
-        }
-        let has_moved_on = self.move_on().is_ok();
-        if !has_moved_on {
-            self.retry.fail(now);
-            self.tried.set(found);
-        }
-        has_moved_on
-    }
-
-    fn is_fresh(&self, seen: Sight, word: Word) -> bool {
-        if word.pending() == 0 {
-            self.vigil.end();
-        }
-        if self.table.is_doubtful() {
-            return seen.outlives_doubt(word, coarse_now(), self.table.outage_ttl());
-        }
-        seen.is(word) || seen.is_before_updates_of(word) && self.is_in_flight(seen, word)
-    }
-
-    /// Whether the updates that `word` says are pending have a maker who may still finish them, so that what was `seen` is
-    /// as fresh as before. If not, this is their end: the key is updated in their place.
-    fn is_in_flight(&self, seen: Sight, word: Word) -> bool {
-        let now = precise_now();
-        let is_old = || u128::from(self.vigil.age(word, now)) >= self.table.pending_limit().as_micros();
-        let has_lost = self.vigil.has_lost(word);
-        if has_lost && !is_old() {
-            return seen == self.vigil.sight(word);
-        }
-        if !has_lost && !self.vigil.is_due(now) {
-            return true;
-        }
-        let place = self.places.latest();
-        let mapping = place.owner().mapping();
-        for _ in 0..ROUNDS {
-            let present = place.word();
-            if !present.is_same(word) {
-                return seen.is(present) || seen.is_before_updates_of(present);
-            }
-            match mapping.held(place) {
-                Some(Held::Update | Held::Unknown) if !is_old() => return true,
-                // They have taken too long for this process. Others have limits of their own, and may go on.
-                Some(Held::Update | Held::Unknown) => break,
-                // Somebody else is about to recover them.
-                Some(Held::Exclusive) => std::thread::yield_now(),
-                // Whoever made them may have abandoned them just before: so it is asked again.
-                Some(Held::Foreign) | None if self.read_only => std::thread::yield_now(),
-                // If that fails for now, somebody else was faster, or another update has begun.
-                Some(Held::Foreign) | None if place.owner().recover(place).is_err() => break,
-                Some(Held::Foreign) | None => {}
-            }
-        }
-        // They are lost, but not for all. Should one have been abandoned and another begun each time that this process looked,
-        // then the loss is none, and hides one that comes later. So it holds no longer than the limit.
-        self.vigil.lose(word, now);
-        false
+        if ticket.is_of(self.places.slot()) { self.is_expired_by(ticket.observed) } else { self.is_expired_elsewhere() }
     }
 
     /// Spends one use of the budget; `false` if [`revalidate`](Self::revalidate) is to be called.
     #[inline]
     pub(crate) fn spend(&self) -> bool {
         self.budget.spend()
-    }
-
-    /// To be called when the budget is spent.
-    #[cold]
-    pub(crate) fn revalidate(&self) {
-        let now = coarse_now();
-        self.budget.renew(now);
-        self.table.revalidate_if_due(now);
-    }
-
-    /// Attaches to the key in the latest incarnation of the table. Nothing seen before counts there.
-    fn move_on(&self) -> Result<&Place, Error> {
-        let place = self.table.attach(&self.key);
-        // What was seen in an outage serves as long as that lasts.
-        if place.is_ok() || !self.seen.get().is_of_no_slot() {
-            self.seen.adopt(Sight::NOTHING);
-        }
-        self.places.append(place?);
-        self.retry.end();
-        Ok(self.places.latest())
-    }
-
-    fn present(&self) -> Result<Ticket, Error> {
-        let sight = |place: &Place| {
-            let word = place.word();
-            let sight =
-                if self.table.is_doubtful() { Sight::unconfirmed(word, coarse_now()) } else { self.vigil.sight(word) };
-            word.is_live().then(|| Ticket::of(sight, place))
-        };
-        match sight(self.places.latest()) {
-            Some(ticket) => Ok(ticket),
-            None => self.in_successor(sight),
-        }
-    }
-
-    /// What to load the state with while there is no slot to attach to.
-    fn unattached(&self) -> Ticket {
-        Ticket::of(self.missing().unwrap_or_else(|| Sight::outage(coarse_now())), self.places.slot())
-    }
-
-    /// What there is to be seen while the table has no such key, which this holder may not create. Every process that could
-    /// update the key attaches to it first.
-    fn missing(&self) -> Option<Sight> {
-        let latest = self.table.latest();
-        let may_be_missing = self.read_only && !self.table.is_doubtful() && latest.slots().header().is_live();
-        (may_be_missing && matches!(latest.find(&self.key), Ok(None))).then(|| Sight::missing(latest.number()))
-    }
-
-    /// Moves on until `action` succeeds, as the table may be replaced again and again.
-    fn in_successor<R>(&self, action: impl Fn(&Place) -> Option<R>) -> Result<R, Error> {
-        for _ in 0..ATTEMPTS {
-            if let Some(result) = action(self.move_on()?) {
-                return Ok(result);
-            }
-        }
-        Err(self.error(ErrorKind::Retired))
     }
 
     /// An error about this key.
@@ -417,64 +191,15 @@ impl GenerationSynchronizer {
         self.places.latest()
     }
 
-    /// Whether somebody who has loaded the state with `ticket` need not wait any longer. A table that cannot be attached to
-    /// is news twice a second.
-    pub(crate) fn is_news(&self, ticket: Ticket) -> bool {
-        self.table.revalidate_if_due(coarse_now());
-        let is_lost = ticket.sight == Sight::NOTHING && !self.places.slot().word().is_live();
-        (!is_lost || self.retry.is_long_ago(coarse_now())) && self.is_overtaken(ticket.sight)
-    }
-
-    /// Has the next update wake those who sleep on the table's wake word, unless this process cannot write to the table, and
-    /// tells what there is now.
-    pub(crate) fn await_news(&self) -> News {
-        let place = self.places.latest();
-        let is_live = place.word().is_live() && self.table.is_latest(place.owner());
-        let word = if self.read_only || !is_live { place.word() } else { place.await_update() };
-        let may_retry = is_live || self.retry.is_long_ago(coarse_now());
-        News { word, is_live, is_doubtful: self.table.is_doubtful(), may_retry, read_only: self.read_only }
-    }
-
-    /// What was reported of the change that somebody with `ticket` finds now: for how many milliseconds it is not to be
-    /// reported again, and a ticket for all that comes after it. `None` if there is none, or it was not reported yet.
-    pub(crate) fn repeat(&self, ticket: Ticket) -> Option<(u64, Ticket)> {
-        let present = self.unadopted(ticket)?;
-        Some((self.pace.pause(ticket.sight, present.sight, coarse_now())?, present))
-    }
-
-    /// Notes that somebody with `ticket` is told that there is news. It does not count if that was sooner than is due: the
-    /// time was up, or another thread was told as well.
-    pub(crate) fn note_report(&self, ticket: Ticket) {
-        let now = coarse_now();
-        if let Some(present) = self.unadopted(ticket)
-            && matches!(self.pace.pause(ticket.sight, present.sight, now), None | Some(0))
-        {
-            self.pace.report(ticket.sight, present.sight, now);
-        }
-    }
-
-    /// What somebody with `ticket` could adopt. A table that cannot be attached to has a pace of its own.
-    fn unadopted(&self, ticket: Ticket) -> Option<Ticket> {
-        let word = self.places.slot().word();
-        let present = Ticket::of(self.vigil.sight(word), self.places.slot());
-        (word.is_live() && present.sight != ticket.sight).then_some(present)
-    }
-
-    /// How reports to tasks are paced.
-    #[cfg(feature = "async")]
-    pub(crate) fn pace(&self) -> &Pace {
-        &self.pace
-    }
-
     /// Whether nothing has happened since `ticket` was taken: no update, and none that is pending.
     #[inline]
     pub(crate) fn is_unchanged(&self, ticket: Ticket) -> bool {
-        ticket.sight.is(self.places.slot().word())
+        ticket.observed.is(self.places.slot().word())
     }
 
     /// Whether state that was loaded with `ticket` is fresh. The caller has seen to the budget.
     pub(crate) fn confirms(&self, ticket: Ticket) -> bool {
-        ticket.is_of(self.places.slot()) && !self.is_overtaken(ticket.sight)
+        ticket.is_of(self.places.slot()) && !self.is_overtaken(ticket.observed)
     }
 
     /// Takes a ticket: to be called before the state is loaded.
@@ -488,8 +213,8 @@ impl GenerationSynchronizer {
     #[inline]
     pub fn ticket(&self) -> Ticket {
         let slot = self.places.slot();
-        match slot.word().settled() {
-            Some(sight) if !self.table.is_doubtful() => Ticket::of(sight, slot),
+        match Observed::settled(slot.word()) {
+            Some(observed) if !self.table.is_doubtful() => Ticket::of(observed, slot),
             _ => self.ticket_slow(),
         }
     }
@@ -523,7 +248,7 @@ impl GenerationSynchronizer {
     #[inline]
     pub fn adopt(&self, ticket: Ticket) {
         let is_own = ticket.is_of(self.places.slot());
-        self.seen.adopt(if is_own { ticket.sight } else { Sight::NOTHING });
+        self.seen.adopt(if is_own { ticket.observed } else { Observed::NOTHING });
     }
 
     /// Loads the state with a ticket: takes it, runs `load`, adopts it.
@@ -558,10 +283,10 @@ impl GenerationSynchronizer {
     /// As [`is_expired`](Self::is_expired).
     #[inline]
     pub fn refresh(&self) -> Result<Generation, Error> {
-        let settled = self.places.slot().word().settled();
-        match settled.and_then(|sight| Some((sight, sight.generation()?))) {
-            Some((sight, generation)) if !self.table.is_doubtful() => {
-                self.seen.adopt(sight);
+        let settled = Observed::settled(self.places.slot().word());
+        match settled.and_then(|observed| Some((observed, observed.generation()?))) {
+            Some((observed, generation)) if !self.table.is_doubtful() => {
+                self.seen.adopt(observed);
                 Ok(generation)
             }
             _ => self.refresh_slow(),
@@ -676,71 +401,6 @@ impl GenerationSynchronizer {
 
     fn announce(&self, place: &Place, before: Word) -> Word {
         place.owner().slots().announce(place, before)
-    }
-
-    /// Counts an update in, in the latest incarnation, where `lock` must be taken first. Gives the place, and the lock.
-    ///
-    /// If the file is gone, waits for updates in flight there, for as long as `patience` says is left.
-    pub(crate) fn begin<L>(
-        &self,
-        lock: impl Fn(&Place) -> Result<L, Error>,
-        patience: impl Fn() -> Duration,
-    ) -> Result<(&Place, L), Error> {
-        // In a file that is gone, as updates in flight keep this process there: `follow_update` announces it in the new one.
-        let mut stays = false;
-        for _ in 0..ATTEMPTS {
-            let place = self.places.latest();
-            // Whoever retires a table holds a lock against this one, so it does not happen from here on.
-            let held = lock(place);
-            if !stays && place.owner().is_gone() {
-                // A lock in the old file would keep this process there.
-                drop(held);
-                stays = !self.table.leave_for_update(place.owner(), patience())?;
-                if !stays {
-                    self.move_on()?;
-                }
-                continue;
-            }
-            // The header is asked as well: whoever was retiring the table may have died before coming to this slot.
-            if place.owner().slots().header().is_live() && place.word().is_live() {
-                // Not asked before: it may be that there is nothing left to lock.
-                let held = held?;
-                if place.begin_update().is_live() {
-                    place.owner().count_own_update();
-                    return Ok((place, held));
-                }
-            }
-            self.move_on()?;
-        }
-        Err(self.error(ErrorKind::Retired))
-    }
-
-    /// Counts an update out that was begun at `place`, and announces it. The holder follows it if it `knows` what is in the
-    /// source now.
-    pub(crate) fn finish(&self, place: &Place, knows: bool) -> Result<Generation, Error> {
-        place.owner().count_own_update_out();
-        let before = self.announce(place, place.finish_update());
-        match before.updated() {
-            Some(generation) => {
-                if knows && !self.is_detoured {
-                    self.seen.follow(before);
-                }
-                Ok(generation)
-            }
-            None => self.bump_successor(),
-        }
-    }
-
-    /// Counts an update out that was begun at `place`, and changed nothing.
-    pub(crate) fn abandon(&self, place: &Place) {
-        place.owner().count_own_update_out();
-        place.abandon_update();
-    }
-
-    /// Announces an update that was finished at `place`, and whose lock was let go of, in the file that the path names by now
-    /// as well.
-    pub(crate) fn follow_update(&self, place: &Place) -> Result<(), Error> {
-        self.table.follow_update(place.owner(), &self.key).map_err(|error| self.explain(error))
     }
 
     /// The generation that the holder has seen; `None` if it was lost with a table that was replaced, or cannot be confirmed,

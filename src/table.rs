@@ -1,267 +1,187 @@
-//! Find, claim, help and grow, over any memory.
-//!
-//! # The protocol
-//!
-//! A key is named by its digest, two words that are never zero. In each segment it may stand in a few slots only, which
-//! are probed in a fixed order; a slot, once claimed, belongs to its key for ever, and nothing is moved or freed. So the
-//! address of a slot, once found, serves as long as the memory is mapped.
-//!
-//! **Finding** asks the segments from the last to the first, as half of all keys stand in the last one. Claims fill a
-//! segment's probe sequence in order, so the first empty slot ends the search of that segment.
-//!
-//! **Claiming** asks from the first segment to the last. That order is the same for everybody, so all who claim one key
-//! meet at the first slot that was free for it. Two compare-exchanges take a slot: word A, then word B.
-//!
-//! - Stopped before A: nothing has happened.
-//! - Stopped between A and B: whoever claims the same key comes to this slot, finds its own A, and finishes with B. A
-//!   key that shares only the word A may finish it with its own B; then the slot is that key's, and the first claimer
-//!   goes on to the next slot, as everybody does who looks for its key.
-//! - Stopped after B: the key stands; whoever attaches next gives it its tag, its generation and its label.
-//!
-//! **Beginning.** The first generation is decided by one compare-exchange on the slot's `first` word, then copied into
-//! the generation word by another; all who attach do both, so it does not matter who was stopped where.
-//!
-//! **Growing.** When a probe finds no room in any segment, the memory is extended by the next one and the number of
-//! segments raised. Two growers extend the same range, which does nothing the second time, and one of them raises.
-//! Stopped in between: the file is longer than it needs to be until the next grower comes by.
-//!
-//! **Retiring** ends a table: its state says so, then a sweep bumps every claimed slot and sets its retired bit. A
-//! claimer reads the state after its claim, with full fences on both sides: either it sees that the table is retiring,
-//! and attaches to the successor, or the sweep sees its slot. The sweep changes each slot once, however often it runs,
-//! so whoever finds a retiring table does it again rather than wait for a process that may be dead.
-//!
-//! **Waiting** is for a generation to move on, and nobody pays for it but those who do it and those who wake them. Who
-//! waits arms a wake word, sets the waiting bit of the generation word, and looks at the generation that this finds: is
-//! it still the one he has seen, he sleeps until the wake word moves on from what it was when he armed it. Whoever moves
-//! the generation on learns of the bit by the same instruction; he clears it, moves the wake word on, and wakes all.
-//!
-//! - The bit may be cleared by an updater that meant others. He then moves the wake word on, so who set it in vain does not
-//!   fall asleep, or is woken, and goes round again.
-//! - A waiter that leaves without a change may clear the bit, and wakes the others as an updater does, so that each sets it
-//!   again. That would be a storm if many waited for moments only: so it is for one that has slept through a whole slice, and
-//!   was the one to set the bit; for one that watches the whole table; and for the last descriptor of a key in a process.
-//! - A waiter that died, or left sooner, leaves a bit and an armed wake word, which cost the next update one call of the system.
-//! - An updater that died after his change leaves sleepers. So nobody sleeps long at a time.
-//!
-//! Each slot has a wake word for those who wait for its key, and the table one for those who wait for several.
+//! `Table`: a table as a process holds it, through all of its incarnations.
 
+mod clear;
+mod confirmation;
+mod end;
+pub(crate) mod incarnation;
+mod info;
+mod inspect;
+mod open;
+pub(crate) mod options;
+mod replace;
+mod sleep;
+pub(crate) mod succession;
+
+pub use crate::os::owner::OwnerCheck;
+pub use info::{Occupancy, SlotInfo, Stats, TableInfo, TableState};
+pub use options::TableOptions;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use self::open::Source;
 use crate::error::{Error, ErrorKind};
-use crate::layout::{Header, Slot, Tag, probe_limit, segment_slots};
-use crate::slot::{Digest, Holder, Word};
+use crate::key::CacheKey;
+use crate::os::clock::coarse_now;
+use crate::os::fork::{Companion, ForkLocal};
+use crate::os::mapping::Chain;
+use crate::os::pause::Throttle;
+use crate::table::confirmation::Confirmation;
+use crate::table::incarnation::{Incarnation, Place};
 
-/// Where a table's words are: a mapped file, or boxes in tests and models.
-pub(crate) trait Memory {
-    fn header(&self) -> &Header;
+/// At least so many milliseconds pass between two looks at a table's path, and between two attempts to attach to a table
+/// that cannot be attached to.
+///
+/// Less than half a second, so that a use which comes a second after the last look always looks, whichever holder of the
+/// process had the turn before it.
+pub(crate) const PAUSE: u64 = 490;
 
-    /// How many segments there are and can be reached here.
-    ///
-    /// # Errors
-    ///
-    /// The file does not hold what its header says, or this process has no room to map it.
-    fn segments(&self) -> Result<u32, Error>;
+/// How long a reader who finds a retired table waits before he looks again whether it was replaced, a hundred times.
+const READER_PAUSE: Duration = Duration::from_millis(3);
 
-    /// The slots and tags of a segment below [`segments`](Self::segments).
-    fn segment(&self, segment: u32) -> (&[Slot], &[Tag]);
+/// How long the checks of a process wait in all for somebody else who replaces the table. It is ready by then, but for one call
+/// of the system and a sweep.
+const HOLDERS_PATIENCE: Duration = Duration::from_millis(250);
 
-    /// Makes room for `segment`, the next one. Doing it twice does no harm.
-    ///
-    /// # Errors
-    ///
-    /// No room.
-    fn extend(&self, segment: u32) -> Result<(), Error>;
-}
+/// A table of generations that processes of this host share.
+///
+/// Cheap to clone; the clones are one table. It may be used by all threads, and by children forked at any time.
+///
+/// ```
+/// use gensync::{GenerationSynchronizer, Table};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let folder = tempfile::tempdir()?;
+/// # let path = folder.path().join("shop.gensync");
+/// let table = Table::open(&path)?;
+/// let sync = GenerationSynchronizer::new(&table, "siteconfig:1")?;
+/// sync.mark_updated()?;
+/// assert_eq!(table.slots().next().unwrap().updates(), 1);
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Debug)]
+pub struct Table(Arc<Shared>);
 
-/// The slots of one incarnation of a table.
 #[derive(Debug)]
-pub(crate) struct Slots<M> {
-    memory: M,
-    capacity: u64,
+struct Shared {
+    options: TableOptions,
+    source: Source,
+    incarnations: Chain<Arc<Incarnation>>,
+    /// When the next look at the path is due.
+    revalidation: Throttle,
+    confirmation: Confirmation,
+    companion: ForkLocal<Companion>,
 }
 
-impl<M: Memory> Slots<M> {
-    pub(crate) fn new(memory: M, capacity: u64) -> Self {
-        Self { memory, capacity }
+impl Shared {
+    fn new(options: TableOptions, source: Source, first: Arc<Incarnation>) -> Self {
+        let (revalidation, confirmation) = (Throttle::every(PAUSE), Confirmation::at(coarse_now()));
+        let incarnations = Chain::new(first);
+        Self { options, source, incarnations, revalidation, confirmation, companion: ForkLocal::new() }
     }
+}
 
-    pub(crate) fn memory(&self) -> &M {
-        &self.memory
-    }
-
-    pub(crate) fn header(&self) -> &Header {
-        self.memory.header()
-    }
-
-    /// The places where `digest` may stand in `segment`, in the order of probing, less those that tags say are others'.
-    fn probe(&self, segment: u32, digest: Digest) -> impl Iterator<Item = (&Slot, &Tag)> {
-        let (slots, tags) = self.memory.segment(segment);
-        let place = digest.place(segment);
-        let mask = segment_slots(self.capacity, segment) - 1;
-        (0..probe_limit(segment).min(mask + 1)).filter_map(move |i| {
-            // Masked by the segment's size, which `segment` answers for.
-            let index = (place.wrapping_add(i * (i + 1) / 2) & mask) as usize;
-            tags[index].admits(digest).then(|| (&slots[index], &tags[index]))
-        })
-    }
-
-    /// The key's slot, without creating it.
-    pub(crate) fn find(&self, digest: Digest) -> Result<Option<&Slot>, Error> {
-        Ok(self.find_place(digest)?.map(|(slot, _)| slot))
-    }
-
-    fn find_place(&self, digest: Digest) -> Result<Option<(&Slot, &Tag)>, Error> {
-        for segment in (0..self.memory.segments()?).rev() {
-            for place in self.probe(segment, digest) {
-                match place.0.holder(digest) {
-                    Holder::This => return Ok(Some(place)),
-                    Holder::Nobody => break,
-                    Holder::Unfinished | Holder::Other => {}
-                }
-            }
-        }
-        Ok(None)
-    }
-
-    /// The key's slot, claimed if there is none. The caller lets it begin.
-    fn claim_place(&self, digest: Digest) -> Result<(&Slot, &Tag), Error> {
-        let mut segment = 0;
-        loop {
-            if segment >= self.memory.segments()? {
-                self.grow(segment)?;
-            }
-            if let Some(place) = self.probe(segment, digest).find(|(slot, _)| slot.claim(digest)) {
-                return Ok(place);
-            }
-            segment += 1;
-        }
-    }
-
-    /// Appends `segment`, the next one.
-    fn grow(&self, segment: u32) -> Result<(), Error> {
-        self.memory.extend(segment)?;
-        self.header().add_segment(segment);
-        match self.memory.segments()? {
-            segments if segments > segment => Ok(()),
-            // Somebody writes there who should not.
-            segments => Err(ErrorKind::Damaged {
-                field: "number of segments",
-                found: segments.into(),
-                expected: "one more, as the table was extended",
-            }
-            .into()),
-        }
-    }
-
-    /// Finds or claims the key's slot, lets it begin at `start` or later, and labels it.
+impl Table {
+    /// Opens the table at `path`, or creates it with mode 0600 and room for 1024 keys in its first segment.
     ///
-    /// `None`: the table is being retired, and the slot may have been missed by the sweep.
-    pub(crate) fn attach(
-        &self,
-        digest: Digest,
-        start: impl FnOnce() -> u64,
-        label: &[u8],
-    ) -> Result<Option<&Slot>, Error> {
-        let (slot, tag) = match self.find_place(digest)? {
-            Some(place) => place,
-            None => self.claim_place(digest)?,
-        };
-        tag.set(digest);
-        if slot.word().generation().is_none() {
-            slot.begin(start());
-        }
-        let is_new = !slot.has_label();
-        if is_new {
-            slot.write_label(label);
-        }
-        let is_live = self.header().is_live_after_claim();
-        if is_new {
-            // There is no waiting bit yet that could tell who watches the table.
-            self.header().wake.word.wake();
-        }
-        Ok(is_live.then_some(slot))
+    /// The natural home is `/dev/shm`. A relative path is taken from the working directory of now.
+    ///
+    /// # Errors
+    ///
+    /// As [`TableOptions::open`].
+    ///
+    /// # Progress
+    ///
+    /// As [`TableOptions::open`].
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, Error> {
+        Self::options().open(path)
     }
 
-    /// To be called for each change of a generation, with the word before it: wakes those who wait for it. Returns that
-    /// word.
+    /// Opens or creates the table of the application `app` that belongs to this user:
+    /// `$XDG_RUNTIME_DIR/gensync/APP`, or `/dev/shm/gensync-UID/APP` where that variable is not an absolute path. UID is the
+    /// effective user.
+    ///
+    /// A program that is set-uid or set-gid, or was given capabilities by its file, does not look at the variable, which its
+    /// caller has set.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::UnsafeFolder`] if the folder, which is made with mode 0700, belongs to someone else or is writable
+    /// by others; [`ErrorKind::InvalidInput`] if `app` is not a plain file name; else as [`TableOptions::open`].
+    ///
+    /// # Progress
+    ///
+    /// As [`TableOptions::open`].
+    pub fn open_default(app: &str) -> Result<Self, Error> {
+        Self::options().open_default(app)
+    }
+
+    /// Options for opening a table in other ways.
+    pub fn options() -> TableOptions {
+        TableOptions::default()
+    }
+
+    /// The path of the table's file; `None` for an anonymous one.
+    #[must_use]
+    pub fn path(&self) -> Option<&Path> {
+        self.0.source.path()
+    }
+
+    pub(crate) fn is_read_only(&self) -> bool {
+        self.0.options.file.read_only
+    }
+
+    pub(crate) fn pending_limit(&self) -> Duration {
+        self.0.options.pending_limit
+    }
+
+    /// An error about this table.
+    pub(crate) fn error(&self, kind: ErrorKind) -> Error {
+        self.explain(kind.into())
+    }
+
+    pub(crate) fn explain(&self, error: Error) -> Error {
+        match self.path() {
+            Some(path) => error.at(path),
+            None => error,
+        }
+    }
+
+    pub(crate) fn normalize(&self, key: impl Into<CacheKey>) -> Result<CacheKey, Error> {
+        let key = key.into();
+        if key.as_str().is_empty() {
+            return Err(self.error(ErrorKind::EmptyKey));
+        }
+        Ok(self.0.options.normalizer.normalize(key))
+    }
+
+    pub(crate) fn latest(&self) -> &Arc<Incarnation> {
+        self.0.incarnations.latest()
+    }
+
+    /// Whether `incarnation` is the one to use, as far as this process knows.
+    pub(crate) fn is_latest(&self, incarnation: &Arc<Incarnation>) -> bool {
+        Arc::ptr_eq(self.latest(), incarnation)
+    }
+
+    /// Attaches to `key`, in the latest incarnation.
+    pub(crate) fn attach(&self, key: &CacheKey) -> Result<Place, Error> {
+        let place = self.with_current(|current| match self.is_read_only() {
+            true => current.find(key)?.ok_or(ErrorKind::KeyNotFound.into()).map(Some),
+            false => current.attach(key),
+        });
+        place.map_err(|error| self.explain(error).with_key(key.as_str()))
+    }
+
+    /// Whether it cannot be confirmed any more that the path names the file: then an update may have gone to another one.
     #[inline]
-    pub(crate) fn announce(&self, slot: &Slot, before: Word) -> Word {
-        if before.is_awaited() {
-            self.wake(slot);
-        }
-        before
+    pub(crate) fn is_doubtful(&self) -> bool {
+        self.0.confirmation.is_doubtful()
     }
 
-    #[cold]
-    fn wake(&self, slot: &Slot) {
-        slot.end_waiting();
-        slot.wake.wake();
-        self.header().wake.word.wake();
-    }
-
-    /// Nobody of this process waits for `slots` any more. Others may, who are woken to say so again.
-    pub(crate) fn stop_waiting<'a>(&self, slots: impl Iterator<Item = &'a Slot>) {
-        let mut is_changed = false;
-        for slot in slots.filter(|slot| slot.word().is_awaited()) {
-            // In this order: who says again that it waits, as it is woken, must not lose its bit to this.
-            slot.end_waiting();
-            slot.wake.wake();
-            is_changed = true;
-        }
-        if is_changed {
-            self.header().wake.word.wake();
-        }
-    }
-
-    /// The slots of the first `segments` segments that somebody has begun to claim.
-    pub(crate) fn claimed(&self, segments: u32) -> impl Iterator<Item = (u32, u64, &Slot)> {
-        (0..segments).flat_map(move |segment| {
-            let slots = self.memory.segment(segment).0.iter().enumerate();
-            slots.filter(|(_, slot)| slot.is_claimed()).map(move |(index, slot)| (segment, index as u64, slot))
-        })
-    }
-
-    fn each(&self, action: impl FnMut(&Slot)) -> Result<(), Error> {
-        self.claimed(self.memory.segments()?).map(|(_, _, slot)| slot).for_each(action);
-        Ok(())
-    }
-
-    /// Changes every slot by `change`, which returns the word before it.
-    fn change_all(&self, change: impl Fn(&Slot) -> Word) -> Result<(), Error> {
-        self.each(|slot| _ = self.announce(slot, change(slot)))
-    }
-
-    /// How many slots a search looks at before it comes to the claimed slot at `index` of `segment`, that one included.
-    pub(crate) fn probe_length(&self, segment: u32, index: u64, digest: Digest) -> Option<u64> {
-        let mask = segment_slots(self.capacity, segment) - 1;
-        (0..probe_limit(segment))
-            .find(|i| digest.place(segment).wrapping_add(i * (i + 1) / 2) & mask == index)
-            .map(|i| i + 1)
-    }
-
-    /// Retires every slot. The state says "retiring" from here on, until the caller ends it.
-    pub(crate) fn retire(&self) -> Result<(), Error> {
-        // Slots that this process cannot reach would be left out of the sweep: then nothing is begun.
-        self.memory.segments()?;
-        self.header().begin_retiring();
-        // A slot that was retired before is announced again, as whoever did it may have died before he could do that.
-        self.change_all(Slot::retire)?;
-        self.header().wake.word.wake();
-        Ok(())
-    }
-
-    /// One update of every key.
-    pub(crate) fn expire_all(&self) -> Result<(), Error> {
-        self.change_all(Slot::expire)
-    }
-
-    /// Moves every generation past `floor`, see [`Slot::renew`].
-    pub(crate) fn renew_all(&self, floor: u64) -> Result<(), Error> {
-        self.each(|slot| slot.renew(floor))
-    }
-
-    /// The highest generation of all keys; 0 in an empty table.
-    pub(crate) fn highest(&self) -> Result<u64, Error> {
-        let mut highest = 0;
-        self.each(|slot| highest = highest.max(slot.word().generation().map_or(0, |generation| generation.get())))?;
-        Ok(highest)
+    /// How long state serves that was loaded while its freshness could not be known, in milliseconds.
+    pub(crate) fn outage_ttl(&self) -> u64 {
+        u64::try_from(self.0.options.outage_ttl.as_millis()).unwrap_or(u64::MAX)
     }
 }

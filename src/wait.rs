@@ -1,51 +1,34 @@
 //! Waiting for updates: sleep until a generation moves on.
 //!
-//! The protocol is told in `table.rs`. Who waits for one key sleeps on the wake word of its slot; who waits for several, on
+//! The protocol is described in `protocol/slots.rs`. Who waits for one key sleeps on the wake word of its slot; who waits for several, on
 //! that of their table, where updates of other awaited keys disturb him.
 //!
 //! Sleeps are cut into slices. At each one's end, a sleeper looks whether the table's file is still there, whether an
 //! update is pending that nobody will finish, and whether the generation has moved on though nobody lived to wake him.
 
+#[cfg(feature = "async")]
+pub(crate) mod changed;
+pub(crate) mod notifier;
+pub(crate) mod pollable;
+mod watch;
+
+#[cfg(feature = "async")]
+pub use changed::{Changed, Changes};
+pub use pollable::Pollable;
+pub use watch::Watch;
+
 use std::sync::Arc;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use crate::futex::BLIND;
-use crate::incarnation::{Incarnation, Place};
-use crate::slot::WakeWord;
+use crate::os::clock::Deadline;
+use crate::protocol::futex::BLIND;
+use crate::protocol::wake::WakeWord;
 use crate::synchronizer::{GenerationSynchronizer, Ticket};
+use crate::table::incarnation::{Incarnation, Place};
 
 /// How long a process sleeps at most before it looks for itself.
 pub(crate) const SLICE: Duration = Duration::from_millis(500);
-
-/// When a wait ends at the latest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Deadline {
-    pub(crate) at: Instant,
-    /// How far ahead that was at first. One that lies further ahead is reached: the clock was set back, and nothing may stand
-    /// still until it has caught up.
-    length: Duration,
-}
-
-impl Deadline {
-    pub(crate) fn at(at: Instant) -> Self {
-        Self { at, length: at.saturating_duration_since(Instant::now()) }
-    }
-
-    /// None if it is as good as never.
-    pub(crate) fn after(length: Duration) -> Option<Self> {
-        Instant::now().checked_add(length).map(|at| Self { at, length })
-    }
-
-    pub(crate) fn is_reached(self) -> bool {
-        self.left().is_zero()
-    }
-
-    pub(crate) fn left(self) -> Duration {
-        let left = self.at.saturating_duration_since(Instant::now());
-        if left > self.length { Duration::ZERO } else { left }
-    }
-}
 
 /// How a wait ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,8 +4,11 @@
 mod support;
 
 use std::os::fd::AsFd as _;
+#[cfg(feature = "async")]
 use std::sync::atomic::Ordering::SeqCst;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+#[cfg(feature = "async")]
+use std::time::Instant;
 
 use gensync::{Cached, GenerationSynchronizer, Pollable};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};

@@ -9,10 +9,10 @@ use std::task::{Context, Poll};
 use super::period::{Period, Report};
 use super::{Cached, Entry};
 use crate::error::Error;
-use crate::handle::coarse_now;
-use crate::notifier::{Registration, Target};
+use crate::os::clock::coarse_now;
 use crate::synchronizer::{GenerationSynchronizer, Ticket};
 use crate::wait::SLICE;
+use crate::wait::notifier::{Registration, Target};
 
 impl<T: ?Sized> Cached<T> {
     /// Is ready when the value that was in place at the call is expired, by its key, by one that it
@@ -69,7 +69,7 @@ impl<T: ?Sized> Cached<T> {
     /// loaded.
     fn pause_of_reports(&self, entry: Option<&Arc<Entry<T>>>) -> Option<Period> {
         let now = coarse_now();
-        let failed = self.flights.get().last_failure().map(|ended| Period::new(ended, self.policy.retry_pause));
+        let failed = self.single_flight.get().last_failure().map(|ended| Period::new(ended, self.policy.retry_pause));
         let reported =
             self.reported.load_full().filter(|report| report.is_of(address(entry))).map(|report| report.pause());
         failed.filter(|pause| !pause.is_over(now)).or(reported.filter(|pause| !pause.is_over(now)))

@@ -50,7 +50,7 @@ impl Report {
     pub(super) fn after(earlier: Option<&Self>, address: usize) -> Self {
         let before = earlier.filter(|earlier| earlier.is_of(address)).map(|earlier| earlier.pause.length);
         let length = before.map_or(Self::SHORTEST, |before| (2 * before).min(Self::LONGEST));
-        Self { address, pause: Period { start: crate::handle::coarse_now(), length } }
+        Self { address, pause: Period { start: crate::os::clock::coarse_now(), length } }
     }
 
     pub(super) fn is_of(&self, address: usize) -> bool {

@@ -4,9 +4,11 @@ use std::sync::Arc;
 
 use super::Cached;
 use crate::error::Error;
-use crate::handle::coarse_now;
-use crate::notifier::Registration;
-use crate::pollable::Pollable;
+use crate::os::clock::coarse_now;
+#[cfg(feature = "async")]
+use crate::wait::notifier::Notifier;
+use crate::wait::notifier::Registration;
+use crate::wait::pollable::Pollable;
 
 impl<T: ?Sized> Cached<T> {
     /// A descriptor that becomes readable when the value may be expired: with each update of its key and of those that it
@@ -55,7 +57,7 @@ impl<T: ?Sized> Cached<T> {
         };
         let pollable = Pollable::of_keys(&keys)?;
         if let Some(registration) = pollable.first() {
-            self.flights.get().add_alarm(registration);
+            self.single_flight.get().add_alarm(registration);
         }
         // What was loaded since knows of it.
         match self.current.load_full() {
@@ -68,7 +70,7 @@ impl<T: ?Sized> Cached<T> {
 
     /// Has all descriptors told at `due`, in milliseconds of the coarse clock.
     pub(super) fn set_alarms(&self, due: u64) {
-        let alarms: Vec<Arc<Registration>> = self.flights.get().alarms();
+        let alarms: Vec<Arc<Registration>> = self.single_flight.get().alarms();
         let due = (due < u64::MAX).then_some(due);
         alarms.iter().for_each(|registration| registration.set_due(due));
     }
@@ -77,6 +79,6 @@ impl<T: ?Sized> Cached<T> {
     pub(super) fn ring_alarms(&self) {
         self.set_alarms(coarse_now());
         #[cfg(feature = "async")]
-        self.sync.table().notifier().wake_tasks(self.sync.cache_key());
+        self.sync.table().companion::<Notifier>().wake_tasks(self.sync.cache_key());
     }
 }

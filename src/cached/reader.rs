@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use super::Cached;
 use crate::error::Error;
-use crate::handle::coarse_now;
-use crate::slot::CheckBudget;
+use crate::os::clock::coarse_now;
+use crate::synchronizer::CheckBudget;
 use crate::synchronizer::Ticket;
 
 /// One thread's hold on a [`Cached`], for values that are used many times between updates: a check of the generation is all

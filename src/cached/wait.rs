@@ -5,10 +5,11 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use super::period::Period;
-use super::{Cached, Entry, Terms};
+use super::{Cached, Entry, GetOptions};
 use crate::error::{Error, ErrorKind};
-use crate::handle::coarse_now;
-use crate::wait::{Awaited, Deadline, SLICE, wait_for_any};
+use crate::os::clock::Deadline;
+use crate::os::clock::coarse_now;
+use crate::wait::{Awaited, SLICE, wait_for_any};
 
 /// Even if no pause is asked for, a loop of waits does not keep the processor busy with loads that fail.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(10);
@@ -117,7 +118,7 @@ impl<T: ?Sized> Cached<T> {
             if !self.rest_after_failure(deadline) {
                 return Ok(None);
             }
-            match self.get_slow(Terms { deadline, ..Terms::FRESH }) {
+            match self.get_slow(GetOptions { deadline, ..GetOptions::FRESH }) {
                 Ok(entry) if is_known(&entry) => {}
                 Ok(entry) => return Ok(Some(entry.value())),
                 Err(error) if *error.kind() == ErrorKind::Deadline => return Ok(None),
@@ -155,11 +156,11 @@ impl<T: ?Sized> Cached<T> {
     /// Sleeps until a load that failed may be tried again, or another thread has loaded well; `false` if that is not so at the
     /// deadline.
     fn rest_after_failure(&self, deadline: Option<Deadline>) -> bool {
-        let flights = self.flights.get();
+        let single_flight = self.single_flight.get();
         // Not a later one's pause as well: threads that do not wait may fail again and again.
-        let Some(ended) = flights.last_failure() else { return true };
+        let Some(ended) = single_flight.last_failure() else { return true };
         let pause = Period::new(ended, self.policy.retry_pause.max(SHORTEST_PAUSE));
-        while flights.last_failure().is_some() {
+        while single_flight.last_failure().is_some() {
             let now = coarse_now();
             if pause.is_over(now) {
                 break;
@@ -168,7 +169,7 @@ impl<T: ?Sized> Cached<T> {
                 return false;
             }
             let end = deadline.map(|deadline| deadline.at).into_iter().chain(pause.end(now)).min();
-            flights.rest(end.or_else(|| Instant::now().checked_add(SLICE)));
+            single_flight.rest(end.or_else(|| Instant::now().checked_add(SLICE)));
         }
         true
     }

@@ -12,8 +12,7 @@ use std::thread::ThreadId;
 
 use arc_swap::ArcSwapOption;
 
-use super::flights::{Flights, Log};
-use crate::fork::{OfOneProcess, token};
+use crate::os::fork::{OfOneProcess, token};
 
 pub(super) struct Waits {
     process: u64,
@@ -21,8 +20,8 @@ pub(super) struct Waits {
 }
 
 struct Wait {
-    flights: Arc<Flights>,
-    seen: Log,
+    /// The thread that makes the load, until it has ended.
+    leader: Box<dyn Fn() -> Option<ThreadId> + Send>,
     /// For people.
     key: String,
 }
@@ -75,21 +74,21 @@ impl Waits {
 pub(super) struct Waiting(Arc<Waits>);
 
 impl Waiting {
-    /// For a wait that ends when `flights` have gone on from `seen`.
-    pub(super) fn new(flights: &Arc<Flights>, seen: Log, key: &str) -> Result<Self, Circle> {
+    /// For a wait that ends when there is no `pilot` any more, which is the thread that makes the load.
+    pub(super) fn new(leader: impl Fn() -> Option<ThreadId> + Send + 'static, key: &str) -> Result<Self, Circle> {
         let (waits, this) = (Waits::get(), std::thread::current().id());
         let mut threads = waits.lock();
         let mut keys = vec![key.to_owned()];
-        let mut pilot = flights.awaited(seen);
-        while let Some(thread) = pilot {
+        let mut next = leader();
+        while let Some(thread) = next {
             if thread == this {
                 return Err(Circle(keys));
             }
             let Some(wait) = threads.get(&thread) else { break };
             keys.push(wait.key.clone());
-            pilot = wait.flights.awaited(wait.seen);
+            next = (wait.leader)();
         }
-        threads.insert(this, Wait { flights: Arc::clone(flights), seen, key: key.to_owned() });
+        threads.insert(this, Wait { leader: Box::new(leader), key: key.to_owned() });
         drop(threads);
         Ok(Self(waits))
     }

@@ -7,6 +7,7 @@ mod peer;
 mod peers;
 mod plots;
 mod report;
+mod requests;
 mod results;
 mod server;
 mod shared;

@@ -134,7 +134,7 @@ pub(crate) trait Session {
     fn announce(&mut self, key: usize, value: u64);
 
     /// Serves requests until there are no more. In every session, so that the calls to it are direct.
-    fn serve(&mut self, requests: &mut crate::measure::day::Requests<'_>) {
+    fn serve(&mut self, requests: &mut crate::requests::Requests<'_>) {
         while let Some((key, oracle)) = requests.next() {
             let value = self.get(key);
             requests.answer(value, oracle);

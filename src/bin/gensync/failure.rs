@@ -78,7 +78,7 @@ fn status_of(error: &Error) -> u8 {
 
 /// The error, its cause, and what to do with this tool where the library's advice is for programs.
 pub(crate) fn explain(error: &Error) -> String {
-    let mut text = crate::output::printable(error.to_string().as_bytes());
+    let mut text = crate::printable::printable(error.to_string().as_bytes());
     if let Some(cause) = std::error::Error::source(error) {
         text += &format!(" ({cause})");
     }
@@ -87,11 +87,11 @@ pub(crate) fn explain(error: &Error) -> String {
         ErrorKind::NotFound if error.missing_folder().is_some() => return text,
         ErrorKind::NotFound => {
             let Some(path) = error.path() else { return text };
-            let shown = crate::output::printable(path.as_os_str().as_encoded_bytes());
+            let shown = crate::printable::printable(path.as_os_str().as_encoded_bytes());
             // Whatever is not there: the table may be the least of it.
             let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
             if let Some(missing) = folder.and_then(|folder| folder.ancestors().filter(|one| !one.exists()).last()) {
-                let missing = crate::output::printable(missing.as_os_str().as_encoded_bytes());
+                let missing = crate::printable::printable(missing.as_os_str().as_encoded_bytes());
                 text = format!("{shown}: no such table, as the folder {missing} does not exist");
                 "make the folder, as the user whose processes are to use the table; or see that --table, --app or \
                  GENSYNC_TABLE names the right one (--app also depends on XDG_RUNTIME_DIR)"

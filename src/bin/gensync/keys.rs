@@ -9,7 +9,7 @@ use gensync::{CacheKey, KeyNormalizer, SlotInfo, Table};
 use glob::Pattern;
 
 use crate::failure::{Failure, Outcome};
-use crate::output::printable;
+use crate::printable::printable;
 use crate::time::{local, rough};
 
 /// How keys are made.

@@ -1,36 +1,26 @@
 //! `gensync`, the operator's tool: looks at tables of generations, and changes them, from a terminal or a script.
 
 mod arguments;
-mod bench;
-mod change;
 mod child;
-mod doctor;
-mod execute;
+mod commands;
 mod extents;
 mod failure;
 mod filesystem;
 mod hangup;
 mod keys;
-mod list;
-mod metrics;
 mod notice;
 mod output;
-mod pages;
+mod printable;
 mod processes;
-mod stat;
-mod tables;
 mod target;
 mod time;
-mod top;
-mod wait;
-mod watch;
-mod witness;
 
 use std::process::ExitCode;
 
 use clap::Parser as _;
 
 use arguments::{Arguments, Command};
+use commands::{bench, change, doctor, execute, list, metrics, pages, stat, tables, top, wait, watch, witness};
 use failure::EXEC_FAILED;
 use output::Output;
 

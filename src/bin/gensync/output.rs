@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use unicode_width::UnicodeWidthStr as _;
 
 use crate::failure::Outcome;
+use crate::printable::printable;
 
 pub(crate) const PLAIN: Style = Style::new();
 pub(crate) const HEADING: Style = Style::new().bold();
@@ -143,30 +144,6 @@ impl Cell {
     fn width(&self) -> usize {
         if self.text.is_ascii() { self.text.len() } else { self.text.width() }
     }
-}
-
-/// `bytes` as text that a terminal prints: what is not printable, or no text, is escaped.
-pub(crate) fn printable(bytes: &[u8]) -> String {
-    // Nearly always, and it makes the list of a large table twice as fast.
-    if bytes.is_ascii()
-        && !bytes.iter().any(u8::is_ascii_control)
-        && let Ok(text) = str::from_utf8(bytes)
-    {
-        return text.to_owned();
-    }
-    let mut text = String::with_capacity(bytes.len());
-    for chunk in bytes.utf8_chunks() {
-        for character in chunk.valid().chars() {
-            match character {
-                '\\' | '"' | '\'' => text.push(character),
-                _ => text.extend(character.escape_debug()),
-            }
-        }
-        for byte in chunk.invalid() {
-            let _ = write!(text, "\\x{byte:02x}");
-        }
-    }
-    text
 }
 
 /// JSON that a terminal prints as it is. Only within its strings are there characters that must be escaped.

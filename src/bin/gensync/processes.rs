@@ -17,7 +17,8 @@ use nix::unistd::{SysconfVar, Uid, User, sysconf};
 use serde_json::json;
 
 use crate::failure::{DONE, Failure, NEGATIVE, Outcome, complain};
-use crate::output::{ATTENTION, BAD, Cell, Output, PLAIN, left, printable, right};
+use crate::output::{ATTENTION, BAD, Cell, Output, PLAIN, left, right};
+use crate::printable::printable;
 use crate::target::Target;
 use crate::time::{local, seconds};
 

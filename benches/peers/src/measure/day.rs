@@ -7,12 +7,10 @@ use std::time::{Duration, Instant};
 
 use nix::time::{ClockId, clock_getcpuclockid};
 use nix::unistd::Pid;
-use rand::SeedableRng as _;
-use rand::rngs::StdRng;
-use rand_distr::{Distribution as _, Zipf};
 use serde::Serialize;
 
 use crate::peer::{Peer, Role, Session, Site, Source};
+use crate::requests::{Demand, OPEN, Requests};
 use crate::shared::{Workers, nanoseconds, words};
 use crate::statistics::{Spread, order};
 use crate::{Outcome, subfolder};
@@ -93,23 +91,6 @@ pub(crate) fn measure(peers: &[Box<dyn Peer>], folder: &Path, day: Day, rounds: 
     Ok(Table { day, rows: rows.collect() })
 }
 
-/// The keys that are asked for, drawn beforehand: the draw takes longer than the fastest peers.
-pub(crate) struct Demand(Vec<u32>);
-
-impl Demand {
-    const LENGTH: usize = 1 << 16;
-
-    pub(crate) fn new(keys: usize) -> Outcome<Self> {
-        let mut random = StdRng::seed_from_u64(keys as u64);
-        let zipf = Zipf::new(keys as f64, 1.0)?;
-        Ok(Self((0..Self::LENGTH).map(|_| (zipf.sample(&mut random) as u32 - 1).min(keys as u32 - 1)).collect()))
-    }
-
-    fn key(&self, request: usize) -> usize {
-        self.0[request % Self::LENGTH] as usize
-    }
-}
-
 /// A peer's keys, and what all peers' keys have alike.
 pub(crate) struct Place {
     pub(crate) peer: &'static str,
@@ -150,7 +131,7 @@ impl Place {
         let server = self.site.server();
         workers.await_value(&board.words[Board::ATTACHED], board.members)?;
         let (start, before) = (Instant::now(), processor(server));
-        board.words[Board::PHASE].store(Board::OPEN, SeqCst);
+        board.words[Board::PHASE].store(OPEN, SeqCst);
         std::thread::sleep(day.length);
         board.words[Board::PHASE].store(Board::CLOSED, SeqCst);
         let elapsed = start.elapsed().as_secs_f64();
@@ -197,7 +178,7 @@ impl Place {
         let start = Instant::now();
         let mut updates = 0;
         let phase = &board.words[Board::PHASE];
-        while phase.load(Relaxed) == Board::OPEN {
+        while phase.load(Relaxed) == OPEN {
             if let Some(rate) = day.updates {
                 let due = if rate == 0 { day.length } else { Duration::from_secs(1) * updates / rate };
                 let early = due.saturating_sub(start.elapsed());
@@ -224,33 +205,6 @@ impl Place {
     }
 }
 
-/// The requests of one worker.
-pub(crate) struct Requests<'a> {
-    demand: &'a Demand,
-    oracle: &'a [AtomicU64],
-    phase: &'a AtomicU64,
-    next: usize,
-    stale: u64,
-}
-
-impl Requests<'_> {
-    /// The key of the next request, and the value that the answer may not be older than.
-    #[inline]
-    pub(crate) fn next(&mut self) -> Option<(usize, u64)> {
-        if self.next.is_multiple_of(16) && self.phase.load(Relaxed) != Board::OPEN {
-            return None;
-        }
-        let key = self.demand.key(self.next);
-        self.next += 1;
-        Some((key, self.oracle[key].load(SeqCst)))
-    }
-
-    #[inline]
-    pub(crate) fn answer(&mut self, value: u64, oracle: u64) {
-        self.stale += u64::from(value < oracle);
-    }
-}
-
 /// What the processes of a day tell each other.
 struct Board {
     words: &'static [AtomicU64],
@@ -266,8 +220,7 @@ impl Board {
     const UPDATES: usize = 19;
     const ROWS: usize = 32;
 
-    /// The phases; at first it is not open yet.
-    const OPEN: u64 = 1;
+    /// The phase after the one of requests.
     const CLOSED: u64 = 2;
 
     fn length(workers: usize) -> usize {
@@ -356,7 +309,7 @@ mod tests {
         let generation: &'static AtomicU64 = Box::leak(Box::default());
         let session = |deaf| Held::boxed(Ear { generation, seen: 0, deaf }, &place.keys, source);
         let (mut reader, mut writer) = (session(deaf), session(true));
-        let (demand, phase) = (Demand::new(1).unwrap(), AtomicU64::new(Board::OPEN));
+        let (demand, phase) = (Demand::new(1).unwrap(), AtomicU64::new(OPEN));
         let mut requests = Requests { demand: &demand, oracle, phase: &phase, next: 0, stale: 0 };
         for _ in 0..10 {
             place.update_one(&mut *writer, 0);

@@ -6,9 +6,10 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::day::{Day, Demand, Figures, Place};
+use super::day::{Day, Figures, Place};
 use crate::options::Scale;
 use crate::peer::Peer;
+use crate::requests::Demand;
 use crate::statistics::{Spread, order};
 use crate::{Outcome, subfolder};
 

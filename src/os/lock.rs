@@ -1,0 +1,188 @@
+//! Locks on parts of a table's file that the kernel lets go of when their holder dies.
+//!
+//! They are open-file-description locks: they belong to a descriptor, not to a process, so threads of one process hold
+//! them side by side. A forked child would have the descriptor too, and keep the lock of a parent that is killed: so it is
+//! closed there, unless its close-on-exec flag says that it is to be passed on.
+
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::libc;
+
+use crate::error::Error;
+use crate::os::fork::KeptBack;
+use crate::os::identity::Identity;
+use crate::protocol::layout::{HEADER_SIZE, SLOT_SIZE};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Shared,
+    Exclusive,
+}
+
+/// A part of a file, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Range {
+    pub(crate) start: u64,
+    /// 0: to the end of the file, wherever that will be.
+    pub(crate) length: u64,
+}
+
+impl Range {
+    fn describe(self, kind: libc::c_int) -> libc::flock {
+        libc::flock {
+            l_type: kind as libc::c_short,
+            l_whence: libc::SEEK_SET as libc::c_short,
+            l_start: self.start as libc::off_t,
+            l_len: self.length as libc::off_t,
+            l_pid: 0,
+        }
+    }
+}
+
+/// A lock that is held. Dropped by the process that took it, it is let go of; dropped by a forked child, it is not.
+#[derive(Debug)]
+pub(crate) struct RangeLock {
+    file: KeptBack,
+    range: Range,
+}
+
+impl RangeLock {
+    /// Takes the lock, if nobody holds one against it. `open` must give a description that nobody else has.
+    pub(crate) fn try_new(
+        open: impl Fn() -> Result<File, Error>,
+        range: Range,
+        kind: Kind,
+    ) -> Result<Option<Self>, Error> {
+        let file = KeptBack::open(open)?;
+        Ok(set(file.as_fd(), range, Some(kind))?.then_some(Self { file, range }))
+    }
+
+    /// Whether this is a forked child's copy of its parent's.
+    pub(crate) fn is_inherited(&self) -> bool {
+        self.file.is_inherited()
+    }
+}
+
+impl AsFd for RangeLock {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+impl Drop for RangeLock {
+    fn drop(&mut self) {
+        // Closing the descriptor would not do while somebody has a copy.
+        if !self.is_inherited() && self.file.is_open() {
+            let _ = set(self.file.as_fd(), self.range, None);
+        }
+    }
+}
+
+/// A lock by a descriptor that is open anyway, for a process that can open no other. A forked child has that one as well, and
+/// keeps the lock if its parent is killed.
+#[derive(Debug)]
+pub(crate) struct LentLock<'a> {
+    file: BorrowedFd<'a>,
+    range: Range,
+}
+
+impl<'a> LentLock<'a> {
+    pub(crate) fn try_new(file: BorrowedFd<'a>, range: Range, kind: Kind) -> Result<Option<Self>, Error> {
+        Ok(set(file, range, Some(kind))?.then_some(Self { file, range }))
+    }
+}
+
+impl Drop for LentLock<'_> {
+    fn drop(&mut self) {
+        let _ = set(self.file, self.range, None);
+    }
+}
+
+/// Makes the lock that `file`'s own description has on the range one of another kind, or none: in one step, so that nobody
+/// else gets it in between. `false` while somebody holds a lock against it; then nothing has changed.
+pub(crate) fn set(file: BorrowedFd<'_>, range: Range, kind: Option<Kind>) -> Result<bool, Error> {
+    let wanted = match kind {
+        Some(Kind::Shared) => libc::F_RDLCK,
+        Some(Kind::Exclusive) => libc::F_WRLCK,
+        None => libc::F_UNLCK,
+    };
+    match fcntl(file, FcntlArg::F_OFD_SETLK(&range.describe(wanted))) {
+        Ok(_) => Ok(true),
+        Err(Errno::EAGAIN | Errno::EACCES) => Ok(false),
+        Err(errno) => Err(Error::system("locking a part of the table's file", errno)),
+    }
+}
+
+/// What somebody holds on a part of a range, other than through the description that asks.
+///
+/// Whoever may read the file may lock all of it, shared, but not exclusively; so a shared lock need not be an update's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Held {
+    /// A shared lock like that of an update: of an open file description, on the bytes of one slot.
+    Update,
+    /// Other shared locks alone, such as a backup's.
+    Foreign,
+    /// Such a lock, and perhaps an update's beside it.
+    Unknown,
+    Exclusive,
+}
+
+/// What is held on a part of the range.
+pub(crate) fn held(file: BorrowedFd<'_>, identity: Identity, range: Range) -> nix::Result<Option<Held>> {
+    let mut answer = range.describe(libc::F_WRLCK);
+    fcntl(file, FcntlArg::F_OFD_GETLK(&mut answer))?;
+    let is_update = || answer.l_pid == OPEN_FILE_DESCRIPTION && is_slot(answer.l_start as u64, answer.l_len as u64);
+    Ok(match libc::c_int::from(answer.l_type) {
+        libc::F_RDLCK if is_update() => Some(Held::Update),
+        // The kernel tells of one lock, and this one may hide an update's.
+        libc::F_RDLCK => Some(match has_update(identity, range) {
+            Some(true) => Held::Update,
+            Some(false) => Held::Foreign,
+            None => Held::Unknown,
+        }),
+        libc::F_WRLCK => Some(Held::Exclusive),
+        _ => None,
+    })
+}
+
+/// Whether somebody holds a lock on a part of the range that takes a descriptor which is open for writing.
+pub(crate) fn is_held_by_writer(file: BorrowedFd<'_>, range: Range) -> nix::Result<bool> {
+    // What stands in the way of a shared lock is an exclusive one.
+    let mut answer = range.describe(libc::F_RDLCK);
+    fcntl(file, FcntlArg::F_OFD_GETLK(&mut answer))?;
+    Ok(libc::c_int::from(answer.l_type) == libc::F_WRLCK)
+}
+
+/// Whether it is a shared lock, which a descriptor that is open for reading suffices for, that keeps an exclusive one from being had.
+pub(crate) fn is_held_by_reader(file: BorrowedFd<'_>, range: Range) -> nix::Result<bool> {
+    let mut answer = range.describe(libc::F_WRLCK);
+    fcntl(file, FcntlArg::F_OFD_GETLK(&mut answer))?;
+    Ok(libc::c_int::from(answer.l_type) == libc::F_RDLCK)
+}
+
+/// What the kernel says instead of a process id.
+const OPEN_FILE_DESCRIPTION: libc::pid_t = -1;
+
+fn is_slot(start: u64, length: u64) -> bool {
+    length == SLOT_SIZE as u64 && start >= HEADER_SIZE as u64 && start.is_multiple_of(length)
+}
+
+/// Whether the kernel's list of all locks has one of an update, on a part of the range; `None` if the list cannot be read.
+///
+/// Another file's lock with the same inode number counts as well, as the list has device numbers that `stat` does not tell.
+fn has_update(identity: Identity, range: Range) -> Option<bool> {
+    let list = std::fs::read_to_string("/proc/locks").ok()?;
+    let is_update = |line: &str| {
+        // As in `1: OFDLCK  ADVISORY  READ -1 00:1b:4711 4096 4223`.
+        let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+        let [.., "OFDLCK", "ADVISORY", "READ", _, file, start, last] = fields[..] else { return false };
+        let inode = file.rsplit(':').next().and_then(|inode| inode.parse::<u64>().ok());
+        let (Ok(start), Ok(last)) = (start.parse::<u64>(), last.parse::<u64>()) else { return false };
+        let is_in_range = last >= range.start && (range.length == 0 || start < range.start + range.length);
+        inode == Some(identity.inode) && is_in_range && is_slot(start, (last + 1).saturating_sub(start))
+    };
+    Some(list.lines().any(is_update))
+}

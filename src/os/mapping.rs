@@ -1,0 +1,552 @@
+//! The edge to the operating system's memory: map a table's file, extend it, let go of it. `unsafe` lives here.
+//!
+//! Only what exists is mapped: the header together with the segments that there are when the table is opened, and each later
+//! segment by itself, when this process first needs it. No part ever moves, so a slot serves as long as its mapping. Nothing
+//! is set aside for growth: limits on address space, locked memory and core dumps see the table as large as it is.
+
+#![expect(unsafe_code, reason = "maps files; each block states the fact relied on")]
+
+mod chain;
+mod closable;
+mod descriptor;
+
+use std::fs::File;
+use std::mem::ManuallyDrop;
+use std::num::NonZeroUsize;
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
+use std::path::Path;
+use std::ptr::NonNull;
+
+use memmap2::MmapOptions;
+#[cfg(feature = "shm")]
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::sys::mman::{MRemapFlags, MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous, mremap, munlock, munmap};
+use nix::sys::stat::{FileStat, fstat};
+use nix::unistd::{SysconfVar, sysconf};
+
+use self::chain::Published;
+use self::closable::ClosableMax;
+use crate::error::{Error, ErrorKind};
+use crate::os::allocation::{allocate, no_room};
+use crate::os::lock::{Held, Kind, Range, RangeLock, held, is_held_by_writer};
+use crate::protocol::layout::{
+    FixedHeader, HEADER_SIZE, HEADER_WORDS_OFFSET, Header, MAX_SIZE, STATE_OFFSET, Slot, Tag, segment_offset,
+    segment_slots, segments_within,
+};
+use crate::protocol::slots::Memory;
+
+use crate::os::identity::Identity;
+pub(crate) use chain::{Chain, Places, SlotRef};
+pub(crate) use descriptor::DESCRIPTORS;
+use descriptor::FileRef;
+
+/// All slots, however many there will be.
+pub(crate) const SLOTS: Range = Range { start: HEADER_SIZE as u64, length: 0 };
+/// The header's boot id, on which each holder of the table shares a lock.
+pub(crate) const BOOT: Range = Range { start: HEADER_WORDS_OFFSET as u64, length: 16 };
+/// The header's state, whose lock says that it is about to change.
+const GATE: Range = Range { start: STATE_OFFSET as u64, length: 4 };
+
+/// A table's file in memory.
+#[derive(Debug)]
+pub(crate) struct Mapping {
+    /// The header, and the segments that there were when the table was opened.
+    first: Part,
+    owner: Owner,
+    /// Where each segment begins that may ever be: null until this process has mapped it.
+    segments: Box<[Published<u8>]>,
+    /// How many of them lie in the first part.
+    opened: u32,
+    capacity: u64,
+    /// How many of them this process is known to have mapped, and the file to hold.
+    known: ClosableMax,
+    read_only: bool,
+    file: FileRef,
+}
+
+/// Who unmaps the first part.
+enum Owner {
+    Own,
+    #[cfg(feature = "shm")]
+    Named(ManuallyDrop<shared_memory::Shmem>),
+}
+
+impl std::fmt::Debug for Owner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Own => "Own",
+            #[cfg(feature = "shm")]
+            Self::Named(_) => "Named",
+        })
+    }
+}
+
+/// A range of memory. It need not begin or end at a page; what is mapped are the pages that it touches.
+#[derive(Clone, Copy, Debug)]
+struct Part {
+    base: NonNull<u8>,
+    length: usize,
+}
+
+impl Part {
+    /// Maps the bytes `from..to` of `file`.
+    fn map(file: BorrowedFd<'_>, from: u64, to: u64, read_only: bool) -> Result<Self, Error> {
+        let length = address_size(to - from)?;
+        let mut options = MmapOptions::new();
+        options.offset(from).len(length);
+        let raw = file.as_raw_fd();
+        let map = if read_only { options.map_raw_read_only(raw) } else { options.map_raw(raw) };
+        // Never dropped: from here on the range is unmapped by `unmap`.
+        let map = ManuallyDrop::new(map.map_err(|error| Error::io(MAPPING, &error))?);
+        Self::new(map.as_mut_ptr(), length)
+    }
+
+    /// Maps the bytes `from..to` of the file whose beginning is mapped at `self`, without a descriptor of it.
+    fn map_more(self, from: u64, to: u64) -> Result<Self, Error> {
+        let (from, to) = (address_size(from)?, address_size(to)?);
+        // SAFETY: of a shared mapping, an old size of zero leaves the old range as it is, and maps the same file once more.
+        let base = unsafe { mremap(self.base.cast(), 0, to, MRemapFlags::MREMAP_MAYMOVE, None) }
+            .map_err(|errno| Error::system(MAPPING, errno))?;
+        let page = page_size();
+        // SAFETY: the new range is nobody else's, and reaches to `to`, which is behind `from`.
+        let (base, unused) =
+            unsafe { (base.cast::<u8>().add(from), Self { base: base.cast(), length: from / page * page }) };
+        if unused.length > 0 {
+            // SAFETY: nobody has seen these pages.
+            unsafe { unused.unmap() };
+        }
+        Self::new(base.as_ptr(), to - from)
+    }
+
+    fn new(base: *mut u8, length: usize) -> Result<Self, Error> {
+        let base = NonNull::new(base).ok_or(ErrorKind::System { action: MAPPING })?;
+        let part = Self { base, length };
+        let (start, length) = part.pages();
+        // SAFETY: the range was mapped just now. What is in the table is of no use in a core dump.
+        let _ = unsafe { madvise(start.cast(), length.get(), MmapAdvise::MADV_DONTDUMP) };
+        Ok(part)
+    }
+
+    /// The pages that it touches.
+    fn pages(self) -> (NonNull<u8>, NonZeroUsize) {
+        let page = page_size();
+        let before = self.base.as_ptr().addr() % page;
+        // SAFETY: mapped memory begins at a page.
+        let start = unsafe { self.base.sub(before) };
+        (start, NonZeroUsize::new((before + self.length).next_multiple_of(page)).unwrap_or(NonZeroUsize::MIN))
+    }
+
+    /// Puts zeros in its place, at once and for all threads.
+    ///
+    /// # Safety
+    ///
+    /// The range belongs to the caller, who uses it through atomics only, which may change at any time.
+    unsafe fn zero(self, read_only: bool) {
+        let (start, length) = self.pages();
+        // Whoever may not write to it does not: then the zeros are never memory of this process, and are not counted as such.
+        let write = if read_only { ProtFlags::empty() } else { ProtFlags::PROT_WRITE };
+        let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_FIXED | MapFlags::MAP_NORESERVE;
+        let address = Some(NonZeroUsize::from(start.addr()));
+        // SAFETY: as the caller says; the range stays mapped, and readable, and writable if it was.
+        if unsafe { mmap_anonymous(address, length, ProtFlags::PROT_READ | write, flags) }.is_ok() {
+            // SAFETY: as above. After `mlockall` the zeros would be memory, locked.
+            let _ = unsafe { munlock(start.cast(), length.get()) };
+            // SAFETY: as the caller says: what is written there may vanish at any time.
+            unsafe { self.forget() };
+        }
+    }
+
+    /// Lets go of what was written after [`zero`](Self::zero).
+    ///
+    /// # Safety
+    ///
+    /// As for `zero`, which was called before.
+    unsafe fn forget(self) {
+        let (start, length) = self.pages();
+        // SAFETY: as the caller says.
+        let _ = unsafe { madvise(start.cast(), length.get(), MmapAdvise::MADV_DONTNEED) };
+    }
+
+    /// # Safety
+    ///
+    /// The range belongs to the caller, and nobody uses it any more.
+    unsafe fn unmap(self) {
+        let (start, length) = self.pages();
+        // SAFETY: as the caller says. It cannot fail but for want of kernel memory, and then the range stays mapped.
+        let _ = unsafe { munmap(start.cast(), length.get()) };
+    }
+}
+
+const MAPPING: &str = "mapping the table, within the limits on address space and locked memory (ulimit -v, -l),";
+
+fn page_size() -> usize {
+    sysconf(SysconfVar::PAGE_SIZE).ok().flatten().map_or(65_536, |page| page as usize)
+}
+
+/// `bytes` as a size in memory.
+fn address_size(bytes: u64) -> Result<usize, Error> {
+    // Pointers are compared by signed distances.
+    match isize::try_from(bytes) {
+        Ok(size) => Ok(size.unsigned_abs()),
+        Err(_) => Err(ErrorKind::System { action: "fitting the table into the address space" }.into()),
+    }
+}
+
+// SAFETY: the range stays mapped until the value is dropped, whichever thread does it, and all access to it goes
+// through atomics.
+unsafe impl Send for Mapping {}
+// SAFETY: as for Send; shared references give out shared references to atomics only.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// Maps `file`, whose header was checked and says `capacity` and `segments`.
+    pub(crate) fn of_file(
+        file: File,
+        path: Option<&Path>,
+        fixed: &FixedHeader,
+        segments: u32,
+        read_only: bool,
+    ) -> Result<Self, Error> {
+        let most = match path {
+            Some(_) => MAX_SIZE,
+            // As large as it will ever be, which may be less: nobody may say that there are segments behind its end.
+            None => file.metadata().map_err(|error| Error::io("looking at the table's file", &error))?.len(),
+        };
+        let first = Part::map(file.as_fd(), 0, segment_offset(fixed.capacity, segments), read_only)?;
+        let file = FileRef::new(file, path).inspect_err(|_| {
+            // SAFETY: nobody has seen it.
+            unsafe { first.unmap() }
+        })?;
+        Ok(Self::new(first, Owner::Own, file, fixed.capacity, segments, most, read_only))
+    }
+
+    /// Maps the named POSIX segment that `file` is, whose header was checked and says `capacity` and `segments`.
+    /// `None` if another file has the name by now.
+    #[cfg(feature = "shm")]
+    pub(crate) fn of_named(
+        file: File,
+        path: &Path,
+        name: &str,
+        fixed: &FixedHeader,
+        segments: u32,
+    ) -> Result<Option<Self>, Error> {
+        let capacity = fixed.capacity;
+        use shared_memory::{ShmemConf, ShmemError};
+        let file = FileRef::new(file, Some(path))?;
+        let shmem = ShmemConf::new().os_id(name).open().map_err(|error| {
+            file.place(match error {
+                ShmemError::MapOpenFailed(errno) => {
+                    Error::system("mapping the named segment", Errno::from_raw(errno as i32))
+                }
+                _ => ErrorKind::System { action: "mapping the named segment" }.into(),
+            })
+        })?;
+        // All that there was of the file when it was mapped: it is made as long as its segments, and grows.
+        let (base, size) = (shmem.as_ptr(), shmem.len());
+        // The name led to this file before, `file` keeps its inode from being used again, and if it leads to it now,
+        // then that is what was mapped.
+        if !nix::sys::stat::lstat(path).is_ok_and(|stat| Identity::of(&stat) == file.identity) {
+            return Ok(None);
+        }
+        let least = segment_offset(capacity, segments);
+        if (size as u64) < least {
+            return Err(file.error(ErrorKind::Truncated { found: size as u64, expected: least }));
+        }
+        let first = Part::new(base, address_size(least)?)?;
+        let owner = Owner::Named(ManuallyDrop::new(shmem));
+        Ok(Some(Self::new(first, owner, file, capacity, segments, MAX_SIZE, false)))
+    }
+
+    fn new(first: Part, owner: Owner, file: FileRef, capacity: u64, opened: u32, most: u64, read_only: bool) -> Self {
+        let start = |segment| match segment < opened {
+            // SAFETY: the first part holds the first `opened` segments.
+            true => unsafe { first.base.add(segment_offset(capacity, segment) as usize).as_ptr() },
+            false => std::ptr::null_mut(),
+        };
+        let segments = (0..segments_within(capacity, most)).map(|segment| Published::new(start(segment))).collect();
+        Self { first, owner, segments, opened, capacity, known: ClosableMax::new(opened), read_only, file }
+    }
+
+    /// How many segments there may ever be.
+    fn limit(&self) -> u32 {
+        self.segments.len() as u32
+    }
+
+    /// Where `segment` begins, if this process has mapped it.
+    fn start(&self, segment: u32) -> Option<NonNull<u8>> {
+        NonNull::new(self.segments[segment as usize].get())
+    }
+
+    /// What is mapped of `segment`, which does not lie in the first part.
+    fn part(&self, segment: u32, base: NonNull<u8>) -> Part {
+        let (from, to) = self.bytes_of(segment);
+        Part { base, length: (to - from) as usize }
+    }
+
+    /// Which bytes of the file `segment` is.
+    fn bytes_of(&self, segment: u32) -> (u64, u64) {
+        (segment_offset(self.capacity, segment), segment_offset(self.capacity, segment + 1))
+    }
+
+    /// All parts, whose segments begin at `opened`; each segment of them that this process has mapped.
+    fn later_parts(&self, segments: std::ops::Range<u32>) -> impl Iterator<Item = Part> {
+        segments.filter_map(|segment| Some(self.part(segment, self.start(segment)?)))
+    }
+
+    /// Maps `segment`, unless this process has it.
+    fn map_segment(&self, segment: u32) -> Result<(), Error> {
+        if self.start(segment).is_some() {
+            return Ok(());
+        }
+        let part = self.map_part(segment)?;
+        if !self.publish(segment, part) {
+            // SAFETY: nobody has seen it: another thread was first.
+            unsafe { part.unmap() };
+        }
+        Ok(())
+    }
+
+    fn publish(&self, segment: u32, part: Part) -> bool {
+        let is_first = self.segments[segment as usize].replace(std::ptr::null_mut(), part.base.as_ptr());
+        if is_first && self.known.is_closed() {
+            self.discard_unknown();
+        }
+        is_first
+    }
+
+    fn map_part(&self, segment: u32) -> Result<Part, Error> {
+        let (from, to) = self.bytes_of(segment);
+        let access = if self.read_only { OFlag::O_RDONLY } else { OFlag::O_RDWR };
+        match self.file.path {
+            Some(_) => self.file.with(access, |file| Part::map(file, from, to, self.read_only)),
+            None => self
+                .file
+                .with_own(|file| Part::map(file, from, to, self.read_only))
+                .unwrap_or_else(|| self.first.map_more(from, to)),
+        }
+    }
+
+    /// Unmaps what was mapped behind the segments at which `known` was closed: nothing of it was given out.
+    fn discard_unknown(&self) {
+        for segment in self.known.get()..self.limit() {
+            if let Some(base) = self.start(segment)
+                && self.segments[segment as usize].replace(base.as_ptr(), std::ptr::null_mut())
+            {
+                // SAFETY: nobody was given anything of it, nor will be, and no other thread unmaps it.
+                unsafe { self.part(segment, base).unmap() };
+            }
+        }
+    }
+
+    pub(crate) fn identity(&self) -> Identity {
+        self.file.identity
+    }
+
+    /// How many names the file has; `None` if its descriptor was closed by somebody else.
+    pub(crate) fn link_count(&self) -> Option<nix::libc::nlink_t> {
+        self.file.with_own(|file| fstat(file).ok().map(|stat| stat.st_nlink)).flatten()
+    }
+
+    /// How many segments can be reached, whatever the header says.
+    pub(crate) fn reachable(&self) -> u32 {
+        self.segments().unwrap_or_else(|_| self.known.get())
+    }
+
+    /// What the system says of the file.
+    pub(crate) fn stat(&self) -> Result<FileStat, Error> {
+        self.file.with(OFlag::O_RDONLY, |file| {
+            fstat(file).map_err(|errno| Error::system("looking at the table's file", errno))
+        })
+    }
+
+    /// Which bytes of the file `slot` is.
+    fn range_of(&self, slot: &Slot) -> Range {
+        let offset = (0..self.known.get()).find_map(|segment| {
+            let within = std::ptr::from_ref(slot).addr().checked_sub(self.start(segment)?.addr().get())? as u64;
+            let (from, to) = self.bytes_of(segment);
+            (within < to - from).then_some(from + within)
+        });
+        Range { start: offset.expect("the slot is in a segment"), length: size_of::<Slot>() as u64 }
+    }
+
+    /// Where in the file `slot` is.
+    pub(crate) fn offset_of(&self, slot: &Slot) -> u64 {
+        self.range_of(slot).start
+    }
+
+    /// Takes a lock on the bytes of `slot` in the file; `None` while somebody holds one against it.
+    pub(crate) fn try_lock(&self, slot: &Slot, kind: Kind) -> Result<Option<RangeLock>, Error> {
+        self.try_lock_range(self.range_of(slot), kind)
+    }
+
+    /// Keeps updates from beginning; `None` while one is in flight.
+    pub(crate) fn try_exclude_updates(&self) -> Result<Option<RangeLock>, Error> {
+        self.try_lock_range(SLOTS, Kind::Exclusive)
+    }
+
+    /// Asks those who are about to begin an update to wait; `None` while somebody else does.
+    pub(crate) fn try_hold_updates_up(&self) -> Result<Option<RangeLock>, Error> {
+        self.try_lock_range(GATE, Kind::Exclusive)
+    }
+
+    fn try_lock_range(&self, range: Range, kind: Kind) -> Result<Option<RangeLock>, Error> {
+        RangeLock::try_new(|| self.file.open_again(), range, kind).map_err(|error| self.file.place(error))
+    }
+
+    /// What somebody holds on the bytes of `slot`; `None` also where that cannot be told.
+    pub(crate) fn held(&self, slot: &Slot) -> Option<Held> {
+        self.held_range(self.range_of(slot))
+    }
+
+    /// Whether an update of some key is in flight; `false` also where that cannot be told.
+    pub(crate) fn has_updates_in_flight(&self) -> bool {
+        matches!(self.held_range(SLOTS), Some(Held::Update | Held::Unknown))
+    }
+
+    /// Whether somebody has [excluded updates](Self::try_exclude_updates).
+    pub(crate) fn are_updates_excluded(&self) -> bool {
+        self.is_held_by_writer(SLOTS)
+    }
+
+    /// Whether somebody [holds updates up](Self::try_hold_updates_up). A lock that takes no right to write does not count.
+    pub(crate) fn is_held_up(&self) -> bool {
+        self.is_held_by_writer(GATE)
+    }
+
+    fn is_held_by_writer(&self, range: Range) -> bool {
+        self.file.with_any(|file| is_held_by_writer(file, range).unwrap_or(false)).unwrap_or(false)
+    }
+
+    /// One system call, unless somebody holds a lock that is none of ours. The descriptor is not asked first whether it still leads to the file, so who is told that nobody
+    /// holds a lock cannot rely on it.
+    fn held_range(&self, range: Range) -> Option<Held> {
+        self.file.with_any(|file| held(file, self.file.identity, range).ok()).flatten().flatten()
+    }
+
+    /// Gives the memory and the descriptor of a table that was replaced back to the system, while threads may still
+    /// look at its slots.
+    ///
+    /// What was used stays mapped, to zeros, which a reader takes for a retired table.
+    pub(crate) fn detach(&self) {
+        let Some(segments) = self.known.close() else { return };
+        for part in std::iter::once(self.first).chain(self.later_parts(self.opened..segments)) {
+            // SAFETY: the range is this value's own, and was given out as atomics only.
+            unsafe { part.zero(self.read_only) };
+        }
+        self.discard_unknown();
+        self.file.close();
+    }
+
+    /// Lets go of what threads that were late have written since it was [emptied](Self::empty).
+    pub(crate) fn detach_again(&self) {
+        if !self.known.is_closed() {
+            return;
+        }
+        for part in std::iter::once(self.first).chain(self.later_parts(self.opened..self.known.get())) {
+            // SAFETY: as in `empty`, which was called before.
+            unsafe { part.forget() };
+        }
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        for part in self.later_parts(self.opened..self.limit()) {
+            // SAFETY: what borrows from the mapping is gone, and the part is this value's own.
+            unsafe { part.unmap() };
+        }
+        match &mut self.owner {
+            // SAFETY: as above.
+            Owner::Own => unsafe { self.first.unmap() },
+            // shared_memory closes its descriptor by a number that it does not tell. If no number but ours leads to the
+            // file any more, somebody closed it, and closing it again could hit a stranger: keep the range instead.
+            #[cfg(feature = "shm")]
+            Owner::Named(shmem) if self.file.open_elsewhere() => {
+                // SAFETY: dropped here, once.
+                unsafe { ManuallyDrop::drop(shmem) }
+            }
+            #[cfg(feature = "shm")]
+            Owner::Named(_) => {}
+        }
+    }
+}
+
+impl Memory for Mapping {
+    fn header(&self) -> &Header {
+        // SAFETY: the offset is within the header page, which is mapped as long as self lives (checked in `decode`,
+        // file size included), and aligned, as the base is aligned to a page. All fields are atomics.
+        unsafe { self.first.base.add(HEADER_WORDS_OFFSET).cast::<Header>().as_ref() }
+    }
+
+    fn segments(&self) -> Result<u32, Error> {
+        let claimed = self.header().segments();
+        let known = self.known.get();
+        if claimed <= known {
+            return Ok(known);
+        }
+        if claimed > self.limit() {
+            return Err(self.file.error(ErrorKind::Damaged {
+                field: "number of segments",
+                found: u64::from(claimed),
+                expected: "at most what fits into 8 GiB, and into an anonymous table's size",
+            }));
+        }
+        let expected = segment_offset(self.capacity, claimed);
+        // An anonymous file has its greatest size from the beginning, and is sealed.
+        if self.file.path.is_some() {
+            let found = self.stat()?.st_size as u64;
+            if found < expected {
+                return Err(self.file.error(ErrorKind::Truncated { found, expected }));
+            }
+        }
+        for segment in known..claimed {
+            self.map_segment(segment).map_err(|error| self.file.place(error))?;
+        }
+        // Closed meanwhile: by a thread of this process that has attached to the successor.
+        if self.known.raise(claimed) { Ok(claimed) } else { Err(self.file.error(ErrorKind::Retired)) }
+    }
+
+    fn segment(&self, segment: u32) -> (&[Slot], &[Tag]) {
+        let base = self.start(segment).filter(|_| segment < self.known.get());
+        let base = base.expect("a segment beyond the mapping was asked for");
+        let count = segment_slots(self.capacity, segment) as usize;
+        // SAFETY: the segment is below `known`, so it is mapped, and lies within the file, whose size was asked for; it is
+        // aligned to a slot, as its offset is. All fields are atomics, so shared references to memory that other processes
+        // change are sound. A file that somebody truncates gives a SIGBUS: documented.
+        unsafe {
+            let tags = base.add(count * size_of::<Slot>());
+            let slots = std::slice::from_raw_parts(base.cast().as_ptr(), count);
+            (slots, std::slice::from_raw_parts(tags.cast().as_ptr(), count))
+        }
+    }
+
+    fn extend(&self, segment: u32) -> Result<(), Error> {
+        if segment >= self.limit() {
+            let size = segment_offset(self.capacity, self.limit());
+            return Err(self.file.error(ErrorKind::TableFull {
+                reason: format!("it would outgrow the {size} bytes that it may have"),
+                advice: "reset it to be rid of old keys; an anonymous table may have more if it is made under a higher limit on \
+                         file size (ulimit -f)",
+            }));
+        }
+        let (start, end) = self.bytes_of(segment);
+        // Mapped first, as that can be undone; published when there is something behind it.
+        let part = match self.start(segment) {
+            None => Some(self.map_part(segment).map_err(|error| self.file.place(no_room(error, end - start)))?),
+            Some(_) => None,
+        };
+        let room = match self.file.path {
+            Some(_) => self.file.with(OFlag::O_RDWR, |file| allocate(file, start, end)),
+            // Without its descriptor, the memory is taken when it is touched: there is no disk that could be full.
+            None => self.file.with_own(|file| allocate(file, start, end)).unwrap_or(Ok(())),
+        };
+        if let Some(part) = part
+            && (room.is_err() || !self.publish(segment, part))
+        {
+            // SAFETY: nobody has seen it.
+            unsafe { part.unmap() };
+        }
+        room
+    }
+}

@@ -1,0 +1,176 @@
+//! Values that stay where they are while others are put in front of them; slots, and what keeps them mapped.
+
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use crate::protocol::atomic::{AtomicPtr, Ordering};
+use crate::protocol::layout::Slot;
+
+/// A slot, together with what keeps it mapped.
+#[derive(Debug)]
+pub(crate) struct SlotRef<O> {
+    slot: NonNull<Slot>,
+    owner: Arc<O>,
+}
+
+// SAFETY: a shared reference to atomics and an Arc, each of which may go to another thread if the owner may.
+unsafe impl<O: Send + Sync> Send for SlotRef<O> {}
+// SAFETY: as for Send.
+unsafe impl<O: Send + Sync> Sync for SlotRef<O> {}
+
+impl<O> SlotRef<O> {
+    /// The slot that `pick` finds in `owner`, if any.
+    pub(crate) fn pick<E>(
+        owner: &Arc<O>,
+        pick: impl for<'a> FnOnce(&'a O) -> Result<Option<&'a Slot>, E>,
+    ) -> Result<Option<Self>, E> {
+        Ok(pick(owner)?.map(|slot| Self { slot: NonNull::from(slot), owner: Arc::clone(owner) }))
+    }
+
+    pub(crate) fn owner(&self) -> &Arc<O> {
+        &self.owner
+    }
+}
+
+impl<O> Clone for SlotRef<O> {
+    fn clone(&self) -> Self {
+        Self { slot: self.slot, owner: Arc::clone(&self.owner) }
+    }
+}
+
+impl<O> std::ops::Deref for SlotRef<O> {
+    type Target = Slot;
+
+    #[inline]
+    fn deref(&self) -> &Slot {
+        // SAFETY: `pick` borrowed the slot from the owner, which this value keeps alive, in place and unchanged but for
+        // its atomics.
+        unsafe { self.slot.as_ref() }
+    }
+}
+
+/// The slots that a key has had, one in each incarnation of its table.
+#[derive(Debug)]
+pub(crate) struct Places<O> {
+    /// The slot of the latest place, at hand: a check is one load shorter.
+    slot: Published<Slot>,
+    places: Chain<SlotRef<O>>,
+}
+
+impl<O> Places<O> {
+    pub(crate) fn new(place: SlotRef<O>) -> Self {
+        Self { slot: Published::new(place.slot.as_ptr()), places: Chain::new(place) }
+    }
+
+    #[inline]
+    pub(crate) fn slot(&self) -> &Slot {
+        // SAFETY: it belongs to a place of the chain, which keeps it mapped as long as self lives.
+        unsafe { &*self.slot.get() }
+    }
+
+    /// The latest place: a little slower than [`slot`](Self::slot).
+    pub(crate) fn latest(&self) -> &SlotRef<O> {
+        self.places.latest()
+    }
+
+    pub(crate) fn append(&self, place: SlotRef<O>) {
+        self.places.append(place);
+        loop {
+            let latest = self.places.latest().slot;
+            self.slot.set(latest.as_ptr());
+            // Two threads may append at once: the later of them, seen here or by the other one, has the last word.
+            if self.places.latest().slot == latest {
+                return;
+            }
+        }
+    }
+}
+
+/// The latest of a growing row of values, read with one load. Every value lives as long as the chain, so a reader may
+/// go on with the one it has while another thread appends; no lock is taken, so a fork at any time is harmless.
+#[derive(Debug)]
+pub(crate) struct Chain<T> {
+    head: Published<Link<T>>,
+    _owns: std::marker::PhantomData<Box<Link<T>>>,
+}
+
+#[derive(Debug)]
+struct Link<T> {
+    value: T,
+    previous: *mut Link<T>,
+}
+
+// SAFETY: the chain owns its values and gives out shared references to them.
+unsafe impl<T: Send + Sync> Send for Chain<T> {}
+// SAFETY: as for Send; appending from several threads moves values between them, which Send allows.
+unsafe impl<T: Send + Sync> Sync for Chain<T> {}
+
+impl<T> Chain<T> {
+    pub(crate) fn new(value: T) -> Self {
+        let link = Box::into_raw(Box::new(Link { value, previous: std::ptr::null_mut() }));
+        Self { head: Published::new(link), _owns: std::marker::PhantomData }
+    }
+
+    #[inline]
+    pub(crate) fn latest(&self) -> &T {
+        // SAFETY: the head is never null, its target complete before it was published, and freed by `drop` alone.
+        unsafe { &(*self.head.get()).value }
+    }
+
+    /// The one before the latest.
+    pub(crate) fn previous(&self) -> Option<&T> {
+        // SAFETY: as in `latest`; a link behind the head is null or as complete as the head, and `previous` does not change
+        // after its link was published.
+        unsafe { (*self.head.get()).previous.as_ref() }.map(|link| &link.value)
+    }
+
+    pub(crate) fn append(&self, value: T) {
+        let link = Box::into_raw(Box::new(Link { value, previous: std::ptr::null_mut() }));
+        loop {
+            let head = self.head.get();
+            // SAFETY: the link is this thread's own until it is published.
+            unsafe { (*link).previous = head };
+            if self.head.replace(head, link) {
+                return;
+            }
+        }
+    }
+}
+
+impl<T> Drop for Chain<T> {
+    fn drop(&mut self) {
+        let mut link = self.head.get();
+        while !link.is_null() {
+            // SAFETY: every link came from a Box, is in the chain once, and nobody borrows from a chain being dropped.
+            let owned = unsafe { Box::from_raw(link) };
+            link = owned.previous;
+        }
+    }
+}
+
+/// A pointer to something that is complete before it is published, and never changes afterwards.
+#[derive(Debug)]
+pub(crate) struct Published<T>(AtomicPtr<T>);
+
+impl<T> Published<T> {
+    pub(crate) fn new(pointer: *mut T) -> Self {
+        Self(AtomicPtr::new(pointer))
+    }
+
+    #[inline]
+    pub(crate) fn get(&self) -> *mut T {
+        // ORDERING: pairs with `replace`.
+        self.0.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set(&self, new: *mut T) {
+        // ORDERING: as in `replace`; a swap, and acquire, so that of two threads that set, the second sees all that the
+        // first did before.
+        self.0.swap(new, Ordering::AcqRel);
+    }
+
+    pub(crate) fn replace(&self, old: *mut T, new: *mut T) -> bool {
+        // ORDERING: release: what `new` points to is complete for whoever gets it.
+        self.0.compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    }
+}

@@ -1,0 +1,54 @@
+//! What is taken before a load.
+
+use crate::generation::Generation;
+use crate::protocol::layout::Slot;
+use crate::protocol::observed::Observed;
+use crate::protocol::word::Word;
+
+/// The generation from before a load, to be [adopted](crate::GenerationSynchronizer::adopt) after it.
+///
+/// An update during the load makes the generation another one, so that state loaded with this ticket stays expired. It serves
+/// synchronizers of one key and one [`Table`](crate::Table) (clones included): adopted by any other, it leaves the state expired.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "a ticket does nothing until it is adopted"]
+pub struct Ticket {
+    pub(super) observed: Observed,
+    /// The address of the slot that it was taken of, which no other key of this process has.
+    slot: usize,
+}
+
+impl Ticket {
+    /// Of which nothing is fresh.
+    pub(crate) const VOID: Self = Self { observed: Observed::NOTHING, slot: 0 };
+
+    #[inline]
+    pub(super) fn of(observed: Observed, slot: &Slot) -> Self {
+        Self { observed, slot: std::ptr::from_ref(slot).addr() }
+    }
+
+    #[inline]
+    pub(super) fn is_of(self, slot: &Slot) -> bool {
+        self.slot == std::ptr::from_ref(slot).addr()
+    }
+
+    pub(crate) fn may_sleep_on(self, word: Word) -> bool {
+        self.observed.may_sleep_on(word)
+    }
+
+    /// Whether it was taken while freshness could not be known: what is loaded with it serves for the
+    /// [`outage_ttl`](crate::TableOptions::outage_ttl).
+    pub(crate) fn is_unconfirmed(self) -> bool {
+        self.observed.is_in_doubt()
+    }
+
+    /// The generation that it stands for; `None` if there was no table to attach to, none that could be
+    /// [confirmed](crate::TableOptions::outage_ttl) to be the one at its path, or no such key in a table that is read only.
+    ///
+    /// # Progress
+    ///
+    /// Wait-free; no system call.
+    #[must_use]
+    pub fn generation(self) -> Option<Generation> {
+        self.observed.generation()
+    }
+}

@@ -1,0 +1,71 @@
+//! Updating keys by what the table tells of them.
+
+use super::Table;
+use crate::error::{Error, ErrorKind};
+use crate::protocol::slots::Memory as _;
+use crate::table::incarnation::Incarnation;
+use crate::table::info::SlotInfo;
+
+impl Table {
+    /// Expires every holder's state of each key that `matches`, as
+    /// [`clear`](crate::GenerationSynchronizer::clear) does, and returns those keys as they are then.
+    ///
+    /// Updates that killed processes have left pending there end with it.
+    ///
+    /// For keys of which only the label is known, or that are many. `matches` is asked about every key; about all of them
+    /// again if the table is replaced meanwhile.
+    ///
+    /// ```
+    /// use gensync::{GenerationSynchronizer, Table};
+    ///
+    /// # fn main() -> Result<(), gensync::Error> {
+    /// let table = Table::options().anonymous()?;
+    /// let user = GenerationSynchronizer::new(&table, "user:1")?;
+    /// let routes = GenerationSynchronizer::new(&table, "routes")?;
+    /// let cleared = table.clear_matching(|slot| slot.label().starts_with("user:"))?;
+    /// assert_eq!(cleared.len(), 1);
+    /// assert!(user.is_expired() && !routes.is_expired());
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::ReadOnly`]; or the table was replaced, and its successor cannot be opened: then the call should be
+    /// repeated.
+    ///
+    /// # Progress
+    ///
+    /// As [`Table::slots`](Self::slots), and wakes those who wait for what is cleared. If the table was replaced, it opens the
+    /// successor, or makes it, as [`is_expired`](crate::GenerationSynchronizer::is_expired) does.
+    pub fn clear_matching(&self, matches: impl Fn(&SlotInfo) -> bool) -> Result<Vec<SlotInfo>, Error> {
+        if self.is_read_only() {
+            return Err(self.error(ErrorKind::ReadOnly));
+        }
+        self.with_current(|current| clear_in(current, &matches)).map_err(|error| self.explain(error))
+    }
+}
+
+/// Clears the keys of one incarnation; `None` if that has ended meanwhile.
+fn clear_in(current: &Incarnation, matches: impl Fn(&SlotInfo) -> bool) -> Result<Option<Vec<SlotInfo>>, Error> {
+    let slots = current.slots();
+    let (header, memory) = (slots.header(), slots.memory());
+    // Its fence stands between the caller's change of the source and the look at the keys. As whoever attaches has another
+    // between label and load, a key that is missed here is loaded after the change.
+    if !header.is_live_after_claim() {
+        return Ok(None);
+    }
+    let mut cleared = Vec::new();
+    for (_, _, slot) in slots.claimed(memory.segments()?) {
+        let found = SlotInfo::of(slot, memory).filter(&matches);
+        // What a killed process has left would otherwise be one more update, when somebody looks.
+        if found.as_ref().is_some_and(SlotInfo::is_abandoned) {
+            current.recover(slot)?;
+        }
+        if found.is_some() {
+            slots.announce(slot, slot.expire());
+            cleared.extend(SlotInfo::of(slot, memory));
+        }
+    }
+    // Otherwise a key may have been loaded through the successor before this came to it.
+    Ok(header.is_live_after_claim().then_some(cleared))
+}

@@ -1,0 +1,210 @@
+//! One incarnation of a table: its file in memory, and what was fixed when it was created.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sha2::{Digest as _, Sha256};
+
+use crate::count::Count;
+use crate::error::{Error, ErrorKind};
+use crate::key::CacheKey;
+use crate::os::boot::boot_id;
+use crate::os::clock::now;
+use crate::os::clock::precise_now;
+use crate::os::file::TableFile;
+use crate::os::lock::{Held, Kind};
+use crate::os::mapping::{Mapping, SlotRef};
+use crate::os::pause::FirstSeen;
+use crate::os::view::{Presence, View};
+use crate::protocol::layout::{FixedHeader, HIGHEST_FLOOR, Slot};
+use crate::protocol::slot::Digest;
+use crate::protocol::slots::{Memory as _, Slots};
+use crate::protocol::word::Word;
+
+/// A key's slot, and the incarnation that it is in.
+pub(crate) type Place = SlotRef<Incarnation>;
+
+/// A table as it is until it is reset, or its file replaced.
+#[derive(Debug)]
+pub(crate) struct Incarnation {
+    slots: Slots<Mapping>,
+    fixed: FixedHeader,
+    /// How its file is seen from here; none for an anonymous table.
+    view: Option<View>,
+    /// Since it was found to be gone.
+    gone: FirstSeen,
+    /// How many updates of this process are in flight here.
+    own_updates: Count,
+    /// Since somebody else was found to be replacing it.
+    held_up: FirstSeen,
+}
+
+impl Incarnation {
+    pub(crate) fn new(mapping: Mapping, fixed: FixedHeader, path: Option<&Path>) -> Self {
+        let (slots, view) = (Slots::new(mapping, fixed.capacity), path.map(View::new));
+        let (gone, held_up, own_updates) = (FirstSeen::new(), FirstSeen::new(), Count::default());
+        Self { slots, fixed, view, gone, own_updates, held_up }
+    }
+
+    pub(crate) fn slots(&self) -> &Slots<Mapping> {
+        &self.slots
+    }
+
+    pub(crate) fn mapping(&self) -> &Mapping {
+        self.slots.memory()
+    }
+
+    pub(crate) fn fixed(&self) -> &FixedHeader {
+        &self.fixed
+    }
+
+    /// A number that no other incarnation of the table has, but for chance.
+    pub(crate) fn number(&self) -> u64 {
+        let [.., a, b, c, d, e, f, g, h] = self.fixed.incarnation;
+        u64::from_le_bytes([a, b, c, d, e, f, g, h])
+    }
+
+    fn digest(&self, key: &CacheKey) -> Digest {
+        let digest = Sha256::new().chain_update(self.fixed.salt).chain_update(key.as_str()).finalize();
+        let word = |index: usize| u64::from_le_bytes(std::array::from_fn(|i| digest[8 * index + i]));
+        Digest::new(word(0), word(1))
+    }
+
+    /// The key's slot, created if there is none and this process may. `None`: the table is being retired.
+    pub(crate) fn attach(self: &Arc<Self>, key: &CacheKey) -> Result<Option<Place>, Error> {
+        let digest = self.digest(key);
+        let start = || self.fixed.start(now());
+        SlotRef::pick(self, |this| this.sound(this.slots.attach(digest, start, key.as_str().as_bytes())?))
+    }
+
+    /// The key's slot, if it is there.
+    pub(crate) fn find(self: &Arc<Self>, key: &CacheKey) -> Result<Option<Place>, Error> {
+        let digest = self.digest(key);
+        let has_begun = |slot: &&Slot| slot.word().generation().is_some();
+        SlotRef::pick(self, |this| this.sound(this.slots.find(digest)?.filter(has_begun)))
+    }
+
+    /// Refuses a slot that says that there is a successor when there is none: looking for it would never end.
+    fn sound<'a>(&self, slot: Option<&'a Slot>) -> Result<Option<&'a Slot>, Error> {
+        // The word first: whoever retires the table begins with the header.
+        match slot.map(Slot::word) {
+            Some(word) if !word.is_live() && self.slots.header().is_live() => {
+                Err(ErrorKind::DamagedKey { found: word.bits() }.into())
+            }
+            _ => Ok(slot),
+        }
+    }
+
+    /// Ends the updates that are pending at `slot`, if nobody is left to do so: the key is updated in their place. Does
+    /// nothing while a maker holds a lock on the slot.
+    ///
+    /// # Errors
+    ///
+    /// The lock cannot be taken by this process.
+    pub(crate) fn recover(&self, slot: &Slot) -> Result<(), Error> {
+        let found = slot.word();
+        if let Some(_lock) = self.mapping().try_lock(slot, Kind::Exclusive)? {
+            self.slots.announce(slot, slot.recover());
+        } else if self.mapping().held(slot) == Some(Held::Foreign) {
+            self.recover_from(slot, found);
+        }
+        Ok(())
+    }
+
+    /// As [`recover`](Self::recover), beside shared locks that are no update's, which keep this process from having the slot for
+    /// itself alone. To be called when `word` was read before no update's lock was found.
+    fn recover_from(&self, slot: &Slot, word: Word) {
+        if let Some(before) = slot.recover_from(word) {
+            self.slots.announce(slot, before);
+        }
+    }
+
+    /// Whether no key has an update pending. Those of killed processes are recovered on the way, if locks that are no update's
+    /// keep them from being so otherwise.
+    pub(crate) fn is_quiet(&self) -> Result<bool, Error> {
+        let mut is_quiet = true;
+        for (_, _, slot) in self.slots.claimed(self.mapping().segments()?) {
+            let word = slot.word();
+            if word.pending() > 0 {
+                is_quiet = false;
+                if self.mapping().held(slot) == Some(Held::Foreign) {
+                    self.recover_from(slot, word);
+                }
+            }
+        }
+        Ok(is_quiet)
+    }
+
+    /// Whether an update is in flight whose maker may live: one that was counted in, and whose lock is held.
+    pub(crate) fn has_live_updates(&self) -> Result<bool, Error> {
+        let mapping = self.mapping();
+        if !mapping.has_updates_in_flight() {
+            return Ok(false);
+        }
+        let is_live = |slot: &Slot| matches!(mapping.held(slot), Some(Held::Update | Held::Unknown));
+        Ok(self.slots.claimed(mapping.segments()?).any(|(_, _, slot)| slot.word().pending() > 0 && is_live(slot)))
+    }
+
+    /// Whether the path still names the file. An anonymous table is always here.
+    pub(crate) fn presence(&self) -> Presence {
+        let mapping = self.mapping();
+        self.view.as_ref().map_or(Presence::Here, |view| view.presence(mapping.identity(), || mapping.link_count()))
+    }
+
+    /// Whether the file is no longer what its path names.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.presence() == Presence::Gone
+    }
+
+    /// Counts an update of this process in, until it is counted out.
+    pub(crate) fn count_own_update(&self) {
+        self.own_updates.add_one();
+    }
+
+    pub(crate) fn count_own_update_out(&self) {
+        self.own_updates.take_one();
+    }
+
+    /// A child that was forked during an update takes its parent's for its own.
+    pub(crate) fn has_own_updates(&self) -> bool {
+        self.own_updates.get() > 0
+    }
+
+    /// How long ago this was first asked, which is to be done when the file is gone. `now` is microseconds.
+    pub(crate) fn gone_for(&self, now: u64) -> Duration {
+        Duration::from_micros(self.gone.elapsed(now))
+    }
+
+    /// How long ago this was first asked, which is to be done when somebody else is replacing the file.
+    pub(crate) fn held_up_for(&self) -> Duration {
+        Duration::from_micros(self.held_up.elapsed(precise_now()))
+    }
+
+    /// Lets everybody know that the table, which `file` is, is open here; to be called before it is used. If it may be that the
+    /// last who had it open lived in another boot, moves every generation past the present time first: processes may
+    /// have died at any point then, and their state with them.
+    ///
+    /// Ids alone do not tell: containers on one machine may have different ones, or see none. But nobody has a table open
+    /// across a reboot.
+    pub(crate) fn hold(&self, file: &TableFile, may_renew: bool) -> Result<(), Error> {
+        let boot = if may_renew { boot_id()? } else { self.slots.header().boot() };
+        let is_unknown = may_renew && boot == [0, 0];
+        let may_be_another = || is_unknown || self.slots.header().boot() != boot;
+        // Under the lock, the second of two who find this finds that it is done, or that somebody has the table open.
+        let _lock = if may_be_another() { file.lock()? } else { None };
+        let is_another = may_be_another() && file.try_have_alone()?;
+        let renewed = if is_another {
+            self.slots.renew_all(now().min(HIGHEST_FLOOR).max(self.fixed.floor)).map(|()| {
+                // An id that is not known here is left to those who know theirs.
+                if !is_unknown {
+                    self.slots.header().set_boot(boot);
+                }
+            })
+        } else {
+            Ok(())
+        };
+        file.hold()?;
+        renewed
+    }
+}

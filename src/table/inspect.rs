@@ -1,0 +1,136 @@
+//! Looking at a table without changing it.
+
+use std::path::PathBuf;
+
+use super::Table;
+use crate::error::Error;
+use crate::generation::Generation;
+use crate::key::CacheKey;
+use crate::protocol::layout::{segment_offset, segment_slots};
+use crate::table::incarnation::Place;
+use crate::table::info::{Occupancy, SlotInfo, Stats, TableInfo};
+use crate::table::options::default_path;
+
+impl Table {
+    /// Where [`open_default`](Self::open_default) has the table of the application `app`. Nothing is made, not even the
+    /// folder.
+    ///
+    /// # Errors
+    ///
+    /// As [`open_default`](Self::open_default) has with the name and the folder, if that is there.
+    ///
+    /// # Progress
+    ///
+    /// Some system calls, none of which sleeps.
+    pub fn default_path(app: &str) -> Result<PathBuf, Error> {
+        default_path(app, false)
+    }
+
+    /// The present generation of `key`, without creating it; `None` if nobody has attached to it.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::EmptyKey`](crate::ErrorKind::EmptyKey); or the table was replaced, and its successor cannot be opened.
+    ///
+    /// # Progress
+    ///
+    /// Lock-free, and allocates. System calls as those of [`GenerationSynchronizer::new`](crate::GenerationSynchronizer::new).
+    pub fn generation(&self, key: impl Into<CacheKey>) -> Result<Option<Generation>, Error> {
+        self.look_up(&self.normalize(key)?, |place| {
+            let word = place.word();
+            if word.is_live() { word.generation() } else { None }
+        })
+    }
+
+    /// What the table tells of `key`, without creating it; `None` if nobody has attached to it.
+    ///
+    /// ```
+    /// use gensync::{GenerationSynchronizer, Table};
+    ///
+    /// # fn main() -> Result<(), gensync::Error> {
+    /// let table = Table::options().anonymous()?;
+    /// GenerationSynchronizer::new(&table, "routes")?.mark_updated()?;
+    /// assert_eq!(table.slot("routes")?.expect("it was attached to").updates(), 1);
+    /// assert_eq!(table.slot("users")?, None);
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`generation`](Self::generation).
+    ///
+    /// # Progress
+    ///
+    /// As [`generation`](Self::generation); if an update is pending, it also asks the kernel for its lock.
+    pub fn slot(&self, key: impl Into<CacheKey>) -> Result<Option<SlotInfo>, Error> {
+        self.look_up(&self.normalize(key)?, |place| {
+            let info = SlotInfo::of(place, place.owner().mapping());
+            // What was read before the slot was retired is as true as it was.
+            info.filter(|_| place.word().is_live())
+        })
+    }
+
+    /// What `read` tells of the key's slot; asked again in the successor if it tells nothing, as the slot is retired.
+    fn look_up<R>(&self, key: &CacheKey, read: impl Fn(&Place) -> Option<R>) -> Result<Option<R>, Error> {
+        let found = self.with_current(|current| match current.find(key)? {
+            Some(place) => Ok(read(&place).map(Some)),
+            None => Ok(Some(None)),
+        });
+        found.map_err(|error| self.explain(error).with_key(key.as_str()))
+    }
+
+    /// All keys of the table, in no order, as they are found while the iterator runs.
+    ///
+    /// Keys that others create meanwhile may be missing. Segments that this process cannot reach, for want of address
+    /// space or because the file is damaged, are left out.
+    ///
+    /// # Progress
+    ///
+    /// Sweeps over the whole table as it goes, never sleeps, and allocates for each key. System calls to map what has grown, and
+    /// for each key that has an update pending.
+    pub fn slots(&self) -> impl Iterator<Item = SlotInfo> {
+        let slots = self.latest().slots();
+        let memory = slots.memory();
+        slots.claimed(memory.reachable()).filter_map(|(_, _, slot)| SlotInfo::of(slot, memory))
+    }
+
+    /// Figures of the table, counted now by going through all of it. As with [`slots`](Self::slots), only what this
+    /// process can reach.
+    ///
+    /// # Progress
+    ///
+    /// Sweeps over the whole table, never sleeps, and allocates. System calls to map what has grown.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        let incarnation = self.latest();
+        let (slots, capacity) = (incarnation.slots(), incarnation.fixed().capacity);
+        let segments = slots.memory().reachable();
+        let mut occupancy: Vec<_> =
+            (0..segments).map(|segment| Occupancy { slots: segment_slots(capacity, segment), keys: 0 }).collect();
+        let mut longest_probe = 0;
+        for (segment, index, slot) in slots.claimed(segments) {
+            occupancy[segment as usize].keys += 1;
+            let length = slot.digest().and_then(|digest| slots.probe_length(segment, index, digest));
+            longest_probe = longest_probe.max(length.unwrap_or(0));
+        }
+        Stats {
+            keys: occupancy.iter().map(|segment| segment.keys).sum(),
+            capacity: occupancy.iter().map(|segment| segment.slots).sum(),
+            segments,
+            bytes: segment_offset(capacity, segments),
+            longest_probe,
+            occupancy,
+        }
+    }
+
+    /// What the table's header says.
+    ///
+    /// # Progress
+    ///
+    /// Wait-free; it reads a file of the system, the boot id.
+    #[must_use]
+    pub fn info(&self) -> TableInfo {
+        let incarnation = self.latest();
+        TableInfo::of(incarnation.fixed(), incarnation.slots().header())
+    }
+}

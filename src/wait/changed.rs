@@ -1,0 +1,178 @@
+//! Waiting in tasks: a future that is ready, and a stream that goes on, when a key was updated.
+//!
+//! Nothing here is tokio's own: they work in any runtime.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::thread::sleep;
+use std::time::Duration;
+
+use futures_core::Stream;
+
+use crate::error::Error;
+use crate::generation::Generation;
+use crate::os::clock::coarse_now;
+use crate::synchronizer::{GenerationSynchronizer, Ticket};
+use crate::wait::notifier::{Registration, Target};
+
+/// How long a poll blocks that fails as the one before did.
+const MOMENT: Duration = Duration::from_millis(1);
+
+impl GenerationSynchronizer {
+    /// Is ready when the generation is not the one seen, that is when [`is_expired`](Self::is_expired) is `true`:
+    /// [`wait`](Self::wait) for tasks.
+    ///
+    /// All descriptors and tasks of a [`Table`](crate::Table) in one process share one thread, which begins with the first and
+    /// ends with the last.
+    ///
+    /// A change is reported until it is adopted. So that a loop whose loads fail neither keeps the processor busy nor other
+    /// tasks from running, the same change is reported again only after the task has yielded once, and 10 milliseconds after
+    /// the last time; twice as long after each further one, up to a second. Another change ends the pause at once.
+    ///
+    /// ```
+    /// # use gensync::{GenerationSynchronizer, Table};
+    /// # async fn load_routes() -> Result<(), gensync::Error> { Ok(()) }
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), gensync::Error> {
+    /// # let table = Table::options().anonymous()?;
+    /// let sync = GenerationSynchronizer::new(&table, "routes")?;
+    /// # GenerationSynchronizer::new(&table, "routes")?.mark_updated()?;
+    /// loop {
+    ///     sync.changed().await?;
+    ///     let ticket = sync.ticket();
+    ///     match load_routes().await {
+    ///         Ok(()) => sync.adopt(ticket),
+    ///         Err(error) => eprintln!("will be tried again: {error}"), // after a pause, which grows
+    ///     }
+    /// #   break;
+    /// }
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel-safe: nothing is lost if the future is dropped before it is ready, as in another branch of a `select!`. What it
+    /// waits for is kept by the synchronizer, and the next call is ready at once if there was an update meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// No thread can be started.
+    ///
+    /// # Progress
+    ///
+    /// This call does nothing. A `poll` of the future never sleeps until there is a change. It reads a clock, and up to twice
+    /// a second it looks at the file's path. If there is no change, it takes a lock that only threads of this process have,
+    /// which the thread holds while it looks at one word of each key that is waited for; the first such `poll` of a future
+    /// allocates, and may start the thread. While a change is paused, it may make one system call to wake the thread. If the
+    /// table was replaced, `poll` attaches to the successor, with all that this takes: opening, mapping and retiring files. If
+    /// a `poll` fails because no thread can be started, as the one before did, it blocks for a millisecond, since nothing
+    /// else could slow a loop down; each 128th yields. Dropping the future takes the same lock; the last one wakes the
+    /// thread, by one system call.
+    pub fn changed(&self) -> Changed<'_> {
+        Changed { sync: self, registration: None }
+    }
+
+    /// The updates of the key, as a stream of the generations that they gave, beginning with the first one that this
+    /// synchronizer has not seen now. Several updates may be told as one, by the last one's generation.
+    ///
+    /// The stream keeps what it has seen for itself.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel-safe: `next` of the stream may be dropped before it is ready, and nothing is lost.
+    ///
+    /// # Errors
+    ///
+    /// An item is an error if the table was replaced and its successor cannot be attached to, twice a second as long as that
+    /// lasts; or if no thread can be started. The stream may be polled again.
+    ///
+    /// # Progress
+    ///
+    /// This call allocates. The stream's `poll_next` and dropping it are as those of [`changed`](Self::changed).
+    pub fn changes(&self) -> Changes {
+        Changes { sync: self.clone(), registration: None }
+    }
+
+    fn poll_news(&self, context: &Context<'_>, registration: &mut Option<Registration>) -> Poll<Result<(), Error>> {
+        let ticket = self.seen_ticket();
+        // Of what was reported before, there is news when that is due again, or when it has changed once more.
+        let repeat = self.repeat(ticket);
+        let (awaited, pause) = repeat.map_or((ticket, None), |(pause, present)| (present, Some(pause)));
+        if pause == Some(0) || self.is_news(awaited) {
+            return self.report(context, ticket, pause.is_some());
+        }
+        let waker = context.waker().clone();
+        if registration.as_ref().is_none_or(Registration::is_inherited) {
+            match Registration::new(self, awaited, Target::Task(None)) {
+                Ok(new) => *registration = Some(new),
+                Err(error) => return self.fail(context, error),
+            }
+        }
+        if let Some(registration) = registration {
+            registration.set_waker(waker, awaited, pause.map(|pause| coarse_now() + pause));
+        }
+        // There may have been an update just before it was registered.
+        if self.is_news(awaited) {
+            return self.report(context, ticket, pause.is_some());
+        }
+        self.pace().end_row();
+        Poll::Pending
+    }
+
+    fn report(&self, context: &Context<'_>, ticket: Ticket, is_repeated: bool) -> Poll<Result<(), Error>> {
+        if self.pace().yields(is_repeated) {
+            context.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        self.pace().continue_row();
+        self.note_report(ticket);
+        Poll::Ready(Ok(()))
+    }
+
+    /// Without a thread, nothing can wake the task later.
+    pub(crate) fn fail(&self, context: &Context<'_>, error: Error) -> Poll<Result<(), Error>> {
+        if self.pace().yields(false) {
+            context.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        if self.pace().continue_row() {
+            sleep(MOMENT);
+        }
+        Poll::Ready(Err(error))
+    }
+}
+
+/// The future of [`GenerationSynchronizer::changed`].
+#[derive(Debug)]
+#[must_use = "futures do nothing unless they are polled"]
+pub struct Changed<'a> {
+    sync: &'a GenerationSynchronizer,
+    registration: Option<Registration>,
+}
+
+impl Future for Changed<'_> {
+    type Output = Result<(), Error>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = &mut *self;
+        this.sync.poll_news(context, &mut this.registration)
+    }
+}
+
+/// The stream of [`GenerationSynchronizer::changes`]. It never ends.
+#[derive(Debug)]
+#[must_use = "streams do nothing unless they are polled"]
+pub struct Changes {
+    sync: GenerationSynchronizer,
+    registration: Option<Registration>,
+}
+
+impl Stream for Changes {
+    type Item = Result<Generation, Error>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = &mut *self;
+        this.sync.poll_news(context, &mut this.registration).map(|news| Some(news.and_then(|()| this.sync.refresh())))
+    }
+}
