@@ -5,8 +5,7 @@ use std::sync::Arc;
 use super::Cached;
 use crate::error::Error;
 use crate::os::clock::coarse_now;
-use crate::wait::notifier::Notifier;
-use crate::wait::notifier::Registration;
+use crate::wait::notifier::{Notifier, Registration};
 use crate::wait::pollable::Pollable;
 
 impl<T: ?Sized> Cached<T> {

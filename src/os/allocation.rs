@@ -1,13 +1,15 @@
 //! Room in a file, before it is used.
 
-use crate::error::{Error, ErrorKind};
+use std::io::IoSlice;
+use std::os::fd::BorrowedFd;
+
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 use nix::sys::stat::fstat;
 use rustix::io::{ReadWriteFlags, pwritev2};
-use std::io::IoSlice;
-use std::os::fd::BorrowedFd;
+
+use crate::error::{Error, ErrorKind};
 
 /// What it means for growth that memory cannot be mapped.
 pub(crate) fn no_room(error: Error, bytes: u64) -> Error {

@@ -28,14 +28,13 @@ use self::chain::Published;
 use self::closable::ClosableMax;
 use crate::error::{Error, ErrorKind};
 use crate::os::allocation::{allocate, no_room};
+use crate::os::identity::Identity;
 use crate::os::lock::{Held, Kind, Range, RangeLock, held, is_held_by_writer};
 use crate::protocol::layout::{
     FixedHeader, HEADER_SIZE, HEADER_WORDS_OFFSET, Header, MAX_SIZE, STATE_OFFSET, Slot, Tag, segment_offset,
     segment_slots, segments_within,
 };
 use crate::protocol::slots::Memory;
-
-use crate::os::identity::Identity;
 pub(crate) use chain::{Chain, Places, SlotRef};
 pub(crate) use descriptor::DESCRIPTORS;
 use descriptor::FileRef;

@@ -6,8 +6,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::StatxAttributes;
 
-use crate::os::identity::Identity;
-use crate::os::identity::identity;
+use crate::os::identity::{Identity, identity};
 use crate::os::path::{attributes, folder, is_missing};
 
 /// How the process saw the file system when it opened a table, so that it can tell a file that is gone from one that
