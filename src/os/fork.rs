@@ -357,9 +357,9 @@ impl Drop for KeptBack {
     fn drop(&mut self) {
         let is_open = self.is_open();
         if let Some(entry) = self.entry {
-            // Before it is closed, as from then on the number may be another file's. ORDERING: sequentially consistent, like
-            // all accesses of entries. The exchange fails if the entry is another process's: a child's handler has cleared the
-            // entry, and another descriptor may have taken it.
+            // Before it is closed, as from then on the number may be another file's.
+            // ORDERING: sequentially consistent, like all accesses of entries. The exchange fails if the entry is no longer this
+            // descriptor's: a child's handler has cleared it, and another descriptor may have taken it.
             let _ = entry.name.compare_exchange(self.name(), 0, Ordering::SeqCst, Ordering::SeqCst);
         }
         if is_open {
