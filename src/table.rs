@@ -1,4 +1,4 @@
-//! `Table`: a table as a process holds it, through all of its incarnations.
+//! `Table`: a table as a process holds it, across all of its incarnations.
 
 mod clear;
 mod confirmation;
@@ -30,18 +30,19 @@ use crate::os::pause::Throttle;
 use crate::table::confirmation::Confirmation;
 use crate::table::incarnation::{Incarnation, Place};
 
-/// At least so many milliseconds pass between two looks at a table's path, and between two attempts to attach to a table
-/// that cannot be attached to.
+/// At least so many milliseconds pass between two revalidations of a table's path, and between two attempts to attach to a
+/// table that cannot be attached to.
 ///
-/// Less than half a second, so that a use which comes a second after the last look always looks, whichever holder of the
-/// process had the turn before it.
+/// Less than half a second, so that a use which comes a second after the last revalidation always revalidates, whichever holder
+/// in the process did so last.
 pub(crate) const PAUSE: u64 = 490;
 
-/// How long a reader who finds a retired table waits before he looks again whether it was replaced, a hundred times.
+/// How long a reader that finds a retired table waits before it checks again whether the table was replaced; it does so up to a
+/// hundred times.
 const READER_PAUSE: Duration = Duration::from_millis(3);
 
-/// How long the checks of a process wait in all for somebody else who replaces the table. It is ready by then, but for one call
-/// of the system and a sweep.
+/// How long the checks of a process wait in total for another process that is replacing the table. The successor is ready when
+/// its predecessor is retired, so that a sweep and one system call are all that remains.
 const HOLDERS_PATIENCE: Duration = Duration::from_millis(250);
 
 /// A table of generations that processes of this host share.
@@ -68,7 +69,7 @@ struct Shared {
     options: TableOptions,
     source: Source,
     incarnations: Chain<Arc<Incarnation>>,
-    /// When the next look at the path is due.
+    /// When the path is to be revalidated next.
     revalidation: Throttle,
     confirmation: Confirmation,
     companion: ForkLocal<Companion>,
@@ -85,7 +86,7 @@ impl Shared {
 impl Table {
     /// Opens the table at `path`, or creates it with mode 0600 and room for 1024 keys in its first segment.
     ///
-    /// The natural home is `/dev/shm`. A relative path is taken from the working directory of now.
+    /// The natural place is `/dev/shm`. A relative path is resolved against the present working directory.
     ///
     /// # Errors
     ///
@@ -102,13 +103,13 @@ impl Table {
     /// `$XDG_RUNTIME_DIR/gensync/APP`, or `/dev/shm/gensync-UID/APP` where that variable is not an absolute path. UID is the
     /// effective user.
     ///
-    /// A program that is set-uid or set-gid, or was given capabilities by its file, does not look at the variable, which its
-    /// caller has set.
+    /// A program that is set-uid or set-gid, or has capabilities from its file, ignores the variable, because its caller has
+    /// set it.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::UnsafeFolder`] if the folder, which is made with mode 0700, belongs to someone else or is writable
-    /// by others; [`ErrorKind::InvalidInput`] if `app` is not a plain file name; else as [`TableOptions::open`].
+    /// [`ErrorKind::UnsafeFolder`] if the folder, which is made with mode 0700, belongs to someone else or is writable by
+    /// others; [`ErrorKind::InvalidInput`] if `app` is not a plain file name; otherwise as [`TableOptions::open`].
     ///
     /// # Progress
     ///
@@ -174,13 +175,13 @@ impl Table {
         place.map_err(|error| self.explain(error).with_key(key.as_str()))
     }
 
-    /// Whether it cannot be confirmed any more that the path names the file: then an update may have gone to another one.
+    /// Whether it can no longer be confirmed that the path names the file: then an update may have gone to another file.
     #[inline]
     pub(crate) fn is_doubtful(&self) -> bool {
         self.0.confirmation.is_doubtful()
     }
 
-    /// How long state serves that was loaded while its freshness could not be known, in milliseconds.
+    /// How long, in milliseconds, state that was loaded while its freshness could not be known counts as fresh.
     pub(crate) fn outage_ttl(&self) -> u64 {
         u64::try_from(self.0.options.outage_ttl.as_millis()).unwrap_or(u64::MAX)
     }

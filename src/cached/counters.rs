@@ -1,7 +1,8 @@
 //! What has been done, in figures.
 
-use crate::count::Count;
 use std::time::Duration;
+
+use crate::count::Count;
 
 #[derive(Default)]
 pub(super) struct Metrics {

@@ -1,14 +1,14 @@
 //! The way of a call that finds no fresh value.
 
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
 use super::period::Period;
 use super::single_flight::{Failure, Load, Log, Next, SingleFlight};
 use super::{Cached, Entry};
 use crate::error::{Error, ErrorKind, Source};
-use crate::os::clock::Deadline;
-use crate::os::clock::coarse_now;
+use crate::os::clock::{Deadline, coarse_now};
 use crate::synchronizer::{GenerationSynchronizer, Ticket};
-use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 /// How many loads in a row must have been overtaken by updates before that is reported.
 const OVERTAKEN: u64 = 8;

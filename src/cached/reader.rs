@@ -7,8 +7,7 @@ use std::sync::Arc;
 use super::Cached;
 use crate::error::Error;
 use crate::os::clock::coarse_now;
-use crate::synchronizer::CheckBudget;
-use crate::synchronizer::Ticket;
+use crate::synchronizer::{CheckBudget, Ticket};
 
 /// One thread's hold on a [`Cached`], for values that are used many times between updates: a check of the generation is all
 /// that a use costs, while [`Cached::get`] also takes part in the count of the value's users.

@@ -1,9 +1,10 @@
 //! A value, and what it was loaded at.
 
+use std::sync::Arc;
+
 use super::period::Period;
 use crate::generation::Generation;
 use crate::synchronizer::Ticket;
-use std::sync::Arc;
 
 /// A value and what it was loaded at, never changed.
 pub(crate) struct Entry<T: ?Sized> {

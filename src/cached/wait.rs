@@ -7,8 +7,7 @@ use std::time::{Duration, Instant};
 use super::period::Period;
 use super::{Cached, Entry, GetOptions};
 use crate::error::{Error, ErrorKind};
-use crate::os::clock::Deadline;
-use crate::os::clock::coarse_now;
+use crate::os::clock::{Deadline, coarse_now};
 use crate::wait::{Awaited, SLICE, wait_for_any};
 
 /// Even if no pause is asked for, a loop of waits does not keep the processor busy with loads that fail.

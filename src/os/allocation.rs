@@ -1,15 +1,17 @@
-//! Room in a file, before it is used.
+//! Reserving room in a file before it is used.
 
-use crate::error::{Error, ErrorKind};
+use std::io::IoSlice;
+use std::os::fd::BorrowedFd;
+
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 use nix::sys::stat::fstat;
 use rustix::io::{ReadWriteFlags, pwritev2};
-use std::io::IoSlice;
-use std::os::fd::BorrowedFd;
 
-/// What it means for growth that memory cannot be mapped.
+use crate::error::{Error, ErrorKind};
+
+/// What the failure to map memory means for a table that grows.
 pub(crate) fn no_room(error: Error, bytes: u64) -> Error {
     use std::error::Error as _;
     let source = error.source().and_then(|source| source.downcast_ref::<std::io::Error>()?.raw_os_error());
@@ -37,11 +39,11 @@ pub(crate) fn check_size_limit(size: u64) -> Result<(), Error> {
 
 /// Reserves the bytes from `start` to `end` on the disk, so that writing there cannot fail later.
 ///
-/// Raw fallocate: it never shrinks the file, leaves what is there, and writes nothing. Where the file system has none (ramfs,
-/// ext2), zeros are written behind the file's end.
+/// By fallocate itself, which never shrinks the file, keeps its contents, and writes nothing. Where the file system does not
+/// support it (ramfs, ext2), zeros are written behind the file's end.
 pub(crate) fn allocate(file: BorrowedFd<'_>, start: u64, end: u64) -> Result<(), Error> {
     check_size_limit(end)?;
-    // In pieces, so that a process which gets a signal again and again still comes to an end.
+    // In pieces, so that a process that is interrupted by signals again and again still makes progress.
     const PIECE: u64 = 16 << 20;
     let mut from = start;
     while from < end {
@@ -60,8 +62,9 @@ const RESERVING: &str = "reserving room for the table";
 
 /// Appends zeros until the file has `end` bytes or more.
 ///
-/// Several processes may do so at once, and others use what the first of them has appended: each piece goes to where the file
-/// ends at that moment, so nothing is ever overwritten, and the file becomes longer than needed by a piece for each at worst.
+/// Several processes may append at once while others already use what one of them has appended. Each piece goes to where the
+/// file ends at that moment, so nothing is ever overwritten; at worst, the file becomes longer than needed by one piece for
+/// each process.
 fn append(file: BorrowedFd<'_>, end: u64) -> Result<(), Error> {
     static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
     loop {
@@ -69,7 +72,7 @@ fn append(file: BorrowedFd<'_>, end: u64) -> Result<(), Error> {
         if size >= end {
             return Ok(());
         }
-        // As many as it takes, less than the whole array only at the end.
+        // As many as are missing; fewer than the whole array only at the end.
         let length = ZEROS.len().min(usize::try_from(end - size).unwrap_or(usize::MAX));
         match pwritev2(file, &[IoSlice::new(&ZEROS[..length])], 0, ReadWriteFlags::APPEND) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
@@ -78,10 +81,10 @@ fn append(file: BorrowedFd<'_>, end: u64) -> Result<(), Error> {
     }
 }
 
-/// Makes a file that is still empty one that the file system rewrites in place, where it would write elsewhere otherwise
-/// (btrfs): room that was reserved is of use then. Where that cannot be had, nothing changes.
+/// Has the file system rewrite a file, which is still empty, in place, if it would write elsewhere otherwise (btrfs): only then
+/// is reserved room of use. Nothing changes if that is not possible.
 pub(crate) fn rewrite_in_place(file: BorrowedFd<'_>) {
-    // Only where it means this: elsewhere the flag may be unknown, or refused.
+    // Only on btrfs, where the flag means this: other file systems may not know it, or refuse it.
     if rustix::fs::fstatfs(file).is_ok_and(|stat| stat.f_type == nix::sys::statfs::BTRFS_SUPER_MAGIC.0)
         && let Ok(flags) = rustix::fs::ioctl_getflags(file)
     {

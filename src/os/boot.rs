@@ -4,11 +4,11 @@ use nix::errno::Errno;
 
 use crate::error::Error;
 
-/// The kernel's id of this boot; zero where it does not tell.
+/// The kernel's id of this boot; zero if the kernel does not provide one.
 ///
 /// # Errors
 ///
-/// It could not be asked, for want of descriptors or memory.
+/// It could not be read, for lack of descriptors or memory.
 pub(crate) fn boot_id() -> Result<[u64; 2], Error> {
     let id = match std::fs::read_to_string("/proc/sys/kernel/random/boot_id") {
         Err(error)

@@ -1,10 +1,10 @@
-//! The clocks, and waiting by them.
+//! The clocks, and waiting until a deadline.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use nix::time::{ClockId, clock_gettime};
 
-/// Milliseconds of a clock that only goes forward, to within a few; the cheapest one.
+/// Milliseconds of a clock that only goes forward, precise to a few milliseconds; the cheapest clock.
 pub(crate) fn coarse_now() -> u64 {
     clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE)
         .map_or(0, |time| time.tv_sec() as u64 * 1000 + time.tv_nsec() as u64 / 1_000_000)
@@ -16,17 +16,17 @@ pub(crate) fn precise_now() -> u64 {
         .map_or(0, |time| time.tv_sec() as u64 * 1_000_000 + time.tv_nsec() as u64 / 1000)
 }
 
-/// Microseconds since the epoch, by the clock on the wall.
+/// Microseconds since the epoch, by the wall clock.
 pub(crate) fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |time| time.as_micros() as u64)
 }
 
-/// When a wait ends at the latest.
+/// The latest time at which a wait ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Deadline {
     pub(crate) at: Instant,
-    /// How far ahead that was at first. One that lies further ahead is reached: the clock was set back, and nothing may stand
-    /// still until it has caught up.
+    /// How far ahead that was at first. A deadline that lies further ahead counts as reached: the clock was set back, and no
+    /// wait may last until the clock has caught up.
     length: Duration,
 }
 
@@ -35,7 +35,7 @@ impl Deadline {
         Self { at, length: at.saturating_duration_since(Instant::now()) }
     }
 
-    /// None if it is as good as never.
+    /// `None` if it lies beyond what the clock can represent: then there is no deadline.
     pub(crate) fn after(length: Duration) -> Option<Self> {
         Instant::now().checked_add(length).map(|at| Self { at, length })
     }
@@ -50,7 +50,7 @@ impl Deadline {
     }
 }
 
-/// Asks `attempt` again and again until it gives something, for as long as `patience` lasts.
+/// Repeats `attempt` until it returns something, for as long as `patience` lasts.
 pub(crate) fn with_patience<R, E>(
     patience: Duration,
     attempt: impl Fn() -> Result<Option<R>, E>,

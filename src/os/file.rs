@@ -1,4 +1,4 @@
-//! A table's file: refuse what is not one, and lock it.
+//! A table's file: refuse what is not a table, and lock it.
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::io;
@@ -20,11 +20,11 @@ use crate::os::owner::OwnerCheck;
 use crate::os::path::{is_descriptor, is_missing};
 use crate::protocol::layout::{FixedHeader, HEADER_SIZE, OLDEST, version};
 
-/// How long to wait for another process that replaces the file. It is a matter of microseconds unless that process is
-/// stopped; without the lock two replacements may follow each other, and whoever has the first one finds it gone.
+/// How long to wait for another process that replaces the file. That takes microseconds unless the process is stopped. Without
+/// the lock, two replacements may follow each other, and the holders of the first one find it gone.
 pub(crate) const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 
-/// The bytes that are locked for it: the header's fixed part.
+/// The bytes that are locked for a replacement: the header's fixed part.
 pub(crate) const REPLACEMENT: Range = Range { start: 0, length: 128 };
 
 /// Which files are accepted as tables, and how they are opened.
@@ -33,7 +33,7 @@ pub(crate) struct FileOptions {
     pub(crate) read_only: bool,
     pub(crate) replace_older: bool,
     pub(crate) owner: OwnerCheck,
-    /// The magic numbers of file systems that are accepted, though not known to be local.
+    /// The magic numbers of file systems that are accepted although they are not known to be local.
     pub(crate) allowed_file_systems: Vec<u64>,
 }
 
@@ -46,11 +46,12 @@ pub(crate) struct TableFile {
 }
 
 impl TableFile {
-    /// Opens the table at `path`; `None` if nothing is there. Changes nothing, whatever is there.
+    /// Opens the table at `path`; `None` if nothing is there. Changes nothing, whatever the path names.
     pub(crate) fn open(path: &Path, options: &FileOptions) -> Result<Option<Self>, Error> {
         let refuse = |kind: ErrorKind| Err(Error::from(kind).at(path));
-        // Asked before opening, as opening alone does things to devices and pipes, and again of what was opened.
-        // Of an anonymous table, another process's descriptor is all that can be named.
+        // The type is checked before opening, as opening alone has effects on devices and pipes, and once more of what was
+        // opened. Symbolic links are followed only for another process's descriptor, which is the only path that an anonymous
+        // table has.
         let follows = options.read_only && is_descriptor(path);
         let metadata = if follows { std::fs::metadata(path) } else { std::fs::symlink_metadata(path) };
         match metadata {
@@ -88,14 +89,14 @@ impl TableFile {
         options.owner.check(metadata.uid())?;
         let mut page = Vec::with_capacity(HEADER_SIZE);
         read_start(&file, &mut page).map_err(|error| Error::io("reading the table's header", &error))?;
-        // Asked after the header was read: a table that grows meanwhile is longer than its header says, never shorter.
+        // Read after the header: a table that grows meanwhile is longer than its header says, never shorter.
         let size = file.metadata().map_err(|error| Error::io("looking at the table's file", &error))?.len();
         let oldest = if options.replace_older && !options.read_only { OLDEST } else { version() };
         let (fixed, segments) = FixedHeader::decode(&page, size, oldest)?;
         Ok(Self { file, fixed, segments })
     }
 
-    /// Whether it is to be replaced, as it was made by an older version.
+    /// Whether it is to be replaced because an older version created it.
     pub(crate) fn is_older(&self) -> bool {
         self.fixed.version < version()
     }
@@ -104,42 +105,42 @@ impl TableFile {
         fstat(&self.file).map_err(|errno| Error::system("looking at the table's file", errno))
     }
 
-    /// Takes the lock under which a file is replaced or renewed, which is let go of by dropping what is returned. `None` if
-    /// a process that may write the file has it for as long as `patience` lasts, as a stopped one does.
+    /// Takes the lock under which a file is replaced or renewed; dropping what is returned releases it. `None` if a process
+    /// that may write the file holds it for as long as `patience` lasts, as a stopped process does.
     pub(crate) fn try_lock(&self, patience: Duration) -> Result<Option<Lock<'_>>, Error> {
         let attempt = || match RangeLock::try_new(|| open_again(&self.file), REPLACEMENT, Kind::Exclusive) {
             Ok(lock) => Ok(lock.map(Lock::Own)),
-            // Without /proc, without the right to open it once more, or without a descriptor.
+            // There is no /proc, no permission to open the file once more, or no free descriptor.
             Err(_) => {
                 Ok::<_, Error>(LentLock::try_new(self.file.as_fd(), REPLACEMENT, Kind::Exclusive)?.map(Lock::Lent))
             }
         };
         with_patience(patience, || match attempt()? {
-            // Not deduced from who does not hold it, as that changes between two questions.
+            // Asked directly, not deduced from there being no exclusive lock, as that may change between two questions.
             None if is_held_by_reader(self.file.as_fd(), REPLACEMENT).unwrap_or(false) => Ok(Some(Lock::KeptByReader)),
             lock => Ok(lock),
         })
     }
 
-    /// As [`try_lock`](Self::try_lock); waits as long as is worth it, and then goes on without the lock.
+    /// As [`try_lock`](Self::try_lock), with [`LOCK_PATIENCE`]; on `None`, the caller goes on without the lock.
     pub(crate) fn lock(&self) -> Result<Option<Lock<'_>>, Error> {
         self.try_lock(LOCK_PATIENCE)
     }
 
-    /// Whether nobody else has the table open, and no update is in flight. Then nobody opens it, or begins an update, before
-    /// [`hold`](Self::hold) is called.
+    /// Whether no other process has the table open, and no update is in flight. If so, none opens it, or begins an update,
+    /// before [`hold`](Self::hold) is called.
     pub(crate) fn try_have_alone(&self) -> Result<bool, Error> {
         let file = self.file.as_fd();
-        // A lock lasts as long as the memory that was mapped through its descriptor. A named table's was mapped through another: if
-        // the holder has closed all descriptors, its updates alone have locks.
+        // A lock lasts as long as the memory that was mapped through its file description. The memory of a named table was
+        // mapped through another description: if its holder has closed all descriptors, only its updates hold locks.
         Ok(set(file, BOOT, Some(Kind::Exclusive))? && set(file, SLOTS, Some(Kind::Exclusive))?)
     }
 
-    /// Lets everybody know that the table is open, as long as this description of its file is.
+    /// Shows all processes that the table is open, for as long as this description of its file is open.
     pub(crate) fn hold(&self) -> Result<(), Error> {
         let file = self.file.as_fd();
         set(file, SLOTS, None)?;
-        // Somebody who has the table alone is about to renew it. Does that last, it is a stopped process.
+        // A process that has the table alone is about to renew it. If that takes longer than this, the process is stopped.
         with_patience(LOCK_PATIENCE, || set(file, BOOT, Some(Kind::Shared)).map(|is_taken| is_taken.then_some(())))?;
         Ok(())
     }
@@ -150,7 +151,7 @@ impl TableFile {
 pub(crate) enum Lock<'a> {
     Own(#[expect(dead_code, reason = "held until it is dropped")] RangeLock),
     Lent(#[expect(dead_code, reason = "held until it is dropped")] LentLock<'a>),
-    /// A process that may only read the file keeps it from being had, for which nobody waits.
+    /// A process that may only read the file keeps the lock from being taken; no caller waits for that.
     KeptByReader,
 }
 

@@ -28,7 +28,7 @@ pub(crate) fn check_file_system(file: &File, allowed: &[u64]) -> Result<(), Erro
     .into())
 }
 
-/// The file systems of which all mappings of a file, on the one machine that has it, are the same memory (linux/magic.h).
+/// The file systems on which a file belongs to one machine, and all mappings of it are the same memory (linux/magic.h).
 const LOCAL: [u64; 11] = [
     0x0102_1994, // tmpfs, of anonymous memory too
     0x8584_58f6, // ramfs
@@ -43,7 +43,7 @@ const LOCAL: [u64; 11] = [
     0x794c_7630, // overlayfs, which writes to a file of one of the others
 ];
 
-/// Those that have a name, of the file systems whose files may be open on several machines.
+/// The names of file systems whose files may be open on several machines.
 const NETWORKS: [(u64, &str); 20] = [
     (0x6969, "NFS"),
     (0x517b, "SMB"),
@@ -67,12 +67,13 @@ const NETWORKS: [(u64, &str); 20] = [
     (0x7c7c_6673, "prl_fs"),
 ];
 
-/// On overlayfs a file that is only read is the lower one, and stays so for who has it open when others write to another.
+/// Whether the file is on overlayfs, where a file that is opened for reading only is the lower one, and stays the lower one for
+/// the process that has it open when others write to the upper one.
 pub(crate) fn is_on_overlay(file: &File) -> bool {
     fstatfs(file).is_ok_and(|found| found.filesystem_type() == statfs::OVERLAYFS_SUPER_MAGIC)
 }
 
-/// Makes the file at `path` the upper one, without changing what is in it.
+/// Makes the file at `path` the upper one, without changing its contents.
 pub(crate) fn copy_up(path: &Path) -> io::Result<()> {
     let flags = (OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits();
     OpenOptions::new().write(true).custom_flags(flags).open(path).map(drop)

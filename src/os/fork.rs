@@ -1,7 +1,7 @@
-//! What a forked child must not take for its own.
+//! What a forked child must not take for its own: descriptors, and values that a thread of its parent may have been changing.
 //!
-//! A process id does not tell a child from its parent for sure: numbers come round again, and the first process of each
-//! namespace has the same one. So a process is told by a token that no fork can keep.
+//! A process id does not distinguish a child from its parent for certain: numbers are used again, and the first process of each
+//! namespace has the same one. So a process is known by a token that no fork can keep.
 
 #![expect(unsafe_code, reason = "wipes a page on fork, and closes descriptors in a forked child")]
 
@@ -23,21 +23,24 @@ use nix::sys::stat::fstat;
 use crate::error::Error;
 use crate::os::identity::Identity;
 
-/// A number that this process has in common with none of the processes that it descends from by forks.
+/// A number that differs from those of all processes that this one descends from by forks.
 ///
 /// # Progress
 ///
-/// Lock-free: two loads; the first call in a process makes some few system calls.
+/// Lock-free: two loads; the first call in a process makes a few system calls.
 pub(crate) fn token() -> u64 {
-    // ORDERING: acquire pairs with the release in `find_word`: the word is made before it is found here.
+    // ORDERING: acquire pairs with the release in `find_word`: the page was mapped, and marked to be wiped, before its address
+    // was stored.
     let word = WORD.load(Ordering::Acquire);
     let word = if word.is_null() { find_word() } else { word };
     // SAFETY: it points to a static, or to a page that is never unmapped once `WORD` has it; the word is an atomic.
     let word = unsafe { &*word };
-    // ORDERING: relaxed throughout: tokens are compared, and order nothing.
+    // ORDERING: relaxed, as are the addition and the exchange below: tokens are only compared, and guard no other memory. All
+    // threads of a process agree on one token, because only one exchange finds zero.
     match word.load(Ordering::Relaxed) {
         0 => {
-            // Inherited by copy, and never behind a token in use: so this is another number than any ancestor's.
+            // `LAST` is inherited by copy, and is never less than a token in use here or in an ancestor: so the next number
+            // differs from all of them.
             let next = LAST.fetch_add(1, Ordering::Relaxed) + 1;
             match word.compare_exchange(0, next, Ordering::Relaxed, Ordering::Relaxed) {
                 Ok(_) => next,
@@ -50,22 +53,23 @@ pub(crate) fn token() -> u64 {
 
 /// The last token that was given out, here or in an ancestor.
 static LAST: AtomicU64 = AtomicU64::new(0);
-/// The word of the token, which is zero in a child that was forked just now.
+/// The word that holds the token, which is zero in a child that was forked just now.
 static WORD: AtomicPtr<AtomicU64> = AtomicPtr::new(null_mut());
-/// The word where the kernel wipes no page.
+/// The word that is used if the kernel wipes no page (before Linux 4.14).
 static WIPED_BY_HANDLER: AtomicU64 = AtomicU64::new(0);
 
-/// Not under a lock, which a child could inherit: threads that overlap each make a word, and one of them is used.
+/// Without a lock, which a child could inherit: threads that overlap each make a word, and one of the words is used.
 #[cold]
 fn find_word() -> *mut AtomicU64 {
     let page = page_that_is_wiped();
     let word = page.map_or_else(wiped_by_handler, NonNull::as_ptr);
-    // ORDERING: release pairs with the acquire in `token`; acquire on failure, as there.
+    // ORDERING: release pairs with the acquire in `token`, and with the acquire on failure here: the page was mapped, and
+    // marked to be wiped, before its address is found. Nothing is found on success, so acquire is of no use there.
     match WORD.compare_exchange(null_mut(), word, Ordering::AcqRel, Ordering::Acquire) {
         Ok(_) => word,
         Err(winner) => {
             if let Some(page) = page {
-                // SAFETY: mapped here, and given to nobody.
+                // SAFETY: the page was mapped by this call, and its address was given to no other code.
                 let _ = unsafe { munmap(page.cast(), PAGE.get()) };
             }
             winner
@@ -73,7 +77,7 @@ fn find_word() -> *mut AtomicU64 {
     }
 }
 
-/// The kernel takes the least multiple of a page that holds it.
+/// The kernel rounds it up to whole pages.
 const PAGE: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
 
 fn page_that_is_wiped() -> Option<NonNull<AtomicU64>> {
@@ -82,7 +86,7 @@ fn page_that_is_wiped() -> Option<NonNull<AtomicU64>> {
     let page = unsafe { mmap_anonymous(None, PAGE, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, flags) }.ok()?;
     // SAFETY: the page was mapped just now.
     if unsafe { madvise(page, PAGE.get(), MmapAdvise::MADV_WIPEONFORK) }.is_err() {
-        // SAFETY: as above, and given to nobody.
+        // SAFETY: the page was mapped just now, and its address was given to no other code.
         let _ = unsafe { munmap(page, PAGE.get()) };
         return None;
     }
@@ -90,11 +94,12 @@ fn page_that_is_wiped() -> Option<NonNull<AtomicU64>> {
 }
 
 extern "C" fn wipe() {
+    // ORDERING: relaxed: the child has one thread, whose own loads in `token` follow this store.
     WIPED_BY_HANDLER.store(0, Ordering::Relaxed);
 }
 
 fn wiped_by_handler() -> *mut AtomicU64 {
-    // SAFETY: the handler only stores to an atomic. If it cannot be registered, for want of memory, children are taken for
+    // SAFETY: the handler only stores to an atomic. If it cannot be registered, for lack of memory, children are taken for
     // their parent.
     let _ = unsafe { libc::pthread_atfork(None, None, Some(wipe)) };
     (&raw const WIPED_BY_HANDLER).cast_mut()
@@ -108,7 +113,7 @@ pub(crate) trait OfOneProcess {
     fn is_inherited(&self) -> bool;
 }
 
-/// A value of which a forked child makes its own.
+/// A value of which each forked child makes its own instance.
 pub(crate) struct ForkLocal<T: OfOneProcess>(ArcSwap<T>);
 
 impl<T: OfOneProcess> ForkLocal<T> {
@@ -116,7 +121,7 @@ impl<T: OfOneProcess> ForkLocal<T> {
         Self(ArcSwap::from_pointee(T::new()))
     }
 
-    /// This process's.
+    /// The value of this process.
     pub(crate) fn get(&self) -> Arc<T> {
         loop {
             let present = self.0.load_full();
@@ -124,7 +129,7 @@ impl<T: OfOneProcess> ForkLocal<T> {
                 return present;
             }
             self.0.compare_and_swap(&present, Arc::new(T::new()));
-            // Never dropped, as it may be in any state.
+            // Never dropped: a thread of the parent may have been changing it at the fork, so it may be in any state.
             std::mem::forget(present);
         }
     }
@@ -145,7 +150,7 @@ impl<T: OfOneProcess> std::fmt::Debug for ForkLocal<T> {
     }
 }
 
-/// What a layer above has one of for each value of a layer below, which carries it and knows nothing of it.
+/// One value of a layer above for each value of a layer below. The layer below carries it and does not know its type.
 pub(crate) struct Companion {
     process: u64,
     value: OnceLock<Arc<dyn Any + Send + Sync + RefUnwindSafe>>,
@@ -173,27 +178,30 @@ impl OfOneProcess for Companion {
     }
 }
 
-/// How many descriptors are closed in a child at most. Those beyond are inherited, as any descriptor is.
+/// How many descriptors are closed in a child at most. Those beyond are inherited, like any other descriptor.
 const PLACES: usize = 1024;
-/// Descriptors that a child must not keep. Of a fixed size, as a child may not allocate.
+/// Descriptors that a child must not keep. The array has a fixed size, as a child may not allocate.
 static KEPT_BACK: [Entry; PLACES] = [const { Entry::empty() }; PLACES];
 
-/// How many forks have begun, and how many have ended. They differ while one is under way.
+/// How many forks have begun, and how many have ended. The counts differ while a fork is under way.
 static BEGUN: AtomicU64 = AtomicU64::new(0);
 static ENDED: AtomicU64 = AtomicU64::new(0);
 
 struct Entry {
-    /// The descriptor's number and one; zero if there is none. Above it, whose entry it is, as a child may get the same number
-    /// for a descriptor of its own.
+    /// The descriptor's number plus one in the lower half; zero if there is none. The upper half holds the token of the process
+    /// that made the entry, as a child may get the same number for a descriptor of its own.
     name: AtomicU64,
     /// What the number leads to: a program that closes "all" descriptors may have given it to another file.
     device: AtomicU64,
     inode: AtomicU64,
 }
 
-// ORDERING: sequentially consistent throughout, as this is done seldom, and argued in `KeptBack::open`.
+// ORDERING: sequentially consistent throughout: the stores that make an entry must come before the second load of `BEGUN` in
+// `KeptBack::open`, in the one order that `before_fork` is part of as well. `device` and `inode` are stored before `name`, so
+// the child's handler, which reads `name` first, finds them complete. These operations are rare, so weaker ones would gain
+// nothing.
 impl Entry {
-    /// Of an entry that is being made. It is no descriptor's.
+    /// The name of an entry that is being made. It is no descriptor's.
     const UNNAMED: u64 = u32::MAX as u64;
 
     const fn empty() -> Self {
@@ -223,6 +231,8 @@ fn name(token: u64, number: RawFd) -> u64 {
     token << 32 | (number as u64 + 1)
 }
 
+// ORDERING: sequentially consistent, here and in `after_fork` and `in_child`: pairs with the loads of both counts in
+// `KeptBack::open`, whose argument takes all of them to be in one order.
 extern "C" fn before_fork() {
     BEGUN.fetch_add(1, Ordering::SeqCst);
 }
@@ -236,9 +246,9 @@ extern "C" fn in_child() {
     ENDED.store(BEGUN.load(Ordering::SeqCst), Ordering::SeqCst);
     for entry in &KEPT_BACK {
         let Some(number) = entry.number() else { continue };
-        // SAFETY: asks about a number, which any number may be.
+        // SAFETY: F_GETFD only asks about the number, and accepts any.
         let flags = unsafe { libc::fcntl(number, libc::F_GETFD) };
-        // A descriptor that an `exec` would not close is one that this process means to pass on.
+        // A descriptor that an `exec` would not close is meant to be passed on.
         if flags < 0 || flags & libc::FD_CLOEXEC == 0 || !leads_to(number, entry.identity()) {
             continue;
         }
@@ -250,20 +260,20 @@ extern "C" fn in_child() {
 }
 
 fn leads_to(number: RawFd, identity: Identity) -> bool {
-    // SAFETY: asks about a number that is not -1, which any other may be.
+    // SAFETY: the number is not -1, and fstat, which only asks about it, accepts any other.
     fstat(unsafe { BorrowedFd::borrow_raw(number) }).is_ok_and(|stat| Identity::of(&stat) == identity)
 }
 
 /// An open file of which a forked child keeps no copy.
 ///
-/// But for a child that is forked by a bare system call, which runs no handlers; for a file whose close-on-exec flag was
-/// cleared, as it is to be passed on; and if more than 1024 are open at once.
+/// There are three exceptions: a child that is forked by a bare system call, which runs no handlers; a file whose close-on-exec
+/// flag was cleared because it is to be passed on; and files beyond 1024 that are open at once.
 #[derive(Debug)]
 pub(crate) struct KeptBack {
     file: ManuallyDrop<File>,
     identity: Identity,
     token: u64,
-    /// None if there was no place left.
+    /// `None` if there was no free entry.
     entry: Option<&'static Entry>,
 }
 
@@ -274,13 +284,16 @@ impl std::fmt::Debug for Entry {
 }
 
 impl KeptBack {
-    /// A child that is forked between the opening and the entry has a copy of what was opened. Then it is opened again, so that
-    /// what is locked through the file is locked through no such copy.
+    /// A child that is forked after the file was opened and before the entry was made has a copy of the descriptor. In that
+    /// case the file is opened again, so that no child holds what is locked through it.
     pub(crate) fn open(open: impl Fn() -> Result<File, Error>) -> Result<Self, Error> {
-        /// A program that forks without end keeps nobody from going on.
+        /// How often the file is opened before a copy in a child is put up with: a program that forks without end must not keep
+        /// the caller from making progress.
         const ATTEMPTS: usize = 100;
         static HAS_HANDLERS: AtomicBool = AtomicBool::new(false);
-        // Two threads may both register them, which does no harm: each fork counts twice, at both ends.
+        // Two threads may both register the handlers, which does no harm: each fork is then counted twice, at both ends.
+        // ORDERING: acquire pairs with the release of the store below: the handlers were registered before the flag was set, so
+        // they run at every fork that begins after this load finds it set.
         if !HAS_HANDLERS.load(Ordering::Acquire) {
             // SAFETY: the handlers are async-signal-safe.
             let _ = unsafe { libc::pthread_atfork(Some(before_fork), Some(after_fork), Some(in_child)) };
@@ -289,9 +302,11 @@ impl KeptBack {
         let mut attempts = 0;
         loop {
             attempts += 1;
-            // ORDERING: sequentially consistent, as are the handlers. A fork that copies the descriptor but not the entry has
-            // begun before the second look at `BEGUN`, and had not ended at the look at `ENDED`: either the two looks at `BEGUN`
-            // differ, or the first two figures do.
+            // ORDERING: sequentially consistent, as are the changes of the counts in `before_fork`, `after_fork` and
+            // `in_child`, and the stores that make the entry. A fork that copies the descriptor but not the entry has begun
+            // before the entry was made, so before the second load of `BEGUN`; and it ends after the file was opened, so after
+            // the load of `ENDED`. If it began before the first load of `BEGUN`, that load finds more forks begun than had
+            // ended; if it began later, the two loads of `BEGUN` differ. Either way, the file is opened again.
             let ended = ENDED.load(Ordering::SeqCst);
             let begun = BEGUN.load(Ordering::SeqCst);
             let this = Self::enter(open()?)?;
@@ -315,8 +330,8 @@ impl KeptBack {
         self.token != token()
     }
 
-    /// Whether the descriptor is still this one: a child may have closed it, and a program that closes "all" descriptors to become
-    /// a daemon may have given the number to another file.
+    /// Whether the number still is this descriptor: a child may have closed it, and a program that closes "all" descriptors to
+    /// become a daemon may have given the number to another file.
     pub(crate) fn is_open(&self) -> bool {
         self.has_entry() && leads_to(self.file.as_raw_fd(), self.identity)
     }
@@ -326,6 +341,8 @@ impl KeptBack {
     }
 
     fn has_entry(&self) -> bool {
+        // ORDERING: sequentially consistent, like all accesses of entries. In a child, the store that it must not miss is that of
+        // `in_child`, which the same thread made before.
         self.entry.is_none_or(|entry| entry.name.load(Ordering::SeqCst) == self.name())
     }
 }
@@ -340,7 +357,9 @@ impl Drop for KeptBack {
     fn drop(&mut self) {
         let is_open = self.is_open();
         if let Some(entry) = self.entry {
-            // Before it is closed, as the number may be somebody else's from then on.
+            // Before it is closed, as from then on the number may be another file's.
+            // ORDERING: sequentially consistent, like all accesses of entries. The exchange fails if the entry is no longer this
+            // descriptor's: a child's handler has cleared it, and another descriptor may have taken it.
             let _ = entry.name.compare_exchange(self.name(), 0, Ordering::SeqCst, Ordering::SeqCst);
         }
         if is_open {
@@ -367,13 +386,13 @@ mod tests {
                 if grandchild == 0 {
                     step(2);
                 }
-                // SAFETY: waits for a child, or for none; then ends the process.
+                // SAFETY: the calls wait for a child, or for none, and end the process.
                 unsafe {
                     libc::waitpid(grandchild, null_mut(), 0);
                     libc::_exit(0);
                 }
             }
-            // SAFETY: waits for a child.
+            // SAFETY: the call waits for a child, and stores no status.
             assert_eq!(unsafe { libc::waitpid(child, null_mut(), 0) }, child);
         })
         .succeeds();
@@ -387,22 +406,23 @@ mod tests {
 
     #[test]
     fn no_descendant_has_an_ancestors_token() {
-        // SAFETY: the children do nothing but what `three_generations` has them do.
+        // SAFETY: the children only store to shared words, fork, wait and exit.
         assert_all_differ(three_generations(|| unsafe { libc::fork() }));
     }
 
     #[test]
-    fn nor_has_one_that_is_forked_by_a_bare_system_call() {
-        // SAFETY: as above; without a stack or flags, it is a fork that runs no handlers.
+    fn no_descendant_has_an_ancestors_token_when_forked_by_a_bare_system_call() {
+        // SAFETY: the children only store to shared words, fork, wait and exit. Without a stack or flags, the call is a fork
+        // that runs no handlers.
         let clone = || unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) } as i32;
         assert_all_differ(three_generations(clone));
     }
 
     #[test]
-    fn nor_has_one_where_the_kernel_wipes_no_page() {
+    fn no_descendant_has_an_ancestors_token_where_the_kernel_wipes_no_page() {
         in_child(|| {
             WORD.store(wiped_by_handler(), Ordering::Release);
-            // SAFETY: as above.
+            // SAFETY: the children only store to shared words, fork, wait and exit.
             assert_all_differ(three_generations(|| unsafe { libc::fork() }));
         })
         .succeeds();

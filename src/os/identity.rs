@@ -1,11 +1,11 @@
-//! Which file it is that a descriptor or a path leads to.
+//! Which file a descriptor or a path leads to.
 
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt as _;
 
 use nix::sys::stat::FileStat;
 
-/// Which file it is, whatever it is called.
+/// Which file it is, whatever its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Identity {
     pub(crate) device: u64,

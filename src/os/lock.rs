@@ -1,8 +1,8 @@
-//! Locks on parts of a table's file that the kernel lets go of when their holder dies.
+//! Locks on parts of a table's file, which the kernel releases when their holder dies.
 //!
-//! They are open-file-description locks: they belong to a descriptor, not to a process, so threads of one process hold
-//! them side by side. A forked child would have the descriptor too, and keep the lock of a parent that is killed: so it is
-//! closed there, unless its close-on-exec flag says that it is to be passed on.
+//! They are open-file-description locks: they belong to an open file description, not to a process, so threads of one process
+//! can hold them side by side. A forked child would have the descriptor too, and keep the lock of a parent that is killed: so
+//! the descriptor is closed in the child, unless its cleared close-on-exec flag says that it is to be passed on.
 
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -26,7 +26,7 @@ pub(crate) enum Kind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Range {
     pub(crate) start: u64,
-    /// 0: to the end of the file, wherever that will be.
+    /// 0: to the end of the file, however long it becomes.
     pub(crate) length: u64,
 }
 
@@ -42,7 +42,7 @@ impl Range {
     }
 }
 
-/// A lock that is held. Dropped by the process that took it, it is let go of; dropped by a forked child, it is not.
+/// A lock that is held. Dropping it in the process that took it releases it; dropping it in a forked child does not.
 #[derive(Debug)]
 pub(crate) struct RangeLock {
     file: KeptBack,
@@ -50,7 +50,7 @@ pub(crate) struct RangeLock {
 }
 
 impl RangeLock {
-    /// Takes the lock, if nobody holds one against it. `open` must give a description that nobody else has.
+    /// Takes the lock, if there is no conflicting one. `open` must return an open file description that no other code uses.
     pub(crate) fn try_new(
         open: impl Fn() -> Result<File, Error>,
         range: Range,
@@ -74,15 +74,15 @@ impl AsFd for RangeLock {
 
 impl Drop for RangeLock {
     fn drop(&mut self) {
-        // Closing the descriptor would not do while somebody has a copy.
+        // Unlocked explicitly: closing the descriptor would not release the lock while another process has a copy.
         if !self.is_inherited() && self.file.is_open() {
             let _ = set(self.file.as_fd(), self.range, None);
         }
     }
 }
 
-/// A lock by a descriptor that is open anyway, for a process that can open no other. A forked child has that one as well, and
-/// keeps the lock if its parent is killed.
+/// A lock through a descriptor that is open anyway, for a process that cannot open another. A forked child has that descriptor
+/// as well, and keeps the lock if its parent is killed.
 #[derive(Debug)]
 pub(crate) struct LentLock<'a> {
     file: BorrowedFd<'a>,
@@ -101,8 +101,8 @@ impl Drop for LentLock<'_> {
     }
 }
 
-/// Makes the lock that `file`'s own description has on the range one of another kind, or none: in one step, so that nobody
-/// else gets it in between. `false` while somebody holds a lock against it; then nothing has changed.
+/// Changes the lock that `file`'s own description has on the range to `kind`, or releases it: in one step, so that no other
+/// process gets the range in between. `false` while there is a conflicting lock; then nothing has changed.
 pub(crate) fn set(file: BorrowedFd<'_>, range: Range, kind: Option<Kind>) -> Result<bool, Error> {
     let wanted = match kind {
         Some(Kind::Shared) => libc::F_RDLCK,
@@ -116,28 +116,29 @@ pub(crate) fn set(file: BorrowedFd<'_>, range: Range, kind: Option<Kind>) -> Res
     }
 }
 
-/// What somebody holds on a part of a range, other than through the description that asks.
+/// Which locks there are on a part of a range, other than those of the description that asks.
 ///
-/// Whoever may read the file may lock all of it, shared, but not exclusively; so a shared lock need not be an update's.
+/// Every process that may read the file may take shared locks on all of it, though no exclusive ones; so a shared lock need not
+/// be an update's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Held {
     /// A shared lock like that of an update: of an open file description, on the bytes of one slot.
     Update,
-    /// Other shared locks alone, such as a backup's.
+    /// Only other shared locks, such as a backup's.
     Foreign,
-    /// Such a lock, and perhaps an update's beside it.
+    /// Other shared locks, and perhaps an update's beside them: /proc/locks cannot be read.
     Unknown,
     Exclusive,
 }
 
-/// What is held on a part of the range.
+/// Which locks others hold on a part of the range.
 pub(crate) fn held(file: BorrowedFd<'_>, identity: Identity, range: Range) -> nix::Result<Option<Held>> {
     let mut answer = range.describe(libc::F_WRLCK);
     fcntl(file, FcntlArg::F_OFD_GETLK(&mut answer))?;
     let is_update = || answer.l_pid == OPEN_FILE_DESCRIPTION && is_slot(answer.l_start as u64, answer.l_len as u64);
     Ok(match libc::c_int::from(answer.l_type) {
         libc::F_RDLCK if is_update() => Some(Held::Update),
-        // The kernel tells of one lock, and this one may hide an update's.
+        // The kernel reports one lock only, and this one may hide an update's.
         libc::F_RDLCK => Some(match has_update(identity, range) {
             Some(true) => Held::Update,
             Some(false) => Held::Foreign,
@@ -148,22 +149,23 @@ pub(crate) fn held(file: BorrowedFd<'_>, identity: Identity, range: Range) -> ni
     })
 }
 
-/// Whether somebody holds a lock on a part of the range that takes a descriptor which is open for writing.
+/// Whether there is an exclusive lock on a part of the range, which takes a descriptor that is open for writing.
 pub(crate) fn is_held_by_writer(file: BorrowedFd<'_>, range: Range) -> nix::Result<bool> {
-    // What stands in the way of a shared lock is an exclusive one.
+    // Only an exclusive lock conflicts with a shared one.
     let mut answer = range.describe(libc::F_RDLCK);
     fcntl(file, FcntlArg::F_OFD_GETLK(&mut answer))?;
     Ok(libc::c_int::from(answer.l_type) == libc::F_WRLCK)
 }
 
-/// Whether it is a shared lock, which a descriptor that is open for reading suffices for, that keeps an exclusive one from being had.
+/// Whether it is a shared lock that keeps an exclusive one from being taken. A descriptor that is open for reading is enough
+/// for a shared lock.
 pub(crate) fn is_held_by_reader(file: BorrowedFd<'_>, range: Range) -> nix::Result<bool> {
     let mut answer = range.describe(libc::F_WRLCK);
     fcntl(file, FcntlArg::F_OFD_GETLK(&mut answer))?;
     Ok(libc::c_int::from(answer.l_type) == libc::F_RDLCK)
 }
 
-/// What the kernel says instead of a process id.
+/// What the kernel reports instead of a process id for an open-file-description lock.
 const OPEN_FILE_DESCRIPTION: libc::pid_t = -1;
 
 fn is_slot(start: u64, length: u64) -> bool {
@@ -172,7 +174,8 @@ fn is_slot(start: u64, length: u64) -> bool {
 
 /// Whether the kernel's list of all locks has one of an update, on a part of the range; `None` if the list cannot be read.
 ///
-/// Another file's lock with the same inode number counts as well, as the list has device numbers that `stat` does not tell.
+/// A lock on another file with the same inode number counts as well: the device numbers of the list are not always those that
+/// `stat` returns, so they are not compared.
 fn has_update(identity: Identity, range: Range) -> Option<bool> {
     let list = std::fs::read_to_string("/proc/locks").ok()?;
     let is_update = |line: &str| {

@@ -1,8 +1,9 @@
-//! The edge to the operating system's memory: map a table's file, extend it, let go of it. `unsafe` lives here.
+//! The edge to the operating system's memory: map a table's file, extend it, unmap it.
 //!
-//! Only what exists is mapped: the header together with the segments that there are when the table is opened, and each later
-//! segment by itself, when this process first needs it. No part ever moves, so a slot serves as long as its mapping. Nothing
-//! is set aside for growth: limits on address space, locked memory and core dumps see the table as large as it is.
+//! Only what exists is mapped: the header together with the segments that exist when the table is opened, and each later
+//! segment by itself, when this process first needs it. No part ever moves, so a reference to a slot is good as long as its
+//! mapping. No address space is reserved for growth: limits on address space, locked memory and core dumps see the table as
+//! large as it is.
 
 #![expect(unsafe_code, reason = "maps files; each block states the fact relied on")]
 
@@ -29,14 +30,13 @@ use self::chain::Published;
 use self::closable::ClosableMax;
 use crate::error::{Error, ErrorKind};
 use crate::os::allocation::{allocate, no_room};
+use crate::os::identity::Identity;
 use crate::os::lock::{Held, Kind, Range, RangeLock, held, is_held_by_writer};
 use crate::protocol::layout::{
     FixedHeader, HEADER_SIZE, HEADER_WORDS_OFFSET, Header, MAX_SIZE, STATE_OFFSET, Slot, Tag, segment_offset,
     segment_slots, segments_within,
 };
 use crate::protocol::slots::Memory;
-
-use crate::os::identity::Identity;
 pub(crate) use chain::{Chain, Places, SlotRef};
 pub(crate) use descriptor::DESCRIPTORS;
 use descriptor::FileRef;
@@ -45,27 +45,27 @@ use descriptor::FileRef;
 pub(crate) const SLOTS: Range = Range { start: HEADER_SIZE as u64, length: 0 };
 /// The header's boot id, on which each holder of the table shares a lock.
 pub(crate) const BOOT: Range = Range { start: HEADER_WORDS_OFFSET as u64, length: 16 };
-/// The header's state, whose lock says that it is about to change.
+/// The header's state. A lock on it says that the state is about to change, and holds new updates up.
 const GATE: Range = Range { start: STATE_OFFSET as u64, length: 4 };
 
 /// A table's file in memory.
 #[derive(Debug)]
 pub(crate) struct Mapping {
-    /// The header, and the segments that there were when the table was opened.
+    /// The header, and the segments that existed when the table was opened.
     first: Part,
     owner: Owner,
-    /// Where each segment begins that may ever be: null until this process has mapped it.
+    /// Where each segment that may ever exist begins: null until this process has mapped it.
     segments: Box<[Published<u8>]>,
     /// How many of them lie in the first part.
     opened: u32,
     capacity: u64,
-    /// How many of them this process is known to have mapped, and the file to hold.
+    /// How many segments, from the first on, this process has mapped and the file is known to hold.
     known: ClosableMax,
     read_only: bool,
     file: FileRef,
 }
 
-/// Who unmaps the first part.
+/// What unmaps the first part.
 enum Owner {
     Own,
     #[cfg(feature = "shm")]
@@ -82,7 +82,7 @@ impl std::fmt::Debug for Owner {
     }
 }
 
-/// A range of memory. It need not begin or end at a page; what is mapped are the pages that it touches.
+/// A range of memory. It need not begin or end at a page boundary; what is mapped is the pages that it touches.
 #[derive(Clone, Copy, Debug)]
 struct Part {
     base: NonNull<u8>,
@@ -105,15 +105,15 @@ impl Part {
     /// Maps the bytes `from..to` of the file whose beginning is mapped at `self`, without a descriptor of it.
     fn map_more(self, from: u64, to: u64) -> Result<Self, Error> {
         let (from, to) = (address_size(from)?, address_size(to)?);
-        // SAFETY: of a shared mapping, an old size of zero leaves the old range as it is, and maps the same file once more.
+        // SAFETY: for a shared mapping, an old size of zero leaves the old range as it is, and maps the same file once more.
         let base = unsafe { mremap(self.base.cast(), 0, to, MRemapFlags::MREMAP_MAYMOVE, None) }
             .map_err(|errno| Error::system(MAPPING, errno))?;
         let page = page_size();
-        // SAFETY: the new range is nobody else's, and reaches to `to`, which is behind `from`.
+        // SAFETY: the new range belongs to this call alone, and reaches to `to`, which is behind `from`.
         let (base, unused) =
             unsafe { (base.cast::<u8>().add(from), Self { base: base.cast(), length: from / page * page }) };
         if unused.length > 0 {
-            // SAFETY: nobody has seen these pages.
+            // SAFETY: these pages were mapped just now, and no reference to them was given out.
             unsafe { unused.unmap() };
         }
         Self::new(base.as_ptr(), to - from)
@@ -123,7 +123,7 @@ impl Part {
         let base = NonNull::new(base).ok_or(ErrorKind::System { action: MAPPING })?;
         let part = Self { base, length };
         let (start, length) = part.pages();
-        // SAFETY: the range was mapped just now. What is in the table is of no use in a core dump.
+        // SAFETY: the range was mapped just now. The contents of a table are of no use in a core dump.
         let _ = unsafe { madvise(start.cast(), length.get(), MmapAdvise::MADV_DONTDUMP) };
         Ok(part)
     }
@@ -132,48 +132,53 @@ impl Part {
     fn pages(self) -> (NonNull<u8>, NonZeroUsize) {
         let page = page_size();
         let before = self.base.as_ptr().addr() % page;
-        // SAFETY: mapped memory begins at a page.
+        // SAFETY: the part begins in a page that is mapped whole, so the page's beginning is in the same mapping.
         let start = unsafe { self.base.sub(before) };
         (start, NonZeroUsize::new((before + self.length).next_multiple_of(page)).unwrap_or(NonZeroUsize::MIN))
     }
 
-    /// Puts zeros in its place, at once and for all threads.
+    /// Replaces it with zeros, at once and for all threads.
     ///
     /// # Safety
     ///
-    /// The range belongs to the caller, who uses it through atomics only, which may change at any time.
+    /// The range belongs to the caller, and is used through atomics only, whose values may change at any time.
     unsafe fn zero(self, read_only: bool) {
         let (start, length) = self.pages();
-        // Whoever may not write to it does not: then the zeros are never memory of this process, and are not counted as such.
+        // A process that may not write to the table does not: then the zeros never become memory of this process, and are not
+        // counted as such.
         let write = if read_only { ProtFlags::empty() } else { ProtFlags::PROT_WRITE };
         let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_FIXED | MapFlags::MAP_NORESERVE;
         let address = Some(NonZeroUsize::from(start.addr()));
-        // SAFETY: as the caller says; the range stays mapped, and readable, and writable if it was.
+        // SAFETY: the caller owns the range and uses it through atomics only; it stays mapped, and readable, and writable if it
+        // was.
         if unsafe { mmap_anonymous(address, length, ProtFlags::PROT_READ | write, flags) }.is_ok() {
-            // SAFETY: as above. After `mlockall` the zeros would be memory, locked.
+            // SAFETY: the range was mapped just above, and belongs to the caller. After `mlockall` the zeros would take locked
+            // memory.
             let _ = unsafe { munlock(start.cast(), length.get()) };
-            // SAFETY: as the caller says: what is written there may vanish at any time.
+            // SAFETY: `zero` was called, and the caller uses the range through atomics whose values may change at any time:
+            // what is written there may vanish.
             unsafe { self.forget() };
         }
     }
 
-    /// Lets go of what was written after [`zero`](Self::zero).
+    /// Gives back the memory of what was written after [`zero`](Self::zero).
     ///
     /// # Safety
     ///
     /// As for `zero`, which was called before.
     unsafe fn forget(self) {
         let (start, length) = self.pages();
-        // SAFETY: as the caller says.
+        // SAFETY: the range is private zeros, which belong to the caller; its atomics may become zero at any time.
         let _ = unsafe { madvise(start.cast(), length.get(), MmapAdvise::MADV_DONTNEED) };
     }
 
     /// # Safety
     ///
-    /// The range belongs to the caller, and nobody uses it any more.
+    /// The range belongs to the caller, and nothing uses it any more.
     unsafe fn unmap(self) {
         let (start, length) = self.pages();
-        // SAFETY: as the caller says. It cannot fail but for want of kernel memory, and then the range stays mapped.
+        // SAFETY: the range belongs to the caller, and nothing uses it any more. The call fails only for lack of kernel memory;
+        // then the range stays mapped.
         let _ = unsafe { munmap(start.cast(), length.get()) };
     }
 }
@@ -186,7 +191,7 @@ fn page_size() -> usize {
 
 /// `bytes` as a size in memory.
 fn address_size(bytes: u64) -> Result<usize, Error> {
-    // Pointers are compared by signed distances.
+    // Distances between pointers are signed, so no range may be larger than isize::MAX.
     match isize::try_from(bytes) {
         Ok(size) => Ok(size.unsigned_abs()),
         Err(_) => Err(ErrorKind::System { action: "fitting the table into the address space" }.into()),
@@ -196,7 +201,8 @@ fn address_size(bytes: u64) -> Result<usize, Error> {
 // SAFETY: the range stays mapped until the value is dropped, whichever thread does it, and all access to it goes
 // through atomics.
 unsafe impl Send for Mapping {}
-// SAFETY: as for Send; shared references give out shared references to atomics only.
+// SAFETY: the range stays mapped as long as the value lives, and shared references to it give out shared references to atomics
+// only.
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
@@ -210,19 +216,20 @@ impl Mapping {
     ) -> Result<Self, Error> {
         let most = match path {
             Some(_) => MAX_SIZE,
-            // As large as it will ever be, which may be less: nobody may say that there are segments behind its end.
+            // An anonymous file has its final size, which may be less than the maximum: no header may claim segments beyond its
+            // end.
             None => file.metadata().map_err(|error| Error::io("looking at the table's file", &error))?.len(),
         };
         let first = Part::map(file.as_fd(), 0, segment_offset(fixed.capacity, segments), read_only)?;
         let file = FileRef::new(file, path).inspect_err(|_| {
-            // SAFETY: nobody has seen it.
+            // SAFETY: it was mapped just now, and no reference to it was given out.
             unsafe { first.unmap() }
         })?;
         Ok(Self::new(first, Owner::Own, file, fixed.capacity, segments, most, read_only))
     }
 
-    /// Maps the named POSIX segment that `file` is, whose header was checked and says `capacity` and `segments`.
-    /// `None` if another file has the name by now.
+    /// Maps the named POSIX segment that `file` is, whose header was checked and says `capacity` and `segments`. `None` if the
+    /// name leads to another file by now.
     #[cfg(feature = "shm")]
     pub(crate) fn of_named(
         file: File,
@@ -242,10 +249,10 @@ impl Mapping {
                 _ => ErrorKind::System { action: "mapping the named segment" }.into(),
             })
         })?;
-        // All that there was of the file when it was mapped: it is made as long as its segments, and grows.
+        // shared_memory maps the whole file as it is then: the file is created as long as its segments, and only grows.
         let (base, size) = (shmem.as_ptr(), shmem.len());
-        // The name led to this file before, `file` keeps its inode from being used again, and if it leads to it now,
-        // then that is what was mapped.
+        // The name led to this file before, and `file` keeps its inode from being used again. So if the name still leads to
+        // that inode now, that file is what was mapped.
         if !nix::sys::stat::lstat(path).is_ok_and(|stat| Identity::of(&stat) == file.identity) {
             return Ok(None);
         }
@@ -284,24 +291,24 @@ impl Mapping {
         Part { base, length: (to - from) as usize }
     }
 
-    /// Which bytes of the file `segment` is.
+    /// Which bytes of the file `segment` occupies.
     fn bytes_of(&self, segment: u32) -> (u64, u64) {
         (segment_offset(self.capacity, segment), segment_offset(self.capacity, segment + 1))
     }
 
-    /// All parts, whose segments begin at `opened`; each segment of them that this process has mapped.
+    /// The parts behind the first one: each of `segments` that this process has mapped.
     fn later_parts(&self, segments: std::ops::Range<u32>) -> impl Iterator<Item = Part> {
         segments.filter_map(|segment| Some(self.part(segment, self.start(segment)?)))
     }
 
-    /// Maps `segment`, unless this process has it.
+    /// Maps `segment`, unless this process has mapped it already.
     fn map_segment(&self, segment: u32) -> Result<(), Error> {
         if self.start(segment).is_some() {
             return Ok(());
         }
         let part = self.map_part(segment)?;
         if !self.publish(segment, part) {
-            // SAFETY: nobody has seen it: another thread was first.
+            // SAFETY: another thread published its own mapping first, so no reference to this one was given out.
             unsafe { part.unmap() };
         }
         Ok(())
@@ -327,13 +334,14 @@ impl Mapping {
         }
     }
 
-    /// Unmaps what was mapped behind the segments at which `known` was closed: nothing of it was given out.
+    /// Unmaps the segments beyond those that `known` counted when it was closed: no reference to them was given out.
     fn discard_unknown(&self) {
         for segment in self.known.get()..self.limit() {
             if let Some(base) = self.start(segment)
                 && self.segments[segment as usize].replace(base.as_ptr(), std::ptr::null_mut())
             {
-                // SAFETY: nobody was given anything of it, nor will be, and no other thread unmaps it.
+                // SAFETY: no reference to it was given out, nor will be, as it is beyond `known`; and the thread that took the
+                // pointer out is the only one that unmaps it.
                 unsafe { self.part(segment, base).unmap() };
             }
         }
@@ -343,24 +351,24 @@ impl Mapping {
         self.file.identity
     }
 
-    /// How many names the file has; `None` if its descriptor was closed by somebody else.
+    /// How many names the file has; `None` if other code has closed its descriptor.
     pub(crate) fn link_count(&self) -> Option<nix::libc::nlink_t> {
         self.file.with_own(|file| fstat(file).ok().map(|stat| stat.st_nlink)).flatten()
     }
 
-    /// How many segments can be reached, whatever the header says.
+    /// How many segments this process can reach, whatever the header says.
     pub(crate) fn reachable(&self) -> u32 {
         self.segments().unwrap_or_else(|_| self.known.get())
     }
 
-    /// What the system says of the file.
+    /// The file's status, from the system.
     pub(crate) fn stat(&self) -> Result<FileStat, Error> {
         self.file.with(OFlag::O_RDONLY, |file| {
             fstat(file).map_err(|errno| Error::system("looking at the table's file", errno))
         })
     }
 
-    /// Which bytes of the file `slot` is.
+    /// Which bytes of the file `slot` occupies.
     fn range_of(&self, slot: &Slot) -> Range {
         let offset = (0..self.known.get()).find_map(|segment| {
             let within = std::ptr::from_ref(slot).addr().checked_sub(self.start(segment)?.addr().get())? as u64;
@@ -375,7 +383,7 @@ impl Mapping {
         self.range_of(slot).start
     }
 
-    /// Takes a lock on the bytes of `slot` in the file; `None` while somebody holds one against it.
+    /// Takes a lock on the bytes of `slot` in the file; `None` while another holder has a lock that conflicts with it.
     pub(crate) fn try_lock(&self, slot: &Slot, kind: Kind) -> Result<Option<RangeLock>, Error> {
         self.try_lock_range(self.range_of(slot), kind)
     }
@@ -385,7 +393,7 @@ impl Mapping {
         self.try_lock_range(SLOTS, Kind::Exclusive)
     }
 
-    /// Asks those who are about to begin an update to wait; `None` while somebody else does.
+    /// Holds up updates that are about to begin; `None` while another process does so.
     pub(crate) fn try_hold_updates_up(&self) -> Result<Option<RangeLock>, Error> {
         self.try_lock_range(GATE, Kind::Exclusive)
     }
@@ -394,22 +402,23 @@ impl Mapping {
         RangeLock::try_new(|| self.file.open_again(), range, kind).map_err(|error| self.file.place(error))
     }
 
-    /// What somebody holds on the bytes of `slot`; `None` also where that cannot be told.
+    /// Which lock others hold on the bytes of `slot`; `None` also if that cannot be found out.
     pub(crate) fn held(&self, slot: &Slot) -> Option<Held> {
         self.held_range(self.range_of(slot))
     }
 
-    /// Whether an update of some key is in flight; `false` also where that cannot be told.
+    /// Whether an update of any key is in flight; `false` also if that cannot be found out.
     pub(crate) fn has_updates_in_flight(&self) -> bool {
         matches!(self.held_range(SLOTS), Some(Held::Update | Held::Unknown))
     }
 
-    /// Whether somebody has [excluded updates](Self::try_exclude_updates).
+    /// Whether another process has [excluded updates](Self::try_exclude_updates).
     pub(crate) fn are_updates_excluded(&self) -> bool {
         self.is_held_by_writer(SLOTS)
     }
 
-    /// Whether somebody [holds updates up](Self::try_hold_updates_up). A lock that takes no right to write does not count.
+    /// Whether another process [holds updates up](Self::try_hold_updates_up). A shared lock, which takes no right to write,
+    /// does not count.
     pub(crate) fn is_held_up(&self) -> bool {
         self.is_held_by_writer(GATE)
     }
@@ -418,33 +427,33 @@ impl Mapping {
         self.file.with_any(|file| is_held_by_writer(file, range).unwrap_or(false)).unwrap_or(false)
     }
 
-    /// One system call, unless somebody holds a lock that is none of ours. The descriptor is not asked first whether it still leads to the file, so who is told that nobody
-    /// holds a lock cannot rely on it.
+    /// One system call, unless there is a lock that is not gensync's. Whether the descriptor still leads to the file is not
+    /// checked first, so a caller cannot rely on the answer that there is no lock.
     fn held_range(&self, range: Range) -> Option<Held> {
         self.file.with_any(|file| held(file, self.file.identity, range).ok()).flatten().flatten()
     }
 
-    /// Gives the memory and the descriptor of a table that was replaced back to the system, while threads may still
-    /// look at its slots.
+    /// Gives the memory and the descriptor of a table that was replaced back to the system, while threads may still use its
+    /// slots.
     ///
-    /// What was used stays mapped, to zeros, which a reader takes for a retired table.
+    /// What was given out stays mapped, to zeros, which a reader takes for a retired table.
     pub(crate) fn detach(&self) {
         let Some(segments) = self.known.close() else { return };
         for part in std::iter::once(self.first).chain(self.later_parts(self.opened..segments)) {
-            // SAFETY: the range is this value's own, and was given out as atomics only.
+            // SAFETY: the range belongs to this value, and was given out as atomics only, which any process may change.
             unsafe { part.zero(self.read_only) };
         }
         self.discard_unknown();
         self.file.close();
     }
 
-    /// Lets go of what threads that were late have written since it was [emptied](Self::empty).
+    /// Gives back the memory that late threads have written to since the table was [detached](Self::detach).
     pub(crate) fn detach_again(&self) {
         if !self.known.is_closed() {
             return;
         }
         for part in std::iter::once(self.first).chain(self.later_parts(self.opened..self.known.get())) {
-            // SAFETY: as in `empty`, which was called before.
+            // SAFETY: `detach` was called before; the part belongs to this value, and was given out as atomics only.
             unsafe { part.forget() };
         }
     }
@@ -453,14 +462,15 @@ impl Mapping {
 impl Drop for Mapping {
     fn drop(&mut self) {
         for part in self.later_parts(self.opened..self.limit()) {
-            // SAFETY: what borrows from the mapping is gone, and the part is this value's own.
+            // SAFETY: whatever borrowed from the mapping is gone, and the part belongs to this value.
             unsafe { part.unmap() };
         }
         match &mut self.owner {
-            // SAFETY: as above.
+            // SAFETY: whatever borrowed from the mapping is gone, and the first part belongs to this value.
             Owner::Own => unsafe { self.first.unmap() },
-            // shared_memory closes its descriptor by a number that it does not tell. If no number but ours leads to the
-            // file any more, somebody closed it, and closing it again could hit a stranger: keep the range instead.
+            // shared_memory closes its descriptor by a number that it does not reveal. If no number except ours leads to the
+            // file any more, that descriptor was closed by other code, and closing its number again could close another file:
+            // keep the range mapped instead.
             #[cfg(feature = "shm")]
             Owner::Named(shmem) if self.file.open_elsewhere() => {
                 // SAFETY: dropped here, once.
@@ -493,7 +503,7 @@ impl Memory for Mapping {
             }));
         }
         let expected = segment_offset(self.capacity, claimed);
-        // An anonymous file has its greatest size from the beginning, and is sealed.
+        // An anonymous file has its final size from the beginning, and is sealed against truncation.
         if self.file.path.is_some() {
             let found = self.stat()?.st_size as u64;
             if found < expected {
@@ -503,7 +513,7 @@ impl Memory for Mapping {
         for segment in known..claimed {
             self.map_segment(segment).map_err(|error| self.file.place(error))?;
         }
-        // Closed meanwhile: by a thread of this process that has attached to the successor.
+        // If that fails, `known` was closed meanwhile, by a thread of this process that has moved on to the successor.
         if self.known.raise(claimed) { Ok(claimed) } else { Err(self.file.error(ErrorKind::Retired)) }
     }
 
@@ -511,9 +521,9 @@ impl Memory for Mapping {
         let base = self.start(segment).filter(|_| segment < self.known.get());
         let base = base.expect("a segment beyond the mapping was asked for");
         let count = segment_slots(self.capacity, segment) as usize;
-        // SAFETY: the segment is below `known`, so it is mapped, and lies within the file, whose size was asked for; it is
+        // SAFETY: the segment is below `known`, so it is mapped, and lies within the file, whose size was checked; it is
         // aligned to a slot, as its offset is. All fields are atomics, so shared references to memory that other processes
-        // change are sound. A file that somebody truncates gives a SIGBUS: documented.
+        // change are sound. A file that is truncated later causes a SIGBUS, which is documented.
         unsafe {
             let tags = base.add(count * size_of::<Slot>());
             let slots = std::slice::from_raw_parts(base.cast().as_ptr(), count);
@@ -531,20 +541,21 @@ impl Memory for Mapping {
             }));
         }
         let (start, end) = self.bytes_of(segment);
-        // Mapped first, as that can be undone; published when there is something behind it.
+        // Mapped first, as a mapping can be undone; published when the file has room behind it.
         let part = match self.start(segment) {
             None => Some(self.map_part(segment).map_err(|error| self.file.place(no_room(error, end - start)))?),
             Some(_) => None,
         };
         let room = match self.file.path {
             Some(_) => self.file.with(OFlag::O_RDWR, |file| allocate(file, start, end)),
-            // Without its descriptor, the memory is taken when it is touched: there is no disk that could be full.
+            // An anonymous table whose descriptor was closed gets its memory when it is touched: there is no disk that could be
+            // full.
             None => self.file.with_own(|file| allocate(file, start, end)).unwrap_or(Ok(())),
         };
         if let Some(part) = part
             && (room.is_err() || !self.publish(segment, part))
         {
-            // SAFETY: nobody has seen it.
+            // SAFETY: the part was not published, so no reference to it was given out.
             unsafe { part.unmap() };
         }
         room

@@ -1,4 +1,4 @@
-//! Making a table: whole before it has its name.
+//! Creating a table, which is complete before it has its name.
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::io;
@@ -24,8 +24,8 @@ use crate::os::owner::{OwnerCheck, check_mapped};
 use crate::os::path::{folder, has_proc, is_missing, missing_folder};
 use crate::protocol::layout::{FixedHeader, MAGIC, segment_offset, version};
 
-/// What the hidden name of an unfinished table begins with; sixteen random hexadecimal digits follow. Random, as a name that can
-/// be foretold could be taken by somebody else; and short, whatever the table is called.
+/// What the hidden name of an unfinished table begins with; sixteen random hexadecimal digits follow. They are random, as
+/// another process could take a name that it can predict; and the name is short, however long the table's is.
 const UNFINISHED: &str = ".gensync-";
 
 /// What a new table is made of.
@@ -34,7 +34,7 @@ pub(crate) struct NewTable {
     capacity: u64,
     boot: [u64; 2],
     mode: u32,
-    /// The user and group to give it to; `None`: the creator's.
+    /// The user and group to give the file to; `None`: those of the creator.
     owner: Option<(u32, u32)>,
     /// Sparse up to this size; 0: as long as its segments.
     size: u64,
@@ -48,7 +48,7 @@ impl NewTable {
         Ok(Self { capacity, boot: boot_id()?, mode, owner: None, size, allowed_file_systems, accepted })
     }
 
-    /// A successor, as like its predecessor as can be: others must be able to open it just the same.
+    /// A successor, as similar to its predecessor as possible: other processes must be able to open it just the same.
     pub(crate) fn succeeding(fixed: &FixedHeader, stat: &FileStat, options: &FileOptions) -> Result<Self, Error> {
         let sparse = stat.st_blocks * 512 < stat.st_size;
         Ok(Self {
@@ -62,8 +62,8 @@ impl NewTable {
         })
     }
 
-    /// Makes a table that has no name yet, in the folder of `path`. What can fail for want of room or permission
-    /// fails here.
+    /// Creates a table that has no name yet, in the folder of `path`. Whatever can fail for lack of room or permission fails
+    /// here.
     pub(crate) fn prepare(self, path: &Path) -> Result<UnlinkedTable, Error> {
         self.unnamed(path).map_err(|error| error.at(path))
     }
@@ -72,7 +72,7 @@ impl NewTable {
         let mut open = OpenOptions::new();
         open.read(true).write(true).mode(0o600);
         let named = || -> Result<UnlinkedTable, Error> {
-            // A process killed here leaves it behind.
+            // A process that is killed from here on leaves the file behind.
             let (mut unlinked, name) = with_unfinished_name(path, |name| {
                 match open.clone().custom_flags(OFlag::O_NOFOLLOW.bits()).create_new(true).open(name) {
                     Ok(file) => Ok(Some(self.unlinked(file))),
@@ -86,9 +86,9 @@ impl NewTable {
         };
         let unlinked = match open.clone().custom_flags(OFlag::O_TMPFILE.bits()).open(folder(path)) {
             Ok(file) if has_proc() => self.unlinked(file),
-            // Without /proc, an unnamed file cannot be named.
+            // Without /proc, an unnamed file cannot be given a name.
             Ok(_) => named()?,
-            // Not every file system has unnamed files.
+            // Not every file system supports unnamed files.
             Err(error)
                 if matches!(error.raw_os_error().map(Errno::from_raw), Some(Errno::EOPNOTSUPP | Errno::EISDIR)) =>
             {
@@ -105,7 +105,7 @@ impl NewTable {
         UnlinkedTable { file, lock: None, name: None, capacity: self.capacity, boot: self.boot }
     }
 
-    /// A table in memory that only this process and its children have.
+    /// A table in memory that only this process and its children can use.
     pub(crate) fn anonymous(self) -> Result<File, Error> {
         let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
         let file = memfd_create("gensync", flags).map_err(|errno| Error::system("creating anonymous memory", errno))?;
@@ -121,12 +121,13 @@ impl NewTable {
         check_file_system(file, &self.allowed_file_systems)?;
         let doing = |action| move |error| Error::io(action, &error);
         let metadata = file.metadata().map_err(doing("looking at the new table"))?;
-        // Whoever makes a table opens it next: one that would be refused then is not left behind.
+        // The process that creates a table opens it next. If it would refuse the table then, it fails here, and leaves no table
+        // behind.
         self.accepted.check(self.owner.map_or(metadata.uid(), |(user, _)| user))?;
         if let Some((user, group)) = self.owner.filter(|owner| *owner != (metadata.uid(), metadata.gid())) {
             std::os::unix::fs::fchown(file, Some(user), Some(group)).map_err(doing("giving the table to its owner"))?;
         }
-        // Set afterwards, as the mode given to open is subject to the umask.
+        // Set after opening, as the umask applies to the mode that open is given.
         file.set_permissions(std::fs::Permissions::from_mode(self.mode)).map_err(doing("setting the table's mode"))?;
         let end = segment_offset(self.capacity, 1);
         rewrite_in_place(file.as_fd());
@@ -139,11 +140,12 @@ impl NewTable {
     }
 }
 
-/// A table but for its header and its name.
+/// A table that is complete except for its header and its name.
 #[derive(Debug)]
 pub(crate) struct UnlinkedTable {
     file: File,
-    /// Of its own description, as a forked child would keep one of `file`'s. None if it is locked by `file`, or not at all.
+    /// Taken through a description of its own, as a forked child would keep a lock of `file`'s description. `None` if the lock
+    /// is `file`'s, or there is no lock.
     lock: Option<RangeLock>,
     name: Option<PathBuf>,
     capacity: u64,
@@ -151,13 +153,13 @@ pub(crate) struct UnlinkedTable {
 }
 
 impl UnlinkedTable {
-    /// Names the table, whose keys start at `floor` or later; `false` if something has the name already.
+    /// Gives the table its name; its keys start at `floor` or later. `false` if the name exists already.
     pub(crate) fn link(self, path: &Path, floor: u64) -> Result<bool, Error> {
         let written = write_header(&self.file, self.capacity, floor, self.boot);
         written.and_then(|()| self.link_to(path)).map_err(|error| error.at(path))
     }
 
-    /// Gives it a hidden name beside `path`, and a header, so that one call is left to be made.
+    /// Gives it a hidden name beside `path`, and a header, so that only one call is left to put it in place.
     pub(crate) fn stand_by(mut self, path: &Path) -> Result<Self, Error> {
         if self.name.is_none() {
             let mut stand_by = || {
@@ -170,20 +172,21 @@ impl UnlinkedTable {
         Ok(self)
     }
 
-    /// Says whose the file is, before anybody finds it under its hidden name: locked, it is in use.
+    /// Locks the file, which says that it is in use, before another process can find it under its hidden name.
     fn claim(&mut self) -> Result<(), Error> {
         match RangeLock::try_new(|| open_again(&self.file), REPLACEMENT, Kind::Exclusive) {
             Ok(lock) => self.lock = lock,
-            // As in `try_lock`.
+            // There is no /proc, no permission to open the file once more, or no free descriptor: the lock is `file`'s.
             Err(_) => _ = set(self.file.as_fd(), REPLACEMENT, Some(Kind::Exclusive))?,
         }
         write_header(&self.file, self.capacity, 0, self.boot)
     }
 
-    /// Gives it, which [stands by](Self::stand_by), the name of the retired table at `path`. To be called under that one's lock.
+    /// Puts it, after [`stand_by`](Self::stand_by), in the place of the retired table at `path`. To be called under the retired
+    /// table's lock.
     pub(crate) fn replace(mut self, path: &Path, floor: u64) -> Result<(), Error> {
         let replace = || {
-            // Written over what is there already, which takes no room.
+            // The header overwrites the one that is there already, which takes no room.
             write_header(&self.file, self.capacity, floor, self.boot)?;
             let name = self.name.as_deref().unwrap_or(path);
             std::fs::rename(name, path).map_err(|error| Error::io("replacing the retired table", &error))
@@ -209,7 +212,8 @@ impl Drop for UnlinkedTable {
         if let Some(name) = &self.name {
             let _ = std::fs::remove_file(name);
         }
-        // If it was locked by this descriptor: a child that was forked meanwhile has a copy, which would keep the lock.
+        // In case the lock is this description's: a child that was forked meanwhile has a copy of the descriptor, which would
+        // keep the lock.
         let _ = set(self.file.as_fd(), REPLACEMENT, None);
     }
 }
@@ -222,7 +226,7 @@ pub(crate) fn remove(path: &Path) -> Result<(), Error> {
     }
 }
 
-/// Removes the unfinished tables beside `path` that killed processes of this user have left there, if they can be removed.
+/// Removes the unfinished tables that killed processes of this user have left beside `path`, as far as they can be removed.
 pub(crate) fn remove_unfinished(path: &Path) {
     for entry in std::fs::read_dir(folder(path)).into_iter().flatten().flatten() {
         if is_unfinished_name(&entry.file_name()) && is_left_over(&entry.path()) {
@@ -236,7 +240,8 @@ fn is_unfinished_name(name: &std::ffi::OsStr) -> bool {
     digits.is_some_and(|digits| digits.len() == 16 && digits.bytes().all(|byte| byte.is_ascii_hexdigit()))
 }
 
-/// Whether the file is a table of this user that nobody has locked. Anybody may have put something else there under such a name.
+/// Whether the file is a table of this user that no process has locked. Other users may have put something else there under
+/// such a name.
 fn is_left_over(name: &Path) -> bool {
     let user = Uid::effective().as_raw();
     let is_own = |metadata: Metadata| metadata.is_file() && metadata.uid() == user && check_mapped(user).is_ok();
@@ -252,7 +257,7 @@ fn is_left_over(name: &Path) -> bool {
         && is_held_by_writer(file.as_fd(), REPLACEMENT) == Ok(false)
 }
 
-/// Tries `action` with hidden names beside `path` until one is free, which is what it says by giving something.
+/// Tries `action` with hidden names beside `path` until it returns something, which says that the name was free.
 fn with_unfinished_name<R>(
     path: &Path,
     action: impl Fn(&Path) -> Result<Option<R>, Error>,

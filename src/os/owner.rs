@@ -1,13 +1,13 @@
-//! Whose a file is.
+//! Which user a file belongs to.
 
 use nix::unistd::Uid;
 
 use crate::error::ErrorKind;
 
-/// Whose files a table may be opened from. Whoever owns the file can forge generations.
+/// Which user's file is accepted as a table. The owner of the file can forge generations.
 ///
-/// In a user namespace, all users that have no number there show as one (65534, "nobody"). Unless that number itself stands for
-/// somebody there, only [`Anyone`](Self::Anyone) accepts it.
+/// In a user namespace, all users that are not mapped into it show as one (65534, "nobody"). Unless a user with that number is
+/// mapped into it, only [`Anyone`](Self::Anyone) accepts that one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum OwnerCheck {
@@ -29,17 +29,17 @@ impl OwnerCheck {
             Self::Anyone => return Ok(()),
         };
         let unmapped = check_mapped(found);
-        if let Err(who) = &unmapped {
-            expected = format!("{expected}, and not {who}");
+        if let Err(unmapped) = &unmapped {
+            expected = format!("{expected}, and not {unmapped}");
         }
         if accepted && unmapped.is_ok() { Ok(()) } else { Err(ErrorKind::WrongOwner { found, expected }) }
     }
 }
 
-/// Whether a file that shows as `user`'s is that user's: in a user namespace, those who have no number there all show as one,
-/// which the error tells. Where the namespace's numbers cannot be read, nobody is known by that one.
+/// Checks that a file that shows as `user`'s really is that user's: in a user namespace, all users that are not mapped into it
+/// show as one, which the error names. If the namespace's map cannot be read, that one is taken to be unmapped.
 pub(crate) fn check_mapped(user: u32) -> Result<(), String> {
-    // The number is 65534 unless an administrator has changed it, and that is hidden.
+    // If /proc hides the number, it is 65534, unless an administrator has changed it.
     let overflow = std::fs::read_to_string("/proc/sys/kernel/overflowuid");
     let overflow = overflow.ok().and_then(|number| number.trim().parse().ok()).unwrap_or(65_534);
     if user != overflow {
@@ -55,6 +55,6 @@ pub(crate) fn check_mapped(user: u32) -> Result<(), String> {
     if is_mapped {
         Ok(())
     } else {
-        Err(format!("{user}, as which everybody shows who is not mapped into this user namespace"))
+        Err(format!("{user}, which stands for all users that are not mapped into this user namespace"))
     }
 }

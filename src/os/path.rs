@@ -28,7 +28,7 @@ pub(crate) fn folder(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// Which folder of those that lead to `path` is not there; `NotFound` if all are.
+/// An error that names the first folder on the way to `path` that does not exist; `NotFound` if all of them exist.
 pub(crate) fn missing_folder(path: &Path) -> Error {
     let is_there = |folder: &&Path| std::fs::metadata(folder).is_ok_and(|metadata| metadata.is_dir());
     let missing = folder(path).ancestors().take_while(|folder| !is_there(folder)).last();
@@ -45,7 +45,7 @@ pub(crate) fn missing_folder(path: &Path) -> Error {
     }
 }
 
-/// What the system says of the file at `path` that makes it one which stays.
+/// The attributes of the file at `path`, some of which keep it from being replaced.
 pub(crate) fn attributes(path: &Path) -> Result<StatxAttributes, Error> {
     let asked = statx(CWD, path, rustix::fs::AtFlags::SYMLINK_NOFOLLOW, StatxFlags::TYPE);
     let found = asked.map_err(|error| Error::io("looking at the table's file", &error.into()))?;

@@ -1,8 +1,8 @@
-//! Pauses, as threads of one process keep them together.
+//! Pauses that the threads of one process share.
 
 use crate::protocol::atomic::{AtomicU64, Ordering};
 
-/// Runs from the first time that it is asked.
+/// The time since it was first asked for.
 #[derive(Debug)]
 pub(crate) struct FirstSeen(AtomicU64);
 
@@ -12,10 +12,11 @@ impl FirstSeen {
     }
 
     pub(crate) fn elapsed(&self, now: u64) -> u64 {
-        // ORDERING: relaxed: it orders nothing.
+        // ORDERING: relaxed, and so is the store below: the word holds a time and guards no other memory. That it is one word
+        // makes all threads agree on one start; a thread that reads an older one is late by no more than a pause.
         match self.0.compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed) {
             Err(start) if start <= now => now - start,
-            // The clock was set back since: it starts anew.
+            // The clock was set back since: the time starts anew.
             Err(_) => {
                 self.0.store(now, Ordering::Relaxed);
                 0
@@ -25,17 +26,18 @@ impl FirstSeen {
     }
 }
 
-/// A point in time that threads take turns at. One that lies further ahead than its own pause is due: the clock was set back,
-/// as by a restored checkpoint.
+/// Lets one thread through per pause. A due time that lies further ahead than one pause counts as reached: the clock was set
+/// back, as by a restored checkpoint.
 #[derive(Debug)]
 pub(crate) struct Throttle {
     due: AtomicU64,
     pause: u64,
 }
 
-// ORDERING: relaxed throughout: it guards nothing but the cost of two threads doing the same.
+// ORDERING: relaxed throughout: the word guards no other memory. The exchange in `take` gives each due time to one thread, by
+// atomicity alone; a thread that reads an older time fails in that exchange. `expedite` is for tests of one thread.
 impl Throttle {
-    /// Due at once, and `pause` after each turn that is taken; both in the unit of the clock that is asked about.
+    /// Due at once, and then `pause` after each time it was taken, in the unit of the clock whose times are passed in.
     pub(crate) fn every(pause: u64) -> Self {
         Self { due: AtomicU64::new(0), pause }
     }
@@ -46,7 +48,7 @@ impl Throttle {
         self.due.store(0, Ordering::Relaxed);
     }
 
-    /// Whether it is due at `now`; if so, the caller has the turn, and the next one is a pause later.
+    /// Whether it is due at `now`; if so, the caller alone is let through, and the next one a pause later.
     pub(crate) fn take(&self, now: u64) -> bool {
         let due = self.due.load(Ordering::Relaxed);
         let has_come = now >= due || due - now > self.pause;
@@ -55,8 +57,8 @@ impl Throttle {
     }
 }
 
-/// When to try again what has failed: soon at first, and less often the longer it goes on. Times are milliseconds; one that is
-/// still to come, as the clock was set back, is long ago.
+/// When to try again what has failed: soon at first, and less often the longer it keeps failing. Times are milliseconds; a time
+/// of failure that lies ahead, as the clock was set back, counts as long ago.
 #[derive(Debug)]
 pub(crate) struct Backoff {
     failed: AtomicU64,
@@ -65,7 +67,8 @@ pub(crate) struct Backoff {
     longest: u64,
 }
 
-// ORDERING: relaxed throughout: it guards nothing but the cost of an attempt more.
+// ORDERING: relaxed throughout: the two words guard no other memory. A thread that sees one of them older than the other, or
+// loses a store to another thread, makes one attempt too many or waits for one pause too long.
 impl Backoff {
     const SHORTEST: u64 = 4;
 
@@ -89,7 +92,7 @@ impl Backoff {
         self.failed.store(now, Ordering::Relaxed);
     }
 
-    /// It has not failed: the next failure is the first one again.
+    /// It succeeded: the next failure counts as the first one again.
     pub(crate) fn end(&self) {
         self.pause.store(0, Ordering::Relaxed);
     }

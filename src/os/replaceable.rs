@@ -15,12 +15,12 @@ use crate::os::file::TableFile;
 use crate::os::owner::check_mapped;
 use crate::os::path::{attributes, folder, is_missing};
 
-/// Whether another file can be put in the place of `file`, which is at `path`, or none. What can be known of that is asked
-/// here, as it is too late when the table is retired.
+/// Checks that `file`, which is at `path`, can be replaced by another file or removed. Whatever can be known about that is
+/// checked here, as it is too late once the table is retired.
 ///
 /// # Errors
 ///
-/// [`ErrorKind::NotReplaceable`] if not; or it cannot be found out.
+/// [`ErrorKind::NotReplaceable`] if it cannot; or another kind if that cannot be found out.
 pub(crate) fn check_replaceable(file: &TableFile, path: &Path) -> Result<(), Error> {
     let place = folder(path);
     if attributes(path)?.contains(StatxAttributes::MOUNT_ROOT) {
@@ -40,7 +40,8 @@ pub(crate) fn check_replaceable(file: &TableFile, path: &Path) -> Result<(), Err
         }
         result => result.map_err(|errno| Error::system("looking at the table's folder", errno))?,
     }
-    // Of a file onto itself it does nothing, but is refused like another one by what else guards names, as a sandbox does.
+    // Renaming a file to its own name does nothing, but whatever else guards names, such as a sandbox, refuses it like any
+    // other renaming.
     match std::fs::rename(path, path) {
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
             let reason =
@@ -65,7 +66,7 @@ pub(crate) fn check_replaceable(file: &TableFile, path: &Path) -> Result<(), Err
     Ok(())
 }
 
-/// Whether this process may make a file that belongs to the same user and group.
+/// Checks that this process may create a file that belongs to the same user and group.
 pub(crate) fn check_owner_can_be_given(file: &TableFile) -> Result<(), Error> {
     let stat = file.stat()?;
     let (user, group) = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
@@ -75,7 +76,7 @@ pub(crate) fn check_owner_can_be_given(file: &TableFile) -> Result<(), Error> {
         return Ok(());
     }
     not_replaceable(format!(
-        "it belongs to user {} and group {}, to whom this process cannot give another file; let that user or root do it",
+        "it belongs to user {} and group {}, and this process cannot give another file to them; let that user or root do it",
         stat.st_uid, stat.st_gid
     ))
 }
@@ -88,7 +89,7 @@ fn has_capability(capability: CapabilitySet) -> bool {
     capabilities(None).is_ok_and(|sets| sets.effective.contains(capability))
 }
 
-/// Root of a user namespace is nobody outside of it, and to files of those who are not mapped into it.
+/// Root of a user namespace has no rights outside of it, nor over files of users that are not mapped into it.
 fn may_act_as_owner(stat: &FileStat) -> bool {
     has_capability(CapabilitySet::FOWNER) && check_mapped(stat.st_uid).is_ok()
 }

@@ -6,22 +6,21 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::StatxAttributes;
 
-use crate::os::identity::Identity;
-use crate::os::identity::identity;
+use crate::os::identity::{Identity, identity};
 use crate::os::path::{attributes, folder, is_missing};
 
-/// How the process saw the file system when it opened a table, so that it can tell a file that is gone from one that
-/// it can no longer see.
+/// How the process saw the file system when it opened a table, which distinguishes a file that is gone from one that the
+/// process can no longer see.
 #[derive(Debug)]
 pub(crate) struct View {
     path: PathBuf,
     root: Option<Identity>,
-    /// The device of the folder, unless the file is a mount point itself. Not the file's: overlayfs gives its files another one
-    /// than its folders.
+    /// The device of the folder, unless the file is a mount point itself. It is not the file's: overlayfs gives its files
+    /// another device than its folders.
     device: Option<u64>,
 }
 
-/// What a look at a table's path finds.
+/// What becomes known when a table's path is revalidated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Presence {
     Here,
@@ -38,9 +37,9 @@ impl View {
 
     /// Whether `own` is still what the path names: one system call if it is.
     ///
-    /// A link count of zero always says that it is gone. A missing name, or another file, says so only on the same device and
-    /// from the same root: otherwise something was mounted over the folder for this process, or for all. A process that cannot
-    /// see the folder, being confined to another root or without permission, goes by the link count alone.
+    /// A link count of zero always means that the file is gone. A missing name, or another file, means so only on the same
+    /// device and from the same root: otherwise something was mounted over the folder, for this process or for all. A process
+    /// that cannot see the folder, because it is confined to another root or lacks permission, relies on the link count alone.
     pub(crate) fn presence(&self, own: Identity, links: impl FnOnce() -> Option<nix::libc::nlink_t>) -> Presence {
         let found = std::fs::symlink_metadata(&self.path);
         if found.as_ref().is_ok_and(|metadata| identity(metadata) == own) {

@@ -1,5 +1,7 @@
 //! Whether what a holder has seen is what there is, and attaching to the successor of a table that was replaced.
 
+use std::sync::Arc;
+
 use super::{GenerationSynchronizer, Ticket};
 use crate::error::Error;
 use crate::os::clock::{coarse_now, precise_now};
@@ -9,7 +11,6 @@ use crate::protocol::observed::Observed;
 use crate::protocol::word::Word;
 use crate::table::incarnation::Place;
 use crate::table::succession::retry;
-use std::sync::Arc;
 
 /// How often to ask for a pending update's lock while others take it and let go of it.
 const ROUNDS: u32 = 16;

@@ -30,8 +30,7 @@ use std::time::{Duration, Instant};
 
 use crate::error::{Error, ErrorKind};
 use crate::generation::Generation;
-use crate::os::clock::Deadline;
-use crate::os::clock::with_patience;
+use crate::os::clock::{Deadline, with_patience};
 use crate::os::lock::{Kind, RangeLock};
 use crate::synchronizer::GenerationSynchronizer;
 use crate::table::incarnation::Place;

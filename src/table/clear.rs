@@ -1,4 +1,4 @@
-//! Updating keys by what the table tells of them.
+//! Updating keys that are chosen by what the table says about them.
 
 use super::Table;
 use crate::error::{Error, ErrorKind};
@@ -10,10 +10,10 @@ impl Table {
     /// Expires every holder's state of each key that `matches`, as
     /// [`clear`](crate::GenerationSynchronizer::clear) does, and returns those keys as they are then.
     ///
-    /// Updates that killed processes have left pending there end with it.
+    /// This also ends updates of those keys that killed processes have left pending.
     ///
-    /// For keys of which only the label is known, or that are many. `matches` is asked about every key; about all of them
-    /// again if the table is replaced meanwhile.
+    /// Meant for keys of which only the label is known, or for many keys. `matches` is called for every key, and for all of
+    /// them again if the table is replaced meanwhile.
     ///
     /// ```
     /// use gensync::{GenerationSynchronizer, Table};
@@ -35,8 +35,8 @@ impl Table {
     ///
     /// # Progress
     ///
-    /// As [`Table::slots`](Self::slots), and wakes those who wait for what is cleared. If the table was replaced, it opens the
-    /// successor, or makes it, as [`is_expired`](crate::GenerationSynchronizer::is_expired) does.
+    /// As [`Table::slots`](Self::slots), and wakes the waiters for the keys that are cleared. If the table was replaced, it
+    /// opens or creates the successor, as [`is_expired`](crate::GenerationSynchronizer::is_expired) does.
     pub fn clear_matching(&self, matches: impl Fn(&SlotInfo) -> bool) -> Result<Vec<SlotInfo>, Error> {
         if self.is_read_only() {
             return Err(self.error(ErrorKind::ReadOnly));
@@ -45,19 +45,20 @@ impl Table {
     }
 }
 
-/// Clears the keys of one incarnation; `None` if that has ended meanwhile.
+/// Clears the keys of one incarnation; `None` if that incarnation has ended meanwhile.
 fn clear_in(current: &Incarnation, matches: impl Fn(&SlotInfo) -> bool) -> Result<Option<Vec<SlotInfo>>, Error> {
     let slots = current.slots();
     let (header, memory) = (slots.header(), slots.memory());
-    // Its fence stands between the caller's change of the source and the look at the keys. As whoever attaches has another
-    // between label and load, a key that is missed here is loaded after the change.
+    // `is_live_after_claim` has a fence, which here stands between the caller's change of the source and the scan of the keys.
+    // A process that attaches to a key has such a fence between writing the key's slot and loading the state. So if the scan
+    // misses a key, its state is loaded after the change.
     if !header.is_live_after_claim() {
         return Ok(None);
     }
     let mut cleared = Vec::new();
     for (_, _, slot) in slots.claimed(memory.segments()?) {
         let found = SlotInfo::of(slot, memory).filter(&matches);
-        // What a killed process has left would otherwise be one more update, when somebody looks.
+        // Otherwise, what a killed process has left would become one more update at the next check of the key.
         if found.as_ref().is_some_and(SlotInfo::is_abandoned) {
             current.recover(slot)?;
         }
@@ -66,6 +67,6 @@ fn clear_in(current: &Incarnation, matches: impl Fn(&SlotInfo) -> bool) -> Resul
             cleared.extend(SlotInfo::of(slot, memory));
         }
     }
-    // Otherwise a key may have been loaded through the successor before this came to it.
+    // If the incarnation has ended, a key may have been loaded through the successor before its slot was cleared here.
     Ok(header.is_live_after_claim().then_some(cleared))
 }

@@ -10,9 +10,11 @@ pub(crate) struct Confirmation {
     time: AtomicU64,
 }
 
-// ORDERING: relaxed throughout: a holder that finds out late is as late as if it had looked at the path before.
+// ORDERING: relaxed throughout: the two words guard no other memory. A holder that sees a doubt, or a confirmation, late is as
+// late as if the path had been revalidated that much later; the pause between revalidations allows for that. The swap in
+// `doubt` reports the beginning of a doubt to one thread, by atomicity alone.
 impl Confirmation {
-    /// For how many milliseconds a look is good: within this time, another one finds out what has become of the file.
+    /// For how many milliseconds a revalidation is good: within this time, another one finds out what has become of the file.
     const GOOD: u64 = 1000;
 
     pub(crate) fn at(now: u64) -> Self {
@@ -29,9 +31,9 @@ impl Confirmation {
         self.is_doubtful.store(0, Ordering::Relaxed);
     }
 
-    /// A look could not find out whether the path names the file. Returns whether the doubt begins with it.
+    /// A revalidation could not find out whether the path names the file. Returns whether the doubt begins with it.
     pub(crate) fn doubt(&self, now: u64) -> bool {
-        // A time that is still to come, as the clock was set back, is long ago.
+        // A time that lies ahead, as the clock was set back, counts as long ago.
         let is_old = now.wrapping_sub(self.time.load(Ordering::Relaxed)) >= Self::GOOD;
         is_old && self.is_doubtful.swap(1, Ordering::Relaxed) == 0
     }

@@ -1,4 +1,4 @@
-//! Ending an incarnation of a table: another one follows it, or none.
+//! Ending an incarnation of a table, with or without a successor.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -15,25 +15,25 @@ use crate::table::incarnation::Incarnation;
 use crate::table::succession::retry;
 
 impl Table {
-    /// Ends this incarnation of the table and begins another: every key's state is expired in every process, and keys
-    /// that nobody attaches to any more are gone. No update is lost, whoever makes it meanwhile.
+    /// Ends this incarnation of the table and begins another: every key's state is expired in every process, and keys that no
+    /// process attaches to again are gone. No update that any process makes meanwhile is lost.
     ///
-    /// Waits for [updates](crate::GenerationSynchronizer::update) in flight, and holds others up meanwhile, but no longer
+    /// Waits for [updates](crate::GenerationSynchronizer::update) in flight, and holds up others meanwhile, but for no longer
     /// than the [`pending_limit`](crate::TableOptions::pending_limit). So it must not be called within an update.
     ///
     /// The new file has the capacity, mode and owner of the old one. An anonymous table cannot be replaced, nor one that is not
-    /// [replaceable](Self::replaceable): there, every key gets a new generation, and all keys stay, as does the
-    /// [incarnation](crate::TableInfo::incarnation), by which the two can be told apart.
+    /// [replaceable](Self::replaceable): there, every key gets a new generation, all keys stay, and the
+    /// [incarnation](crate::TableInfo::incarnation) stays the same, which distinguishes the two cases.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::ReadOnly`]; [`ErrorKind::Locked`] if an update does not end; or a new file cannot be made, for want of
+    /// [`ErrorKind::ReadOnly`]; [`ErrorKind::Locked`] if an update does not end; or a new file cannot be created, for lack of
     /// room or of the right to give it to the table's owner. Then nothing has changed.
     ///
     /// # Progress
     ///
-    /// Blocking: makes system calls and a file as large as the table, sweeps over all keys, and sleeps while updates are in flight,
-    /// or another process replaces the table.
+    /// Blocking: makes system calls, creates a file as large as the table, sweeps over all keys, and sleeps while updates are
+    /// in flight or another process replaces the table.
     pub fn reset(&self) -> Result<(), Error> {
         if self.is_read_only() {
             return Err(self.error(ErrorKind::ReadOnly));
@@ -56,14 +56,15 @@ impl Table {
         reset().map_err(|error| self.explain(error))
     }
 
-    /// Removes the table's file. Every key's state is expired in every process that has it open, and no update is lost,
-    /// whoever makes it meanwhile.
+    /// Removes the table's file. Every key's state is expired in every process that has it open, and no update that any process
+    /// makes meanwhile is lost.
     ///
-    /// A process that has the table open, may create one, and uses it again, makes a new one; so end them first, if the file
-    /// is to stay away. So does this `Table`, unless it was opened with [`create(false)`](crate::TableOptions::create).
+    /// A process that has the table open and may create one creates a new one when it uses the table again; so end all such
+    /// processes first if the file is to stay away. So does this `Table`, unless it was opened with
+    /// [`create(false)`](crate::TableOptions::create).
     ///
-    /// Waits for updates in flight as [`reset`](Self::reset) does. Killed on the way, it leaves the table, or one that is
-    /// retiring, which the next process to open it for writing replaces.
+    /// Waits for updates in flight as [`reset`](Self::reset) does. If the process is killed on the way, it leaves the table as
+    /// it was, or one that is retiring, which the next process that opens it for writing replaces.
     ///
     /// ```
     /// # use gensync::Table;
@@ -78,11 +79,11 @@ impl Table {
     /// # Errors
     ///
     /// As [`reset`](Self::reset); also [`ErrorKind::NotReplaceable`] if this process cannot remove the file, and
-    /// [`ErrorKind::InvalidInput`] for an anonymous table, which has none. Then nothing has changed.
+    /// [`ErrorKind::InvalidInput`] for an anonymous table, which has no file. Then nothing has changed.
     ///
     /// # Progress
     ///
-    /// As [`reset`](Self::reset), without making a file.
+    /// As [`reset`](Self::reset), without creating a file.
     pub fn remove(&self) -> Result<(), Error> {
         if self.is_read_only() {
             return Err(self.error(ErrorKind::ReadOnly));
@@ -115,9 +116,10 @@ impl Table {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::NotReplaceable`] says why not: the file is a mount point itself, the folder is not to be written to by this
-    /// process, it is sticky and the file another user's, one of them is immutable or append-only, a sandbox keeps this process
-    /// from renaming the file, or the new file could not be given to the owner of the old one. Or that cannot be found out.
+    /// [`ErrorKind::NotReplaceable`] says why not: the file is a mount point itself, this process may not write to the folder,
+    /// the folder is sticky and the file belongs to another user, one of them is immutable or append-only, a sandbox keeps this
+    /// process from renaming the file, or the new file could not be given to the owner of the old one. Another kind of error if
+    /// that cannot be found out.
     ///
     /// # Progress
     ///
@@ -135,8 +137,8 @@ impl Table {
         check().map_err(|error| self.explain(error))
     }
 
-    /// Runs `end` on the latest incarnation and its file while no update is in flight, until it says that it was done. What can
-    /// fail, or takes long, is for `prepare` to do before.
+    /// Runs `end` on the latest incarnation and its file while no update is in flight, until `end` says that it is done.
+    /// Whatever can fail, or takes long, belongs in `prepare`, which runs before.
     fn replace_or_remove<P>(
         &self,
         path: &Path,
@@ -147,7 +149,7 @@ impl Table {
             let Some(current) = self.try_current()? else { return Ok(None) };
             let file = match TableFile::open(path, &self.0.options.file)? {
                 Some(file) if Identity::of(&file.stat()?) == current.mapping().identity() => file,
-                // It was replaced behind our back: what stands there now is what is to be ended.
+                // Another process has replaced the file: the one that is there now is to be ended.
                 _ if current.is_gone() => {
                     self.succeed(current)?;
                     return Ok(None);
@@ -172,7 +174,7 @@ impl Table {
             self.while_latest(current, replace(path, &file, current, None, self.pending_limit(), || Ok(unlinked)))?;
         drop(file);
         match self.succeed(current) {
-            // It is done, and whoever needs the successor tries again.
+            // The table was replaced, and the next use of it tries to open the successor again.
             Err(_) if replaced == Some(true) && current.slots().header().is_retired() => Ok(true),
             result => result.map(|()| replaced == Some(true)),
         }
@@ -180,14 +182,14 @@ impl Table {
 
     fn expire_in_place(&self, current: &Arc<Incarnation>) -> Result<bool, Error> {
         let is_done = self.while_latest(current, current.slots().expire_all())?;
-        // Somebody else may have been able to replace it.
+        // Another process, with more rights, may have replaced it meanwhile.
         Ok(is_done.is_some() && current.slots().header().is_live())
     }
 
     fn end_for_good(&self, path: &Path, current: &Arc<Incarnation>, file: &TableFile) -> Result<bool, Error> {
         let is_done = self.while_latest(current, retire_and_remove(path, file, current, self.pending_limit()))?;
         if is_done == Some(false) {
-            // Somebody was faster: what he has put there is what is to be removed.
+            // Another process was faster: the table that it has put there is to be removed.
             self.succeed(current)?;
         }
         Ok(is_done == Some(true))

@@ -10,8 +10,7 @@ use crate::count::Count;
 use crate::error::{Error, ErrorKind};
 use crate::key::CacheKey;
 use crate::os::boot::boot_id;
-use crate::os::clock::now;
-use crate::os::clock::precise_now;
+use crate::os::clock::{now, precise_now};
 use crate::os::file::TableFile;
 use crate::os::lock::{Held, Kind};
 use crate::os::mapping::{Mapping, SlotRef};
@@ -25,18 +24,18 @@ use crate::protocol::word::Word;
 /// A key's slot, and the incarnation that it is in.
 pub(crate) type Place = SlotRef<Incarnation>;
 
-/// A table as it is until it is reset, or its file replaced.
+/// A table until it is reset, or its file is replaced.
 #[derive(Debug)]
 pub(crate) struct Incarnation {
     slots: Slots<Mapping>,
     fixed: FixedHeader,
-    /// How its file is seen from here; none for an anonymous table.
+    /// How this process sees the file's path; `None` for an anonymous table.
     view: Option<View>,
-    /// Since it was found to be gone.
+    /// The time since its file was first found to be gone.
     gone: FirstSeen,
-    /// How many updates of this process are in flight here.
+    /// How many updates of this process are in flight in this incarnation.
     own_updates: Count,
-    /// Since somebody else was found to be replacing it.
+    /// The time since another process was first found to be replacing it.
     held_up: FirstSeen,
 }
 
@@ -59,7 +58,7 @@ impl Incarnation {
         &self.fixed
     }
 
-    /// A number that no other incarnation of the table has, but for chance.
+    /// A random number, which no other incarnation of the table has, except by chance.
     pub(crate) fn number(&self) -> u64 {
         let [.., a, b, c, d, e, f, g, h] = self.fixed.incarnation;
         u64::from_le_bytes([a, b, c, d, e, f, g, h])
@@ -71,23 +70,25 @@ impl Incarnation {
         Digest::new(word(0), word(1))
     }
 
-    /// The key's slot, created if there is none and this process may. `None`: the table is being retired.
+    /// The key's slot, which is created if it does not exist. `None` if the table is being retired.
     pub(crate) fn attach(self: &Arc<Self>, key: &CacheKey) -> Result<Option<Place>, Error> {
         let digest = self.digest(key);
         let start = || self.fixed.start(now());
         SlotRef::pick(self, |this| this.sound(this.slots.attach(digest, start, key.as_str().as_bytes())?))
     }
 
-    /// The key's slot, if it is there.
+    /// The key's slot, if it exists.
     pub(crate) fn find(self: &Arc<Self>, key: &CacheKey) -> Result<Option<Place>, Error> {
         let digest = self.digest(key);
         let has_begun = |slot: &&Slot| slot.word().generation().is_some();
         SlotRef::pick(self, |this| this.sound(this.slots.find(digest)?.filter(has_begun)))
     }
 
-    /// Refuses a slot that says that there is a successor when there is none: looking for it would never end.
+    /// Refuses a slot that is retired in a table that is not, which only damage explains: the search for a successor would
+    /// never end.
     fn sound<'a>(&self, slot: Option<&'a Slot>) -> Result<Option<&'a Slot>, Error> {
-        // The word first: whoever retires the table begins with the header.
+        // The word was read first, and a process that retires the table begins with the header: so a slot that it has retired
+        // is never found under a live header.
         match slot.map(Slot::word) {
             Some(word) if !word.is_live() && self.slots.header().is_live() => {
                 Err(ErrorKind::DamagedKey { found: word.bits() }.into())
@@ -96,8 +97,8 @@ impl Incarnation {
         }
     }
 
-    /// Ends the updates that are pending at `slot`, if nobody is left to do so: the key is updated in their place. Does
-    /// nothing while a maker holds a lock on the slot.
+    /// Ends the updates that are pending at `slot`, if all processes that made them are dead: the key is updated in their
+    /// place. Does nothing while an update holds a lock on the slot.
     ///
     /// # Errors
     ///
@@ -112,16 +113,17 @@ impl Incarnation {
         Ok(())
     }
 
-    /// As [`recover`](Self::recover), beside shared locks that are no update's, which keep this process from having the slot for
-    /// itself alone. To be called when `word` was read before no update's lock was found.
+    /// As [`recover`](Self::recover), beside shared locks that are no update's, which keep this process from locking the slot
+    /// exclusively. `word` must have been read before it was found that no update holds a lock: an update that begins later
+    /// changes the word, and the recovery fails.
     fn recover_from(&self, slot: &Slot, word: Word) {
         if let Some(before) = slot.recover_from(word) {
             self.slots.announce(slot, before);
         }
     }
 
-    /// Whether no key has an update pending. Those of killed processes are recovered on the way, if locks that are no update's
-    /// keep them from being so otherwise.
+    /// Whether no key has an update pending. Updates of killed processes are recovered on the way if shared locks that are no
+    /// update's keep them from being recovered under an exclusive lock.
     pub(crate) fn is_quiet(&self) -> Result<bool, Error> {
         let mut is_quiet = true;
         for (_, _, slot) in self.slots.claimed(self.mapping().segments()?) {
@@ -136,7 +138,7 @@ impl Incarnation {
         Ok(is_quiet)
     }
 
-    /// Whether an update is in flight whose maker may live: one that was counted in, and whose lock is held.
+    /// Whether an update is in flight whose process may be alive: one that was counted in, and whose lock is held.
     pub(crate) fn has_live_updates(&self) -> Result<bool, Error> {
         let mapping = self.mapping();
         if !mapping.has_updates_in_flight() {
@@ -146,7 +148,7 @@ impl Incarnation {
         Ok(self.slots.claimed(mapping.segments()?).any(|(_, _, slot)| slot.word().pending() > 0 && is_live(slot)))
     }
 
-    /// Whether the path still names the file. An anonymous table is always here.
+    /// Whether the path still names the file. An anonymous table is always present.
     pub(crate) fn presence(&self) -> Presence {
         let mapping = self.mapping();
         self.view.as_ref().map_or(Presence::Here, |view| view.presence(mapping.identity(), || mapping.link_count()))
@@ -157,7 +159,7 @@ impl Incarnation {
         self.presence() == Presence::Gone
     }
 
-    /// Counts an update of this process in, until it is counted out.
+    /// Counts an update of this process in; [`count_own_update_out`](Self::count_own_update_out) counts it out.
     pub(crate) fn count_own_update(&self) {
         self.own_updates.add_one();
     }
@@ -166,37 +168,39 @@ impl Incarnation {
         self.own_updates.take_one();
     }
 
-    /// A child that was forked during an update takes its parent's for its own.
+    /// Whether updates of this process are in flight. In a child that was forked during an update, the parent's counts as its
+    /// own.
     pub(crate) fn has_own_updates(&self) -> bool {
         self.own_updates.get() > 0
     }
 
-    /// How long ago this was first asked, which is to be done when the file is gone. `now` is microseconds.
+    /// How long ago this was first called; to be called only when the file is gone. `now` is microseconds.
     pub(crate) fn gone_for(&self, now: u64) -> Duration {
         Duration::from_micros(self.gone.elapsed(now))
     }
 
-    /// How long ago this was first asked, which is to be done when somebody else is replacing the file.
+    /// How long ago this was first called; to be called only when another process is replacing the file.
     pub(crate) fn held_up_for(&self) -> Duration {
         Duration::from_micros(self.held_up.elapsed(precise_now()))
     }
 
-    /// Lets everybody know that the table, which `file` is, is open here; to be called before it is used. If it may be that the
-    /// last who had it open lived in another boot, moves every generation past the present time first: processes may
-    /// have died at any point then, and their state with them.
+    /// Shows all processes that the table, which is in `file`, is open here; to be called before it is used. If the last
+    /// process that had it open may have lived in another boot, every generation is moved past the present time first: when
+    /// that boot ended, processes may have died at any point, and their state with them.
     ///
-    /// Ids alone do not tell: containers on one machine may have different ones, or see none. But nobody has a table open
-    /// across a reboot.
+    /// Boot ids alone do not decide that: containers on one machine may have different ones, or see none. But no process has a
+    /// table open across a reboot.
     pub(crate) fn hold(&self, file: &TableFile, may_renew: bool) -> Result<(), Error> {
         let boot = if may_renew { boot_id()? } else { self.slots.header().boot() };
         let is_unknown = may_renew && boot == [0, 0];
         let may_be_another = || is_unknown || self.slots.header().boot() != boot;
-        // Under the lock, the second of two who find this finds that it is done, or that somebody has the table open.
+        // Under the lock, the second of two processes that find another id finds that the table was renewed, or that another
+        // process has it open.
         let _lock = if may_be_another() { file.lock()? } else { None };
         let is_another = may_be_another() && file.try_have_alone()?;
         let renewed = if is_another {
             self.slots.renew_all(now().min(HIGHEST_FLOOR).max(self.fixed.floor)).map(|()| {
-                // An id that is not known here is left to those who know theirs.
+                // A process that cannot read its boot id leaves the header's to processes that can.
                 if !is_unknown {
                     self.slots.header().set_boot(boot);
                 }

@@ -1,4 +1,4 @@
-//! What a table tells of itself.
+//! What a table says about itself.
 
 use std::time::{Duration, SystemTime};
 
@@ -8,13 +8,14 @@ use crate::os::lock::Held;
 use crate::os::mapping::Mapping;
 use crate::protocol::layout::{FixedHeader, Header, Slot};
 
-/// More updates than a key can have: a million a second for 35 years. What clocks do to a generation is no update.
+/// More updates than a key can have: a million a second for 35 years. That a clock moves a generation on does not count as an
+/// update.
 const MOST_UPDATES: u64 = 1 << 50;
 
 /// One key of a table, as [`Table::slots`](crate::Table::slots) finds it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SlotInfo {
-    // As small as can be: tools sort millions of them.
+    // As small as possible, as tools sort millions of these.
     label: Box<[u8]>,
     key_length: usize,
     offset: u64,
@@ -28,12 +29,13 @@ pub struct SlotInfo {
 }
 
 impl SlotInfo {
-    /// What `slot` says, which is in `mapping`; `None` while it is being claimed.
+    /// What `slot`, which is in `mapping`, says; `None` while it is being claimed.
     pub(crate) fn of(slot: &Slot, mapping: &Mapping) -> Option<Self> {
         let ((label, key_length), word) = (slot.label(), slot.word());
         let (digest, generation) = (slot.digest()?.words(), word.generation()?);
         let (updates, pending, is_awaited) = (slot.updates(), word.pending(), word.is_awaited());
-        // Whoever finishes an update lets go of the lock after he has counted it out.
+        // An update is counted out before its lock is released. So if the word is the same as before, no update that was
+        // pending has ended since, and one without a lock has no process left.
         let has_no_maker = || matches!(mapping.held(slot), None | Some(Held::Foreign));
         let is_abandoned = pending > 0 && has_no_maker() && slot.word().is_same(word);
         let is_damaged = !word.is_plausible() || updates > MOST_UPDATES;
@@ -52,8 +54,8 @@ impl SlotInfo {
         })
     }
 
-    /// The key's first bytes, at most 88. For people: nothing is looked up by it. Empty while the process that creates
-    /// the key has not come to writing it.
+    /// The key's first bytes, at most 88. It is for people: keys are found by their digests. Empty until the process that
+    /// creates the key has written it.
     #[must_use]
     pub fn label(&self) -> std::borrow::Cow<'_, str> {
         String::from_utf8_lossy(&self.label)
@@ -71,7 +73,7 @@ impl SlotInfo {
         self.key_length > self.label.len()
     }
 
-    /// How long the whole key is, in bytes. 0 while the process that creates the key has not come to writing its label.
+    /// How long the whole key is, in bytes. 0 until the process that creates the key has written its label.
     #[must_use]
     pub fn key_length(&self) -> usize {
         self.key_length
@@ -89,47 +91,49 @@ impl SlotInfo {
         self.generation
     }
 
-    /// How many updates there were since the key was created in this incarnation of the table.
+    /// How many updates there have been since the key was created in this incarnation of the table.
     #[must_use]
     pub fn updates(&self) -> u64 {
         self.updates
     }
 
-    /// How many [updates](crate::GenerationSynchronizer::update) are in flight, or were when their process was killed; 255
-    /// stands for that many or more, and is cleared, by one announcement, when all of them have ended.
+    /// How many [updates](crate::GenerationSynchronizer::update) are in flight, or were in flight when their process was
+    /// killed; 255 stands for that many or more, and is cleared, with one announcement, when all of them have ended.
     #[must_use]
     pub fn pending(&self) -> u8 {
         self.pending
     }
 
-    /// Whether updates are pending of which no maker lives: the next check of the key by a process that may write announces
-    /// them. For a moment it may seem so of an update that was given up and is followed by another; so who is to act on it
-    /// looks twice.
+    /// Whether updates are pending whose processes are all dead: the next check of the key by a process that may write
+    /// announces them. For a moment this may also be `true` if an update was given up and another one follows it; so ask twice
+    /// before you act on it.
     #[must_use]
     pub fn is_abandoned(&self) -> bool {
         self.is_abandoned
     }
 
-    /// Whether the generation, or the number of updates, is what no gensync wrote: somebody wrote into the file who should
-    /// not. Such a key may still be updated now, and fail with [`ErrorKind::DamagedKey`](crate::ErrorKind::DamagedKey) at the
-    /// next update. [`Table::reset`](crate::Table::reset) cures it.
+    /// Whether the generation, or the number of updates, is one that no gensync has written: other code wrote into the file,
+    /// which it should not. Such a key may still be updated now, and fail with
+    /// [`ErrorKind::DamagedKey`](crate::ErrorKind::DamagedKey) at the next update. [`Table::reset`](crate::Table::reset) cures
+    /// it.
     ///
-    /// Not every change by others is found: a number that might be true counts as true.
+    /// Not every change by other code is found: a number that is plausible counts as undamaged.
     #[must_use]
     pub fn is_damaged(&self) -> bool {
         self.is_damaged
     }
 
-    /// Where in the table's file the slot is, in bytes from the beginning. No two slots of one incarnation share it, and a
-    /// key keeps it until the table is reset.
+    /// Where in the table's file the slot is, in bytes from the beginning. No two slots of one incarnation share an offset, and
+    /// a key keeps its offset until the table is reset.
     #[must_use]
     pub fn offset(&self) -> u64 {
         self.offset
     }
 
-    /// Whether somebody waits for the key, or for any key of the table; or did until it was killed, until its time was up within
-    /// half a second, or, a task, until its future was dropped. Each update ends it, until those who are woken wait again; so
-    /// does a longer wait whose time is up, a [`Watch`](crate::Watch) that is dropped, and the last descriptor of a process.
+    /// Whether there is a waiter for the key, or for any key of the table. A waiter that is gone still counts if it was killed,
+    /// if its time was up within half a second, or if it was a task whose future was dropped. Each update ends this, until the
+    /// waiters that it wakes wait again; so does a longer wait whose time is up, a [`Watch`](crate::Watch) that is dropped, and
+    /// the last descriptor of a process that is dropped.
     #[must_use]
     pub fn is_awaited(&self) -> bool {
         self.is_awaited
@@ -148,7 +152,7 @@ pub struct Stats {
     pub segments: u32,
     /// The size of the table: header and segments.
     pub bytes: u64,
-    /// How many slots of its segment a search looks at, at most, to find a key.
+    /// How many slots of its segment a search reads, at most, to find a key.
     pub longest_probe: u64,
     /// How full each segment is.
     pub occupancy: Vec<Occupancy>,
@@ -170,19 +174,19 @@ pub struct Occupancy {
 pub struct TableInfo {
     /// The version of the file format.
     pub layout_version: u32,
-    /// How far the table is from its end.
+    /// Whether the table is in use, retiring or retired.
     pub state: TableState,
-    /// A random number that no other table has: each [`reset`](crate::Table::reset) brings another.
+    /// A random number that no other table has: each [`reset`](crate::Table::reset) that replaces the file brings another.
     pub incarnation: u128,
     /// When this incarnation was created.
     pub created: SystemTime,
     /// The least generation that a key of this incarnation may begin with; 0 unless it has replaced another.
     pub floor: u64,
-    /// The kernel's id of the boot in which the table was last opened for writing for the first time; 0 where the kernel did
-    /// not tell.
+    /// The kernel's id of the last boot in which the table was opened for writing; it was written when a process first did so
+    /// in that boot. 0 if the kernel did not provide an id.
     pub boot: u128,
-    /// Whether that is another boot than this one, or a container's with an id of its own: a process that opens the table for
-    /// writing while nobody else has it open moves all of its keys on.
+    /// Whether [`boot`](Self::boot) is another boot than this one, or the id of a container that has its own: a process that
+    /// opens the table for writing while no other process has it open then moves all of its keys to new generations.
     pub is_of_earlier_boot: bool,
     /// How many slots the first segment has.
     pub capacity: u64,
@@ -194,9 +198,9 @@ pub struct TableInfo {
 pub enum TableState {
     /// In use.
     Live,
-    /// A process has begun to retire it; whoever uses it next goes on with that.
+    /// A process has begun to retire it; the next process that uses it continues.
     Retiring,
-    /// It has a successor, or none is wanted.
+    /// It is retired completely: it has a successor, or is not to have one.
     Retired,
 }
 
@@ -212,7 +216,7 @@ impl TableInfo {
             layout_version: fixed.version,
             state,
             incarnation: u128::from_be_bytes(fixed.incarnation),
-            // A time from a file: one that the clock cannot show counts as its beginning.
+            // A time from a file may be one that `SystemTime` cannot represent: it counts as the epoch.
             created: SystemTime::UNIX_EPOCH
                 .checked_add(Duration::from_micros(fixed.created))
                 .unwrap_or(SystemTime::UNIX_EPOCH),

@@ -1,4 +1,4 @@
-//! Looking at a table without changing it.
+//! Reading a table without changing it.
 
 use std::path::PathBuf;
 
@@ -12,12 +12,12 @@ use crate::table::info::{Occupancy, SlotInfo, Stats, TableInfo};
 use crate::table::options::default_path;
 
 impl Table {
-    /// Where [`open_default`](Self::open_default) has the table of the application `app`. Nothing is made, not even the
-    /// folder.
+    /// The path at which [`open_default`](Self::open_default) opens the table of the application `app`. Nothing is created, not
+    /// even the folder.
     ///
     /// # Errors
     ///
-    /// As [`open_default`](Self::open_default) has with the name and the folder, if that is there.
+    /// Those that [`open_default`](Self::open_default) reports about the name, and about the folder if it exists.
     ///
     /// # Progress
     ///
@@ -26,7 +26,7 @@ impl Table {
         default_path(app, false)
     }
 
-    /// The present generation of `key`, without creating it; `None` if nobody has attached to it.
+    /// The present generation of `key`, without creating it; `None` if no process has attached to it.
     ///
     /// # Errors
     ///
@@ -36,13 +36,13 @@ impl Table {
     ///
     /// Lock-free, and allocates. System calls as those of [`GenerationSynchronizer::new`](crate::GenerationSynchronizer::new).
     pub fn generation(&self, key: impl Into<CacheKey>) -> Result<Option<Generation>, Error> {
-        self.look_up(&self.normalize(key)?, |place| {
+        self.read_slot(&self.normalize(key)?, |place| {
             let word = place.word();
             if word.is_live() { word.generation() } else { None }
         })
     }
 
-    /// What the table tells of `key`, without creating it; `None` if nobody has attached to it.
+    /// What the table says about `key`, without creating it; `None` if no process has attached to it.
     ///
     /// ```
     /// use gensync::{GenerationSynchronizer, Table};
@@ -63,15 +63,15 @@ impl Table {
     ///
     /// As [`generation`](Self::generation); if an update is pending, it also asks the kernel for its lock.
     pub fn slot(&self, key: impl Into<CacheKey>) -> Result<Option<SlotInfo>, Error> {
-        self.look_up(&self.normalize(key)?, |place| {
+        self.read_slot(&self.normalize(key)?, |place| {
             let info = SlotInfo::of(place, place.owner().mapping());
-            // What was read before the slot was retired is as true as it was.
+            // The word is checked last: whatever was read before the slot was retired is valid.
             info.filter(|_| place.word().is_live())
         })
     }
 
-    /// What `read` tells of the key's slot; asked again in the successor if it tells nothing, as the slot is retired.
-    fn look_up<R>(&self, key: &CacheKey, read: impl Fn(&Place) -> Option<R>) -> Result<Option<R>, Error> {
+    /// What `read` returns for the key's slot. `None` says that the slot is retired: `read` is called again in the successor.
+    fn read_slot<R>(&self, key: &CacheKey, read: impl Fn(&Place) -> Option<R>) -> Result<Option<R>, Error> {
         let found = self.with_current(|current| match current.find(key)? {
             Some(place) => Ok(read(&place).map(Some)),
             None => Ok(Some(None)),
@@ -79,27 +79,27 @@ impl Table {
         found.map_err(|error| self.explain(error).with_key(key.as_str()))
     }
 
-    /// All keys of the table, in no order, as they are found while the iterator runs.
+    /// All keys of the table, in no particular order, as they are found while the iterator runs.
     ///
-    /// Keys that others create meanwhile may be missing. Segments that this process cannot reach, for want of address
-    /// space or because the file is damaged, are left out.
+    /// Keys that are created meanwhile may be missing. Segments that this process cannot reach, for lack of address space or
+    /// because the file is damaged, are left out.
     ///
     /// # Progress
     ///
-    /// Sweeps over the whole table as it goes, never sleeps, and allocates for each key. System calls to map what has grown, and
-    /// for each key that has an update pending.
+    /// Sweeps over the whole table as it goes, never sleeps, and allocates for each key. System calls to map segments that were
+    /// added, and for each key that has an update pending.
     pub fn slots(&self) -> impl Iterator<Item = SlotInfo> {
         let slots = self.latest().slots();
         let memory = slots.memory();
         slots.claimed(memory.reachable()).filter_map(|(_, _, slot)| SlotInfo::of(slot, memory))
     }
 
-    /// Figures of the table, counted now by going through all of it. As with [`slots`](Self::slots), only what this
-    /// process can reach.
+    /// Figures of the table, counted by a scan of all of it. As with [`slots`](Self::slots), they cover only what this process
+    /// can reach.
     ///
     /// # Progress
     ///
-    /// Sweeps over the whole table, never sleeps, and allocates. System calls to map what has grown.
+    /// Sweeps over the whole table, never sleeps, and allocates. System calls to map segments that were added.
     #[must_use]
     pub fn stats(&self) -> Stats {
         let incarnation = self.latest();
@@ -127,7 +127,7 @@ impl Table {
     ///
     /// # Progress
     ///
-    /// Wait-free; it reads a file of the system, the boot id.
+    /// Wait-free, except that it reads a file of the system, the boot id.
     #[must_use]
     pub fn info(&self) -> TableInfo {
         let incarnation = self.latest();

@@ -1,7 +1,12 @@
 //! Opening a table, and making it.
 
-use super::replace::floor_of_successor;
-use super::replace::{exclude_updates, replace};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use nix::sys::resource::{Resource, getrlimit};
+
+use super::replace::{exclude_updates, floor_of_successor, replace};
 use super::{HOLDERS_PATIENCE, READER_PAUSE, Shared, Table, TableOptions, options};
 use crate::error::{Error, ErrorKind};
 use crate::os::file::TableFile;
@@ -11,10 +16,6 @@ use crate::os::path::{is_descriptor, missing_folder};
 use crate::protocol::layout::{MAX_SIZE, segment_offset};
 use crate::table::incarnation::Incarnation;
 use crate::table::succession::retry;
-use nix::sys::resource::{Resource, getrlimit};
-use std::os::unix::ffi::OsStrExt as _;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 #[derive(Debug)]
 pub(super) enum Source {

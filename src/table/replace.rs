@@ -1,5 +1,9 @@
 //! Retiring an incarnation and putting another one in its place, under the lock.
 
+use std::cell::Cell;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
 use super::HOLDERS_PATIENCE;
 use crate::error::{Error, ErrorKind};
 use crate::os::clock::with_patience;
@@ -10,9 +14,6 @@ use crate::os::new_table::{UnlinkedTable, remove, remove_unfinished};
 use crate::os::replaceable::check_replaceable;
 use crate::protocol::layout::HIGHEST_FLOOR;
 use crate::table::incarnation::Incarnation;
-use std::cell::Cell;
-use std::path::Path;
-use std::time::{Duration, Instant};
 
 /// After how long a process that has the table open takes whoever replaces it for stopped, and makes a successor of its own. All
 /// of them do, each one as large as the table: so it is longer than a sweep over a great table takes on a busy machine.

@@ -1,5 +1,8 @@
 //! From one incarnation of a table to the next.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use super::open::open;
 use super::{Table, TableOptions};
 use crate::error::{Error, ErrorKind};
@@ -7,8 +10,6 @@ use crate::key::CacheKey;
 use crate::os::clock::{coarse_now, precise_now, with_patience};
 use crate::os::view::Presence;
 use crate::table::incarnation::Incarnation;
-use std::sync::Arc;
-use std::time::Duration;
 
 /// How often an operation starts again because the table was replaced under it, before it gives up.
 const ATTEMPTS: u32 = 100;

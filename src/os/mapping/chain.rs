@@ -1,4 +1,4 @@
-//! Values that stay where they are while others are put in front of them; slots, and what keeps them mapped.
+//! Values that stay where they are while newer ones are put in front of them; slots, and what keeps them mapped.
 
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -43,8 +43,7 @@ impl<O> std::ops::Deref for SlotRef<O> {
 
     #[inline]
     fn deref(&self) -> &Slot {
-        // SAFETY: `pick` borrowed the slot from the owner, which this value keeps alive, in place and unchanged but for
-        // its atomics.
+        // SAFETY: `pick` borrowed the slot from the owner, which this value keeps alive and in place; only its atomics change.
         unsafe { self.slot.as_ref() }
     }
 }
@@ -52,7 +51,7 @@ impl<O> std::ops::Deref for SlotRef<O> {
 /// The slots that a key has had, one in each incarnation of its table.
 #[derive(Debug)]
 pub(crate) struct Places<O> {
-    /// The slot of the latest place, at hand: a check is one load shorter.
+    /// The slot of the latest place, kept here so that a check saves one load.
     slot: Published<Slot>,
     places: Chain<SlotRef<O>>,
 }
@@ -78,7 +77,9 @@ impl<O> Places<O> {
         loop {
             let latest = self.places.latest().slot;
             self.slot.set(latest.as_ptr());
-            // Two threads may append at once: the later of them, seen here or by the other one, has the last word.
+            // Two threads may append at once, and the older place must not be the one that stays. Whichever thread sets the
+            // slot last sees, in its next load of the chain, every place that was appended before either of them set it, and
+            // sets the slot again if there is a newer one.
             if self.places.latest().slot == latest {
                 return;
             }
@@ -86,8 +87,8 @@ impl<O> Places<O> {
     }
 }
 
-/// The latest of a growing row of values, read with one load. Every value lives as long as the chain, so a reader may
-/// go on with the one it has while another thread appends; no lock is taken, so a fork at any time is harmless.
+/// A growing sequence of values, whose latest is read with one load. Every value lives as long as the chain, so a reader may
+/// keep using the one it has while another thread appends. No lock is taken, so a fork at any time is harmless.
 #[derive(Debug)]
 pub(crate) struct Chain<T> {
     head: Published<Link<T>>,
@@ -113,14 +114,14 @@ impl<T> Chain<T> {
 
     #[inline]
     pub(crate) fn latest(&self) -> &T {
-        // SAFETY: the head is never null, its target complete before it was published, and freed by `drop` alone.
+        // SAFETY: the head is never null, its target was complete before it was published, and only `drop` frees it.
         unsafe { &(*self.head.get()).value }
     }
 
     /// The one before the latest.
     pub(crate) fn previous(&self) -> Option<&T> {
-        // SAFETY: as in `latest`; a link behind the head is null or as complete as the head, and `previous` does not change
-        // after its link was published.
+        // SAFETY: the head is never null, was complete before it was published, and is freed by `drop` alone. `previous` is
+        // null or such a link too, and does not change after its own link was published.
         unsafe { (*self.head.get()).previous.as_ref() }.map(|link| &link.value)
     }
 
@@ -141,7 +142,8 @@ impl<T> Drop for Chain<T> {
     fn drop(&mut self) {
         let mut link = self.head.get();
         while !link.is_null() {
-            // SAFETY: every link came from a Box, is in the chain once, and nobody borrows from a chain being dropped.
+            // SAFETY: every link came from a Box and is in the chain once, and nothing borrows from a chain that is being
+            // dropped.
             let owned = unsafe { Box::from_raw(link) };
             link = owned.previous;
         }
@@ -159,18 +161,22 @@ impl<T> Published<T> {
 
     #[inline]
     pub(crate) fn get(&self) -> *mut T {
-        // ORDERING: pairs with `replace`.
+        // ORDERING: acquire pairs with the release in `set` and `replace`: what the pointer leads to was completed before the
+        // pointer was stored.
         self.0.load(Ordering::Acquire)
     }
 
     pub(crate) fn set(&self, new: *mut T) {
-        // ORDERING: as in `replace`; a swap, and acquire, so that of two threads that set, the second sees all that the
-        // first did before.
+        // ORDERING: release pairs with the acquire in `get`: what `new` points to is complete for every thread that loads the
+        // pointer. A swap instead of a store, and acquire, which pairs with the release of an earlier `set`: of two threads
+        // that set, the second sees all that the first did before, its append to the chain included.
         self.0.swap(new, Ordering::AcqRel);
     }
 
     pub(crate) fn replace(&self, old: *mut T, new: *mut T) -> bool {
-        // ORDERING: release: what `new` points to is complete for whoever gets it.
+        // ORDERING: release pairs with the acquire in `get`: what `new` points to is complete for every thread that loads the
+        // pointer. Acquire pairs with the release of the `replace` or `set` that stored `old`: the thread that takes `old` out,
+        // to unmap it or to link to it, sees it complete. Relaxed on failure: the pointer that was found is not used.
         self.0.compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }
 }

@@ -1,6 +1,6 @@
-//! The descriptor of a table's file, which is not trusted.
+//! The descriptor of a table's file, whose number is not trusted.
 //!
-//! A program that closes "all" descriptors to become a daemon may have given its number to another file. Before each use,
+//! A program that closes "all" descriptors to become a daemon may have given the number to another file. Before each use,
 //! closing included, the number must still lead to the file's device and inode.
 
 use std::fs::File;
@@ -17,7 +17,7 @@ use crate::os::identity::Identity;
 /// Where a process finds its own descriptors by their numbers.
 pub(crate) const DESCRIPTORS: &str = "/proc/self/fd";
 
-/// A file, by a descriptor that may be closed or reused behind our back, and by a path that may be out of reach.
+/// A file, by a descriptor that other code may close or reuse, and by a path that may be out of reach.
 #[derive(Debug)]
 pub(super) struct FileRef {
     pub(super) number: RawFd,
@@ -43,7 +43,7 @@ impl FileRef {
         if !self.users.enter() {
             return None;
         }
-        // SAFETY: the number is not -1, and is only asked about until it was found to lead to the file.
+        // SAFETY: the number is not -1, and nothing but questions about it is asked until it was found to lead to the file.
         let result = action(unsafe { BorrowedFd::borrow_raw(self.number) });
         if self.users.leave() {
             self.release();
@@ -55,7 +55,7 @@ impl FileRef {
         fstat(file).is_ok_and(|stat| Identity::of(&stat) == self.identity)
     }
 
-    /// Closes the descriptor as soon as nobody uses it.
+    /// Closes the descriptor as soon as no thread uses it.
     pub(super) fn close(&self) {
         if self.users.close() {
             self.release();
@@ -63,7 +63,7 @@ impl FileRef {
     }
 
     fn release(&self) {
-        // SAFETY: as in `with_own`.
+        // SAFETY: the number is not -1, and is closed only if it leads to the file.
         if self.leads_to_file(unsafe { BorrowedFd::borrow_raw(self.number) }) {
             let _ = nix::unistd::close(self.number);
         }
@@ -97,7 +97,7 @@ impl FileRef {
         {
             return Ok(file);
         }
-        // Without a name, or out of reach: what the descriptor leads to is still there.
+        // The file has no name, or its path is out of reach; the descriptor still leads to it.
         let link = Path::new(DESCRIPTORS).join(self.number.to_string());
         self.open(&link, OFlag::O_RDWR)?.ok_or_else(|| self.lost())
     }
@@ -124,7 +124,7 @@ impl FileRef {
     pub(super) fn open_elsewhere(&self) -> bool {
         let numbers = std::fs::read_dir(DESCRIPTORS).into_iter().flatten().flatten();
         numbers.filter_map(|entry| entry.file_name().to_str()?.parse::<RawFd>().ok()).any(|number| {
-            // SAFETY: only asked by fstat, which any number may be.
+            // SAFETY: the number is only passed to fstat, which accepts any number.
             number != self.number && self.leads_to_file(unsafe { BorrowedFd::borrow_raw(number) })
         })
     }
