@@ -8,6 +8,10 @@
 pub mod which_call {}
 
 #[doc = include_str!("../docs/links.md")]
+#[doc = include_str!("../docs/where-to-put-the-table.md")]
+pub mod where_to_put_the_table {}
+
+#[doc = include_str!("../docs/links.md")]
 #[doc = include_str!("../docs/what-can-go-wrong.md")]
 pub mod what_can_go_wrong {}
 
@@ -20,6 +24,14 @@ pub mod what_was_tried {}
 pub mod for_operators {}
 
 #[doc = include_str!("../docs/links.md")]
+#[doc = include_str!("../docs/measurements.md")]
+pub mod measurements {}
+
+#[doc = include_str!("../docs/links.md")]
 #[doc = include_str!("../docs/side-by-side.md")]
 #[doc = include_str!("../docs/side-by-side/peers.md")]
 pub mod side_by_side {}
+
+#[doc = include_str!("../docs/links.md")]
+#[doc = include_str!("../docs/from-djblets.md")]
+pub mod from_djblets {}
