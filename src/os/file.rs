@@ -108,18 +108,20 @@ impl TableFile {
     /// Takes the lock under which a file is replaced or renewed; dropping what is returned releases it. `None` if a process
     /// that may write the file holds it for as long as `patience` lasts, as a stopped process does.
     pub(crate) fn try_lock(&self, patience: Duration) -> Result<Option<Lock<'_>>, Error> {
-        let attempt = || match RangeLock::try_new(|| open_again(&self.file), REPLACEMENT, Kind::Exclusive) {
-            Ok(lock) => Ok(lock.map(Lock::Own)),
-            // There is no /proc, no permission to open the file once more, or no free descriptor.
-            Err(_) => {
-                Ok::<_, Error>(LentLock::try_new(self.file.as_fd(), REPLACEMENT, Kind::Exclusive)?.map(Lock::Lent))
-            }
-        };
-        with_patience(patience, || match attempt()? {
+        with_patience(patience, || match self.try_lock_range(REPLACEMENT)? {
             // Asked directly, not deduced from there being no exclusive lock, as that may change between two questions.
             None if is_held_by_reader(self.file.as_fd(), REPLACEMENT).unwrap_or(false) => Ok(Some(Lock::KeptByReader)),
             lock => Ok(lock),
         })
+    }
+
+    /// Locks a part of the file, of which a forked child keeps no copy, unless the file cannot be opened once more: without /proc,
+    /// without permission to open it, or without a free descriptor. Then the lock belongs to this description.
+    fn try_lock_range(&self, range: Range) -> Result<Option<Lock<'_>>, Error> {
+        match RangeLock::try_new(|| open_again(&self.file), range, Kind::Exclusive) {
+            Ok(lock) => Ok(lock.map(Lock::Own)),
+            Err(_) => Ok(LentLock::try_new(self.file.as_fd(), range, Kind::Exclusive)?.map(Lock::Lent)),
+        }
     }
 
     /// As [`try_lock`](Self::try_lock), with [`LOCK_PATIENCE`]; on `None`, the caller goes on without the lock.
@@ -127,19 +129,17 @@ impl TableFile {
         self.try_lock(LOCK_PATIENCE)
     }
 
-    /// Whether no other process has the table open, and no update is in flight. If so, none opens it, or begins an update,
-    /// before [`hold`](Self::hold) is called.
-    pub(crate) fn try_have_alone(&self) -> Result<bool, Error> {
-        let file = self.file.as_fd();
+    /// A lock if no other process has the table open, and no update is in flight. While it is held, no update begins; until
+    /// [`hold`](Self::hold) is called, no process opens the table.
+    pub(crate) fn try_have_alone(&self) -> Result<Option<Lock<'_>>, Error> {
         // A lock lasts as long as the memory that was mapped through its file description. The memory of a named table was
         // mapped through another description: if its holder has closed all descriptors, only its updates hold locks.
-        Ok(set(file, BOOT, Some(Kind::Exclusive))? && set(file, SLOTS, Some(Kind::Exclusive))?)
+        if set(self.file.as_fd(), BOOT, Some(Kind::Exclusive))? { self.try_lock_range(SLOTS) } else { Ok(None) }
     }
 
     /// Shows all processes that the table is open, for as long as this description of its file is open.
     pub(crate) fn hold(&self) -> Result<(), Error> {
         let file = self.file.as_fd();
-        set(file, SLOTS, None)?;
         // A process that has the table alone is about to renew it. If that takes longer than this, the process is stopped.
         with_patience(LOCK_PATIENCE, || set(file, BOOT, Some(Kind::Shared)).map(|is_taken| is_taken.then_some(())))?;
         Ok(())

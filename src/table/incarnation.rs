@@ -197,8 +197,8 @@ impl Incarnation {
         // Under the lock, the second of two processes that find another id finds that the table was renewed, or that another
         // process has it open.
         let _lock = if may_be_another() { file.lock()? } else { None };
-        let is_another = may_be_another() && file.try_have_alone()?;
-        let renewed = if is_another {
+        let alone = if may_be_another() { file.try_have_alone()? } else { None };
+        let renewed = if alone.is_some() {
             self.slots.renew_all(now().min(HIGHEST_FLOOR).max(self.fixed.floor)).map(|()| {
                 // A process that cannot read its boot id leaves the header's to processes that can.
                 if !is_unknown {
@@ -208,6 +208,7 @@ impl Incarnation {
         } else {
             Ok(())
         };
+        drop(alone);
         file.hold()?;
         renewed
     }
