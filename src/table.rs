@@ -9,8 +9,9 @@ mod inspect;
 mod open;
 pub(crate) mod options;
 mod replace;
+pub(crate) mod retry;
 mod sleep;
-pub(crate) mod succession;
+mod succession;
 
 pub use crate::os::owner::OwnerCheck;
 pub use info::{Occupancy, SlotInfo, Stats, TableInfo, TableState};

@@ -10,7 +10,7 @@ use crate::protocol::atomic::{AtomicU64, Ordering};
 use crate::protocol::observed::Observed;
 use crate::protocol::word::Word;
 use crate::table::incarnation::Place;
-use crate::table::succession::retry;
+use crate::table::retry::retry;
 
 /// How often to ask for a pending update's lock while others take it and let go of it.
 const ROUNDS: u32 = 16;

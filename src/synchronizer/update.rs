@@ -34,7 +34,7 @@ use crate::os::clock::{Deadline, with_patience};
 use crate::os::lock::{Kind, RangeLock};
 use crate::synchronizer::GenerationSynchronizer;
 use crate::table::incarnation::Place;
-use crate::table::succession::retry;
+use crate::table::retry::retry;
 
 /// How long an update that is about to begin lets somebody go first who waits to reset the table.
 ///

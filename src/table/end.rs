@@ -12,7 +12,7 @@ use crate::os::identity::Identity;
 use crate::os::new_table::UnlinkedTable;
 use crate::os::replaceable::{check_owner_can_be_given, check_replaceable};
 use crate::table::incarnation::Incarnation;
-use crate::table::succession::retry;
+use crate::table::retry::retry;
 
 impl Table {
     /// Ends this incarnation of the table and begins another: every key's state is expired in every process, and keys that no

@@ -15,7 +15,7 @@ use crate::os::new_table::NewTable;
 use crate::os::path::{is_descriptor, missing_folder};
 use crate::protocol::layout::{MAX_SIZE, segment_offset};
 use crate::table::incarnation::Incarnation;
-use crate::table::succession::retry;
+use crate::table::retry::retry;
 
 #[derive(Debug)]
 pub(super) enum Source {

@@ -4,29 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::open::open;
+use super::retry::retry;
 use super::{Table, TableOptions};
 use crate::error::{Error, ErrorKind};
 use crate::key::CacheKey;
 use crate::os::clock::{coarse_now, precise_now, with_patience};
 use crate::os::view::Presence;
 use crate::table::incarnation::Incarnation;
-
-/// How often an operation starts again because the table was replaced under it, before it gives up.
-const ATTEMPTS: u32 = 100;
-
-/// Asks `attempt` again until it gives something, as the table may be replaced under each attempt.
-///
-/// # Errors
-///
-/// [`ErrorKind::Retired`] if it gives nothing a hundred times.
-pub(crate) fn retry<R>(mut attempt: impl FnMut() -> Result<Option<R>, Error>) -> Result<R, Error> {
-    for _ in 0..ATTEMPTS {
-        if let Some(result) = attempt()? {
-            return Ok(result);
-        }
-    }
-    Err(ErrorKind::Retired.into())
-}
 
 impl Table {
     /// What `action` finds in the live incarnation; asked again in the next one if it finds nothing, or that one is not the
