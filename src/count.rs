@@ -1,4 +1,4 @@
-//! Counts that people read.
+//! Counts for people to read.
 
 use crate::protocol::atomic::{AtomicU64, Ordering};
 
@@ -6,7 +6,8 @@ use crate::protocol::atomic::{AtomicU64, Ordering};
 #[derive(Debug, Default)]
 pub(crate) struct Count(AtomicU64);
 
-// ORDERING: relaxed throughout: it orders nothing.
+// ORDERING: relaxed throughout. The operations here pair with one another only, and by the value alone: no other memory is read
+// because of a count.
 impl Count {
     /// Returns the new count.
     #[inline]
@@ -14,8 +15,8 @@ impl Count {
         self.0.fetch_add(1, Ordering::Relaxed) + 1
     }
 
-    /// As `add_one`, at half of its cost: threads that overlap may lose a count. Every number on the way is still returned
-    /// to somebody.
+    /// As `add_one`, at half its cost: a load and a store, so threads that overlap may lose a count. No number is left out: each
+    /// is returned by at least one call.
     #[inline]
     pub(crate) fn add_one_or_so(&self) -> u64 {
         let count = self.0.load(Ordering::Relaxed) + 1;
@@ -27,7 +28,7 @@ impl Count {
         self.0.fetch_add(figure, Ordering::Relaxed);
     }
 
-    /// Not below zero, as what is taken may be a count that was lost.
+    /// Does not go below zero: the count that is taken back may be one that was lost.
     pub(crate) fn take_one(&self) {
         let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| count.checked_sub(1));
     }

@@ -8,7 +8,7 @@ use crate::error::{Error, ErrorKind};
 /// All the bits that a generation may have.
 pub(crate) const GENERATION: u64 = (1 << 54) - 1;
 
-/// No generation is lower, whatever the clock says: 2^40 microseconds are the 13th of January 1970.
+/// The lowest generation, whatever the clock says: 2^40 microseconds are the 13th of January 1970.
 pub(crate) const LOWEST: u64 = 1 << 40;
 
 /// A key's generation: at least 2<sup>40</sup>, below 2<sup>54</sup>, and never the same twice for one key.
@@ -26,7 +26,7 @@ pub(crate) const LOWEST: u64 = 1 << 40;
 /// ```
 ///
 /// A number that was kept elsewhere becomes a generation again by `try_from`, and with the feature `serde` by deserializing:
-/// both refuse a number that no generation can be. (What a damaged table holds is told as it is, and may be such a number.)
+/// both refuse a number that no generation can be. (A number in a damaged table is reported as it is, and may be one of those.)
 ///
 /// ```
 /// # use gensync::Generation;
@@ -55,12 +55,12 @@ impl Generation {
 
 /// # Errors
 ///
-/// [`ErrorKind::InvalidInput`] for what no key's generation can be.
+/// [`ErrorKind::InvalidInput`] for a number that no key's generation can be.
 impl TryFrom<u64> for Generation {
     type Error = Error;
 
     fn try_from(number: u64) -> Result<Self, Error> {
-        // The greatest number of 54 bits is none either: it has no next one.
+        // The greatest number of 54 bits is no generation either, as there would be no next one.
         Self::new(number).filter(|_| (LOWEST..GENERATION).contains(&number)).ok_or_else(|| {
             Error::new(ErrorKind::InvalidInput {
                 what: "the generation",

@@ -1,6 +1,7 @@
-//! The algorithm, over any memory: what stands in a table, and each step that a process takes there.
+//! The algorithm, over any memory: what a table contains, and each step that a process takes there.
 //!
-//! Nothing here knows of files, processes or the clock. All of it is compiled by the model checkers.
+//! Nothing here depends on files, processes or the clock, so all of it runs under the model checkers. [`slots`] begins with a
+//! description of the whole protocol; [`layout`] is the file format.
 
 pub(crate) mod atomic;
 pub(crate) mod futex;

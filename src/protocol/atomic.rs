@@ -1,4 +1,5 @@
-//! The only file that names std's atomics, or a model checker's.
+//! The protocol's atomics: those of std, or a model checker's in their place. Outside of this module, no file of the protocol
+//! names either.
 //!
 //! Built with `--cfg loom`, the protocol in this folder runs under loom's model checker instead; with
 //! `--cfg loom --cfg shuttle`, under shuttle's schedulers.

@@ -1,6 +1,6 @@
 //! The edge to the operating system's futexes, which processes sleep on.
 //!
-//! Shared ones throughout: the private flag would leave out every other process.
+//! All are shared: with the private flag, the kernel would not find the sleepers of other processes.
 
 #[cfg(not(loom))]
 pub(crate) use system::{BLIND, sleep_on, sleep_on_any, wake_all};
@@ -16,20 +16,21 @@ mod system {
 
     use crate::protocol::atomic::AtomicU32;
 
-    /// What a sleep is cut down to where the system does not let a process sleep until it is woken.
+    /// The longest sleep if the kernel does not let a process sleep until it is woken.
     pub(crate) const BLIND: Duration = Duration::from_millis(10);
 
-    /// How many words the system lets a process sleep on at once.
+    /// How many words a process can sleep on at once: the kernel's `FUTEX_WAITV_MAX`.
     const MOST: usize = 128;
 
-    /// Sleeps until `word` is woken, unless it is not `value` any more; at most for `limit`. May return sooner.
+    /// Sleeps until there is a wakeup of `word`, unless it is no longer `value`; at most for `limit`. May return sooner.
     pub(crate) fn sleep_on(word: &AtomicU32, value: u32, limit: Duration) {
         settle(futex::wait(word, Flags::empty(), value, Some(&timespec(limit))), limit);
     }
 
-    /// Sleeps until any of the words is woken, unless one has not its value any more; at most for `limit`. May return sooner.
+    /// Sleeps until there is a wakeup of any of the words, unless one no longer has its value; at most for `limit`. May return
+    /// sooner.
     pub(crate) fn sleep_on_any(words: &[(&AtomicU32, u32)], limit: Duration) {
-        // For a length of time, while several words can be slept on until a point in time only.
+        // `futex_wait` takes a length of time, which saves reading the clock; `futex_waitv` takes a point in time only.
         if let [(word, value)] = words {
             return sleep_on(word, *value, limit);
         }
@@ -47,14 +48,14 @@ mod system {
     }
 
     pub(crate) fn wake_all(word: &AtomicU32) {
-        // It fails for an address that is no futex, and then nobody sleeps there.
+        // It fails for an address that cannot be a futex, and then no process sleeps there.
         let _ = futex::wake(word, Flags::empty(), i32::MAX as u32);
     }
 
     fn settle(result: rustix::io::Result<()>, limit: Duration) {
         match result {
             Ok(()) | Err(Errno::AGAIN | Errno::INTR | Errno::TIMEDOUT) => {}
-            // Forbidden, or unknown to an old kernel: then the caller looks again and again.
+            // Forbidden by a sandbox, or unknown to an old kernel: then the caller polls.
             Err(_) => sleep(limit.min(BLIND)),
         }
     }
@@ -65,7 +66,7 @@ mod system {
     }
 }
 
-/// Stands for the kernel's queue of a futex in models.
+/// The kernel's queue of a futex, in models.
 #[cfg(loom)]
 #[derive(Debug, Default)]
 pub(crate) struct Sleepers {
@@ -75,7 +76,8 @@ pub(crate) struct Sleepers {
 
 #[cfg(loom)]
 impl Sleepers {
-    /// As the kernel does, looks at the word when nobody can wake.
+    /// Compares the word under the lock that wakeups take, as the kernel does: a wakeup comes before the comparison, or finds
+    /// the sleeper in the queue.
     pub(crate) fn sleep_if(&self, is_same: impl FnOnce() -> bool) {
         let queue = self.queue.lock().expect("no panic under the lock");
         if is_same() {

@@ -30,26 +30,28 @@
 //! | 128 | 16 | boot id: two words, the boot in which the table was last opened for the first time |
 //! | 144 | 4 | state: 1 live, 2 retiring, 3 retired |
 //! | 148 | 4 | number of segments |
-//! | 256 | 4 | wake word of the table, alone in its cache lines: for who waits for several keys, or for any |
+//! | 256 | 4 | wake word of the table, alone in its cache lines: for waiters for several keys, or for any |
 //!
-//! What no field holds, in the header and behind the tags of a small segment, is zero when the table is made, and neither
-//! looked at nor changed later.
+//! Bytes that belong to no field, in the header and behind the tags of a small segment, are zero when the table is made, and
+//! are neither read nor changed later.
 //!
 //! | slot offset | bytes | |
 //! |---|---|---|
 //! | 0 | 8 | generation word, see below |
 //! | 8 | 16 | digest: words A and B, the first 16 bytes of SHA-256(salt, key), little-endian; a zero word is replaced by 1 |
-//! | 24 | 4 | wake word: for who waits for this key |
+//! | 24 | 4 | wake word: for waiters for this key |
 //! | 28 | 4 | length of the key in bytes; 0 while the label is not written |
 //! | 32 | 8 | first generation of the slot |
 //! | 40 | 88 | label: the key's first 88 bytes, zero-filled |
 //!
-//! The generation word: bits 63..56 updates that are pending (255: that many or more, and it stays so until all have ended), bit 55 somebody waits, bit 54 the
-//! table has a successor, bits 53..0 the generation, which is never below 2^40.
+//! The generation word: in bits 63..56, the number of pending updates (255: that many or more, and it stays so until all have
+//! ended); bit 55, the waiting bit, says that a waiter may sleep; bit 54, the retired bit, that the table has a successor; bits
+//! 53..0 are the generation, which is never below 2^40.
 //!
-//! A wake word is a count that processes sleep on, as on a futex that is shared between processes. Its lowest bit says that
-//! somebody does; who wakes them all adds 1 before. Whoever updates a key and finds bit 55 clears it, and then wakes both the
-//! key's sleepers and the table's. The table's are also woken by a new key, when its label is written.
+//! A wake word is a count that processes sleep on, as on a futex that is shared between processes. Its lowest bit says that a
+//! process sleeps, or is about to. A process that wakes the sleepers first adds 1. A process that updates a key and finds bit 55
+//! clears it, and then wakes both the key's sleepers and the table's. The table's are also woken by a new key, when its label
+//! is written, and by the end of the table.
 //!
 //! Locks on the file, of open file descriptions:
 //!
@@ -58,26 +60,27 @@
 //! | a slot's 128 | shared | each process that has an update of the key pending |
 //! | a slot's 128 | exclusive | a process that clears the pending updates of dead ones |
 //! | 4096 to the end (length 0) | exclusive | a process that begins to retire the table |
-//! | 144 to 147, the state | exclusive | a process that waits for that: updates that are about to begin let it go first, for some milliseconds |
+//! | 144 to 147, the state | exclusive | a process that waits for the lock above: updates that are about to begin let it go first, for some milliseconds |
 //! | 0 to 127, the fixed header | exclusive | a process that replaces the file, or renews it after a reboot |
-//! | 128 to 143, the boot id | shared | each process that has the table open, as long as the description through which it has mapped the file is |
-//! | 128 to 143, the boot id | exclusive | a process that finds that nobody has the table open, to renew it after a reboot |
+//! | 128 to 143, the boot id | shared | each process that has the table open, until the description through which it has mapped the file is closed |
+//! | 128 to 143, the boot id | exclusive | a process that renews the table after a reboot, as no other has it open |
 //!
-//! Boot ids differ between containers of one boot, and may be hidden; but nobody has a table open across a reboot. So a table of
-//! another boot is renewed by a process that has the boot id and all slots for itself alone.
+//! A boot id alone does not show that there was a reboot: ids differ between containers of one boot, and may be hidden. But no
+//! process has a table open across a reboot. So a table of another boot is renewed by a process that has exclusive locks on the
+//! boot id and on all slots.
 //!
-//! A process that may only read the file can have none of the exclusive locks, but by shared ones keep others from having them.
-//! So these mean nothing unless they look like an update's: of an open file description, on the bytes of exactly one slot. Beside
-//! others, pending updates are cleared by one compare-exchange of the generation word that was read before `/proc/locks` was found
-//! to have no update's lock; a table is retired when nothing has been pending for a tenth of a second; and a file is replaced
-//! without the lock.
+//! A process that may only read the file cannot have any of the exclusive locks, but its shared locks can keep other processes
+//! from having them. So a shared lock means nothing unless it looks like an update's: of an open file description, on the bytes
+//! of exactly one slot. Beside foreign locks, pending updates are cleared by one compare-exchange: of the generation word that was
+//! read before `/proc/locks` was found to have no update's lock. A table is retired when nothing has been pending for a tenth
+//! of a second, and a file is replaced without the lock.
 //!
-//! A tag that is not zero says that the slot of the same index belongs for ever to a key whose word B has this first
-//! byte (the most significant one; a zero is replaced by 1). A tag may be missing. It saves looking at slots: in a full
-//! segment, two or three cache lines of tags tell what sixteen of slots would.
+//! A tag that is not zero says that the slot of the same index belongs for ever to a key with this first byte in word B (the
+//! most significant byte; a zero is replaced by 1). A tag may be missing. Tags save loads of slots: in a full segment, two or
+//! three cache lines of tags say what sixteen of slots would.
 //!
-//! In every version, the magic, the layout version and the checksum stand where they are here, and each version knows of those
-//! before it where the state, the generation words and the locks are: what it takes to retire such a table.
+//! In every version, the magic, the layout version and the checksum stand where they are here. Each version knows where the
+//! earlier ones have the state, the generation words and the locks, which is what it takes to retire such a table.
 //!
 //! The slots where a key with the words A and B may stand in segment k of n slots are, in this order,
 //! `(A + k * B + i * (i + 1) / 2) mod n` (wrapping arithmetic) for i = 0, 1, ... below [`probe_limit`].
@@ -100,11 +103,11 @@ pub(crate) const MAX_SIZE: u64 = 8 << 30;
 /// The greatest capacity of segment 0: half of what fits, so that one more segment never overflows the arithmetic.
 pub(crate) const MAX_CAPACITY: u64 = MAX_SIZE / (2 * SLOT_SIZE as u64);
 
-/// As many microseconds since the epoch are the year 2255. No floor is higher, whatever somebody has written into the slots of
-/// its predecessor: above it, there are as many generations again.
+/// The year 2255, in microseconds since the epoch. No floor is higher, whatever is written in the slots of its predecessor:
+/// above it, there are as many generations again.
 pub(crate) const HIGHEST_FLOOR: u64 = 1 << 53;
 
-/// As many microseconds since the epoch are September 2005: a clock that says less was not set since the machine was started.
+/// September 2005, in microseconds since the epoch: a clock that says less was not set since the machine was started.
 const UNSET_CLOCK: u64 = 1 << 50;
 
 /// Where keys start at the earliest.
@@ -138,7 +141,8 @@ pub(crate) struct Header {
     pub(crate) wake: WakeLine,
 }
 
-/// The table's wake word in cache lines of its own: nobody writes here unless somebody sleeps on it.
+/// The table's wake word in cache lines of its own: every update that has waiters to wake reads it, and it is written only if
+/// a process sleeps on it.
 #[derive(Debug)]
 #[repr(C, align(128))]
 pub(crate) struct WakeLine {
@@ -192,7 +196,7 @@ pub(crate) fn version() -> u32 {
 #[cfg(all(test, not(loom)))]
 pub(crate) use next::version;
 
-/// The next version, for tests of going over to it: it differs in nothing but its number.
+/// The next version, for tests of upgrades: it differs in its number only.
 #[cfg(all(test, not(loom)))]
 pub(crate) mod next {
     use std::sync::OnceLock;
@@ -237,8 +241,8 @@ pub(crate) const fn segments_within(capacity: u64, size: u64) -> u32 {
     segments
 }
 
-/// The oldest version whose tables this one knows how to [replace](crate::TableOptions::replace_older): how to read their
-/// header, keep updates from beginning, and retire their slots. So far that is the same for all.
+/// The oldest version with tables that this one can [replace](crate::TableOptions::replace_older): it can read their
+/// header, keep updates from beginning, and retire their slots. So far these are the same for all versions.
 pub(crate) const OLDEST: u32 = 1;
 
 /// What is fixed when a table is created. Read once, checked, and kept outside the mapping: nothing that is written
@@ -256,13 +260,13 @@ pub(crate) struct FixedHeader {
 impl FixedHeader {
     /// Where a key that is new at `now`, in microseconds since the epoch, starts.
     ///
-    /// At that time, or at the floor, as one of them is later than whatever was there before. Where that cannot be said, as the
-    /// clock was never set, or as no floor can be higher, somewhere at random: the next table starts elsewhere.
+    /// At that time or at the floor, as the later of the two is later than all that was there before. If the clock was never set,
+    /// or no floor can be higher, this cannot be known. Then it starts at a random generation, and the next table at another one.
     pub(crate) fn start(&self, now: u64) -> u64 {
         let random = u64_at(&self.incarnation, 0);
         let start = if now < UNSET_CLOCK { FIRST_START + random % (UNSET_CLOCK / 2) } else { now };
         match start.max(self.floor) {
-            // As many generations again are left above, whatever it is.
+            // Whatever the random number is, at least 2^52 generations are left above it.
             HIGHEST_FLOOR.. => HIGHEST_FLOOR + random % (HIGHEST_FLOOR / 2),
             start => start,
         }
@@ -291,8 +295,11 @@ impl FixedHeader {
         page
     }
 
-    /// Reads and checks the header page of a file of `size` bytes; whatever is wrong is named, as is a version older than
-    /// `oldest`. Also gives the number of segments.
+    /// Reads and checks the header page of a file of `size` bytes. Also returns the number of segments.
+    ///
+    /// # Errors
+    ///
+    /// Names the first thing that is wrong, or a version that is older than `oldest`.
     pub(crate) fn decode(page: &[u8], size: u64, oldest: u32) -> Result<(Self, u32), ErrorKind> {
         let start = &page[..page.len().min(MAGIC.len())];
         if start != MAGIC {

@@ -2,6 +2,9 @@
 //!
 //! Under loom (`RUSTFLAGS="--cfg loom" cargo test --lib --release`) each model runs all executions with at most three
 //! preemptions, or as many as it says. Without it, the same functions run on threads, many times.
+//!
+//! Whatever a model keeps beside the table (a source, a loaded state) is accessed relaxed, so that nothing but the protocol orders it.
+//! An ordering of the protocol that is too weak then shows as an old state beside a new generation.
 
 mod claiming;
 mod marking;
@@ -23,18 +26,18 @@ use crate::protocol::word::Word;
 
 const START: u64 = 1 << 50;
 
-/// Two with the same word A, and one that comes to the same place.
+/// Two keys with the same word A, and one that is probed at the same place.
 const KEYS: [[u64; 2]; 3] = [[6, 7], [6, 8], [8, 9]];
 
 fn key(index: usize) -> Digest {
     Digest::new(KEYS[index][0], KEYS[index][1])
 }
 
-/// A table in boxes, with all the segments it may ever have.
+/// A table in boxes, which has all its segments from the beginning, but shows them only when there is "room".
 struct Boxed {
     header: Header,
     segments: Vec<(Vec<Slot>, Vec<Tag>)>,
-    /// For how many of them there is room so far.
+    /// For how many segments there is room so far.
     room: AtomicU32,
 }
 
@@ -48,7 +51,8 @@ impl Memory for Boxed {
     }
 
     fn segment(&self, segment: u32) -> (&[Slot], &[Tag]) {
-        // ORDERING: relaxed, so that who asks must have learnt of the segment from whoever made room for it.
+        // ORDERING: relaxed. Reads what `extend` stores, and the release and acquire that order the two must be those of
+        // `Header::add_segment` and `Header::segments`.
         assert!(segment == 0 || segment < self.room.load(Ordering::Relaxed), "a segment is used before there is room");
         let (slots, tags) = &self.segments[segment as usize];
         (slots, tags)
@@ -56,6 +60,7 @@ impl Memory for Boxed {
 
     fn extend(&self, segment: u32) -> Result<(), Error> {
         if (segment as usize) < self.segments.len() {
+            // ORDERING: relaxed, for the load in `segment`: the protocol alone must order the two.
             self.room.fetch_max(segment + 1, Ordering::Relaxed);
             return Ok(());
         }
@@ -106,12 +111,12 @@ impl Slots<Boxed> {
         self.slot().word()
     }
 
-    /// Attaches and says which slot it got, by its address; `None` if the table is being retired.
+    /// Attaches, and returns the address of the slot; `None` if the table is being retired.
     fn attached(&self, digest: Digest) -> Option<usize> {
         self.attach(digest, || START, b"key").expect("there is room").map(|slot| std::ptr::from_ref(slot) as usize)
     }
 
-    /// How many slots hold `digest` whole, which must be no other than the one that is found.
+    /// The slot at `place`, and no other, is completely claimed for `digest`, and is the one that a search finds.
     fn assert_unique(&self, digest: Digest, place: usize) {
         let segments = self.memory().segments().unwrap();
         let holders: Vec<_> = self
@@ -148,12 +153,12 @@ fn model_with(preemptions: usize, run: impl Fn() + Send + Sync + 'static) {
 #[cfg(shuttle)]
 fn schedule(scheduler: impl shuttle::scheduler::Scheduler + 'static, run: impl Fn() + Send + Sync + 'static) {
     let mut config = shuttle::Config::default();
-    // It warns of every ordering that it takes for a sequentially consistent one.
+    // It would warn of each ordering that it takes for a sequentially consistent one.
     config.silence_warnings = true;
     shuttle::Runner::new(scheduler, config).run(run);
 }
 
-/// Runs both at once with what they share, and returns what they return.
+/// Runs both at the same time, each with `shared`, and returns what they return.
 fn both<S: Send + Sync + 'static, A: Send + 'static, B>(
     shared: &Arc<S>,
     one: impl FnOnce(&S) -> A + Send + 'static,
@@ -167,23 +172,25 @@ fn both<S: Send + Sync + 'static, A: Send + 'static, B>(
     (one.join().unwrap(), other)
 }
 
-/// The kernel's lock on a slot: how many share it, or `ALONE`.
+/// The kernel's lock on a slot: how many holders share it, or `ALONE`.
 struct Lock(AtomicU64);
 
 const ALONE: u64 = u64::MAX;
 
+// ORDERING: acquire to take it and to look at it, release to let it go, paired with one another: the kernel's locks order what their
+// holders do.
 impl Lock {
     fn try_share(&self) -> bool {
         let shared = |holders: u64| (holders != ALONE).then(|| holders + 1);
         self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, shared).is_ok()
     }
 
-    /// Also what the kernel does when a holder dies.
+    /// The kernel does this, too, when a holder dies.
     fn unshare(&self) {
         self.0.fetch_sub(1, Ordering::AcqRel);
     }
 
-    /// What the kernel says of it.
+    /// What `/proc/locks` says of it.
     fn is_free(&self) -> bool {
         self.0.load(Ordering::Acquire) == 0
     }

@@ -2,48 +2,103 @@
 //!
 //! # The protocol
 //!
-//! A key is named by its digest, two words that are never zero. In each segment it may stand in a few slots only, which
-//! are probed in a fixed order; a slot, once claimed, belongs to its key for ever, and nothing is moved or freed. So the
-//! address of a slot, once found, serves as long as the memory is mapped.
+//! A table is shared by processes that do not trust each other to live: any of them may be stopped between two instructions
+//! and never run again. So no process ever waits for another one's next step. Each operation is a sequence of single atomic
+//! steps, and after each of these the table is in a state that every other process can work with, and can finish what was
+//! begun if that is needed. This is what happens at each step, and what a process that stops there leaves behind.
 //!
-//! **Finding** asks the segments from the last to the first, as half of all keys stand in the last one. Claims fill a
-//! segment's probe sequence in order, so the first empty slot ends the search of that segment.
+//! A key is named by its *digest*, two words A and B that are never zero. In each *segment* the key may stand in a few *slots*
+//! only, which are probed in a fixed order. A slot, once claimed, belongs to its key for ever, and nothing is moved or freed.
+//! So there is nothing to reclaim, no ABA, and the address of a slot, once found, serves as long as the memory is mapped.
 //!
-//! **Claiming** asks from the first segment to the last. That order is the same for everybody, so all who claim one key
-//! meet at the first slot that was free for it. Two compare-exchanges take a slot: word A, then word B.
+//! ## Finding
+//!
+//! A search goes through the segments from the last to the first, as half of all slots are in the last one. Claims
+//! fill a segment's probe sequence in order, so the first empty slot ends the search of that segment.
+//!
+//! A search may miss a key that is being claimed at the same time. It does not miss a claim that happened before it: the
+//! claimer saw every earlier slot of the sequence taken, and the search, which comes later, cannot find them empty again.
+//!
+//! ## Claiming
+//!
+//! A claim goes from the first segment to the last. That order is the same for every process, so all processes that claim one
+//! key meet at the first slot that was free for it. Two compare-exchanges take a slot: word A, then word B.
 //!
 //! - Stopped before A: nothing has happened.
-//! - Stopped between A and B: whoever claims the same key comes to this slot, finds its own A, and finishes with B. A
-//!   key that shares only the word A may finish it with its own B; then the slot is that key's, and the first claimer
-//!   goes on to the next slot, as everybody does who looks for its key.
-//! - Stopped after B: the key stands; whoever attaches next gives it its tag, its generation and its label.
+//! - Stopped between A and B: the next process that claims the same key comes to this slot, finds its own A, and finishes with
+//!   B. A key that shares only the word A may finish the claim with its own B; then the slot is that key's, and the first
+//!   claimer goes on to the next slot, as does every process that looks for the first claimer's key.
+//! - Stopped after B: the key stands. The next process that attaches to it gives it its tag, its generation and its label.
 //!
-//! **Beginning.** The first generation is decided by one compare-exchange on the slot's `first` word, then copied into
-//! the generation word by another; all who attach do both, so it does not matter who was stopped where.
+//! A half-claimed slot that no process comes back for is lost until a claim of a key with the same A passes by. It is never
+//! given back, as no process can know that the claimer is dead rather than slow.
 //!
-//! **Growing.** When a probe finds no room in any segment, the memory is extended by the next one and the number of
-//! segments raised. Two growers extend the same range, which does nothing the second time, and one of them raises.
-//! Stopped in between: the file is longer than it needs to be until the next grower comes by.
+//! ## Beginning
 //!
-//! **Retiring** ends a table: its state says so, then a sweep bumps every claimed slot and sets its retired bit. A
-//! claimer reads the state after its claim, with full fences on both sides: either it sees that the table is retiring,
-//! and attaches to the successor, or the sweep sees its slot. The sweep changes each slot once, however often it runs,
-//! so whoever finds a retiring table does it again rather than wait for a process that may be dead.
+//! The first generation is decided by one compare-exchange of the slot's `first` word, then copied into the generation word by
+//! another one. All processes that attach do both, and each copies the value that won, so it does not matter which one of
+//! them was stopped where.
 //!
-//! **Waiting** is for a generation to move on, and nobody pays for it but those who do it and those who wake them. Who
-//! waits arms a wake word, sets the waiting bit of the generation word, and looks at the generation that this finds: is
-//! it still the one he has seen, he sleeps until the wake word moves on from what it was when he armed it. Whoever moves
-//! the generation on learns of the bit by the same instruction; he clears it, moves the wake word on, and wakes all.
+//! ## Growing
 //!
-//! - The bit may be cleared by an updater that meant others. He then moves the wake word on, so who set it in vain does not
-//!   fall asleep, or is woken, and goes round again.
-//! - A waiter that leaves without a change may clear the bit, and wakes the others as an updater does, so that each sets it
-//!   again. That would be a storm if many waited for moments only: so it is for one that has slept through a whole slice, and
-//!   was the one to set the bit; for one that watches the whole table; and for the last descriptor of a key in a process.
-//! - A waiter that died, or left sooner, leaves a bit and an armed wake word, which cost the next update one call of the system.
-//! - An updater that died after his change leaves sleepers. So nobody sleeps long at a time.
+//! When a probe finds no room in any segment, the memory is extended by the next segment, and then the number of segments is
+//! raised. The order matters: a process that sees the number uses the segment at once. Two growers extend the same range,
+//! which does nothing the second time, and one of them raises the number. Stopped in between: the file is longer than it needs
+//! to be, until the next grower raises the number.
 //!
-//! Each slot has a wake word for those who wait for its key, and the table one for those who wait for several.
+//! ## Retiring
+//!
+//! Retiring ends a table: the state in its header says so, then a *sweep* bumps the generation of every claimed slot and sets
+//! its retired bit. The hazard is a slot that is claimed behind the sweep, where updates would reach nobody. So a claimer reads
+//! the state after its claim, with full fences on both sides:
+//!
+//! ```text
+//! claimer                            sweeper
+//! claims the slot                    sets the state to "retiring"
+//! fence                              fence
+//! reads the state                    looks for claimed slots
+//! ```
+//!
+//! One of the two fences comes first. If it is the claimer's, the sweep sees the slot; if it is the sweeper's, the claimer sees
+//! that the table is retiring, and attaches to the successor. The sweep changes each slot once, however often it runs. So a
+//! process that finds a retiring table repeats the sweep, rather than wait for a process that may be dead.
+//!
+//! ## Waiting
+//!
+//! A waiter sleeps until a generation moves on. An update must cost nothing more when no process waits: it is one
+//! `fetch_add`, and by what that returns the updater knows whether there is somebody to wake. Two words serve for this: the
+//! waiting bit of the generation word, and a *wake word* that is slept on.
+//!
+//! ```text
+//! waiter                             updater
+//! arms the wake word                 moves the generation on, and finds the waiting bit
+//! fence                              clears the bit
+//! sets the waiting bit, and finds    fence
+//!   the generation                   moves the wake word on if it is armed,
+//! sleeps if it is the one it has       and wakes all that sleep on it
+//!   seen and the wake word is
+//!   still as armed
+//! ```
+//!
+//! An update that comes before the waiting bit is set is found by the waiter, in the word that setting the bit returns. An
+//! update that comes after it finds the bit. Then the fences order the rest as they do in a sweep: the updater sees that the
+//! wake word is armed and moves it on, so the kernel, which compares the wake word before it puts the waiter to sleep, either
+//! refuses, or has it in the queue that is woken next.
+//!
+//! - The bit may be cleared by an updater when the waiter has already seen that update. The updater moves the wake word on, too:
+//!   so a waiter that has lost its bit does not fall asleep, or is woken, and goes round again. The bit must be cleared
+//!   *before* the wakeup, as one that is set again in answer to the wakeup must not be lost.
+//! - The wake word is a count, not a flag. Were it a flag, another waiter could arm it again between a wakeup and the sleep of
+//!   a waiter that had armed it before, which would find it as it was and sleep through the wakeup.
+//! - A waiter that leaves without a change may clear the bit, and then wakes the others as an updater does, so that each sets
+//!   the bit again. That would be a storm if many waiters came for moments only. So it is done by a waiter that has slept
+//!   through a whole slice and was the one to set the bit; by one that watches the whole table; and by the last descriptor of a
+//!   key in a process.
+//! - A waiter that died, or left sooner, leaves a bit and an armed wake word. They cost the next update one system call.
+//! - An updater that died after its change and before the wakeup leaves sleepers. So no sleep is long: each ends after a slice,
+//!   and the waiter looks again.
+//!
+//! Each slot has a wake word for the waiters for its key, and the table has one for waiters for several keys.
 
 use crate::error::{Error, ErrorKind};
 use crate::protocol::layout::{Header, Slot, Tag, probe_limit, segment_slots};
@@ -92,13 +147,14 @@ impl<M: Memory> Slots<M> {
         self.memory.header()
     }
 
-    /// The places where `digest` may stand in `segment`, in the order of probing, less those that tags say are others'.
+    /// The places where `digest` may stand in `segment`, in the order of probing, without those that by their tags belong to
+    /// other keys.
     fn probe(&self, segment: u32, digest: Digest) -> impl Iterator<Item = (&Slot, &Tag)> {
         let (slots, tags) = self.memory.segment(segment);
         let place = digest.place(segment);
         let mask = segment_slots(self.capacity, segment) - 1;
         (0..probe_limit(segment).min(mask + 1)).filter_map(move |i| {
-            // Masked by the segment's size, which `segment` answers for.
+            // Masked by the segment's size; `Memory::segment` returns as many slots, and tags, as that.
             let index = (place.wrapping_add(i * (i + 1) / 2) & mask) as usize;
             tags[index].admits(digest).then(|| (&slots[index], &tags[index]))
         })
@@ -122,7 +178,7 @@ impl<M: Memory> Slots<M> {
         Ok(None)
     }
 
-    /// The key's slot, claimed if there is none. The caller lets it begin.
+    /// The key's slot, claimed if there is none. The caller gives it a generation, see [`Slot::begin`].
     fn claim_place(&self, digest: Digest) -> Result<(&Slot, &Tag), Error> {
         let mut segment = 0;
         loop {
@@ -142,7 +198,7 @@ impl<M: Memory> Slots<M> {
         self.header().add_segment(segment);
         match self.memory.segments()? {
             segments if segments > segment => Ok(()),
-            // Somebody writes there who should not.
+            // The number was raised here, and never falls: something other than gensync writes to this memory.
             segments => Err(ErrorKind::Damaged {
                 field: "number of segments",
                 found: segments.into(),
@@ -175,14 +231,15 @@ impl<M: Memory> Slots<M> {
         }
         let is_live = self.header().is_live_after_claim();
         if is_new {
-            // There is no waiting bit yet that could tell who watches the table.
+            // There is no waiting bit yet by which an updater would know that a waiter watches the table. Each process that
+            // finds no label wakes, so a claimer that died before it could do so is made up for by the next one.
             self.header().wake.word.wake();
         }
         Ok(is_live.then_some(slot))
     }
 
-    /// To be called for each change of a generation, with the word before it: wakes those who wait for it. Returns that
-    /// word.
+    /// Wakes the waiters for `slot`, if there are any. To be called after each change of a generation, with the word before
+    /// the change. Returns that word.
     #[inline]
     pub(crate) fn announce(&self, slot: &Slot, before: Word) -> Word {
         if before.is_awaited() {
@@ -193,16 +250,18 @@ impl<M: Memory> Slots<M> {
 
     #[cold]
     fn wake(&self, slot: &Slot) {
+        // The bit is cleared first: a waiter that is woken and has to wait on sets it again, and must not lose it to this.
         slot.end_waiting();
         slot.wake.wake();
         self.header().wake.word.wake();
     }
 
-    /// Nobody of this process waits for `slots` any more. Others may, who are woken to say so again.
+    /// Clears the waiting bits of `slots`, for which no thread of this process waits any more. Waiters of other processes
+    /// are woken, and set their bit again.
     pub(crate) fn stop_waiting<'a>(&self, slots: impl Iterator<Item = &'a Slot>) {
         let mut is_changed = false;
         for slot in slots.filter(|slot| slot.word().is_awaited()) {
-            // In this order: who says again that it waits, as it is woken, must not lose its bit to this.
+            // In this order: a waiter that is woken sets its bit again, and must not lose it to this.
             slot.end_waiting();
             slot.wake.wake();
             is_changed = true;
@@ -212,7 +271,7 @@ impl<M: Memory> Slots<M> {
         }
     }
 
-    /// The slots of the first `segments` segments that somebody has begun to claim.
+    /// The slots of the first `segments` segments that are claimed or half claimed, each with its segment and its index there.
     pub(crate) fn claimed(&self, segments: u32) -> impl Iterator<Item = (u32, u64, &Slot)> {
         (0..segments).flat_map(move |segment| {
             let slots = self.memory.segment(segment).0.iter().enumerate();
@@ -230,7 +289,7 @@ impl<M: Memory> Slots<M> {
         self.each(|slot| _ = self.announce(slot, change(slot)))
     }
 
-    /// How many slots a search looks at before it comes to the claimed slot at `index` of `segment`, that one included.
+    /// How many slots of `segment` a search probes to reach the claimed slot at `index`, that one included.
     pub(crate) fn probe_length(&self, segment: u32, index: u64, digest: Digest) -> Option<u64> {
         let mask = segment_slots(self.capacity, segment) - 1;
         (0..probe_limit(segment))
@@ -238,18 +297,19 @@ impl<M: Memory> Slots<M> {
             .map(|i| i + 1)
     }
 
-    /// Retires every slot. The state says "retiring" from here on, until the caller ends it.
+    /// Retires every slot. The state is "retiring" from here on, until the caller sets it to "retired".
     pub(crate) fn retire(&self) -> Result<(), Error> {
-        // Slots that this process cannot reach would be left out of the sweep: then nothing is begun.
+        // A process that cannot reach all slots would leave some out of the sweep, so it must not begin.
         self.memory.segments()?;
         self.header().begin_retiring();
-        // A slot that was retired before is announced again, as whoever did it may have died before he could do that.
+        // A slot that was retired before is announced again: the process that retired it may have died before it did so.
         self.change_all(Slot::retire)?;
+        // A table without keys has no waiting bit either, but may be watched.
         self.header().wake.word.wake();
         Ok(())
     }
 
-    /// One update of every key.
+    /// Makes one update of every key.
     pub(crate) fn expire_all(&self) -> Result<(), Error> {
         self.change_all(Slot::expire)
     }

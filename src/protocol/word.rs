@@ -13,7 +13,7 @@ pub(crate) const PENDING: u64 = u64::MAX << 56;
 pub(crate) struct Word(pub(super) u64);
 
 impl Word {
-    /// All of it, for people.
+    /// All its bits, for people.
     pub(crate) fn bits(self) -> u64 {
         self.0
     }
@@ -23,9 +23,9 @@ impl Word {
         Generation::new(self.0 & GENERATION)
     }
 
-    /// Whether the slot's generation can be relied on: the table has no successor, and the slot has begun. An emptied
-    /// mapping (see `Mapping::detach`) counts up from zero, and so counts as retired; so does the greatest generation, which
-    /// has no next one.
+    /// Whether the slot's generation can be relied on: the table has no successor, and the slot has begun. In a detached
+    /// mapping (see `Mapping::detach`), a word counts up from zero, and so counts as retired; so does the greatest generation,
+    /// which has no next one.
     #[inline]
     pub(crate) fn is_live(self) -> bool {
         // The retired bit makes it greater than any generation.
@@ -38,24 +38,24 @@ impl Word {
         (LOWEST..=HIGHEST_FLOOR + (1 << 52)).contains(&(self.0 & GENERATION))
     }
 
-    /// How many crash-safe updates are in flight. 255 stands for that many or more.
+    /// How many crash-safe updates are pending. 255 stands for that many or more.
     #[inline]
     pub(crate) fn pending(self) -> u8 {
         (self.0 >> 56) as u8
     }
 
-    /// Whether this is `other`, whoever waits.
+    /// Whether this is `other`, apart from the waiting bit.
     pub(crate) fn is_same(self, other: Self) -> bool {
         (self.0 ^ other.0) & !WAITING_BIT == 0
     }
 
-    /// The same, while somebody waits.
+    /// The same word with the waiting bit.
     #[cfg(not(loom))]
     pub(crate) fn awaited(self) -> Self {
         Self(self.0 | WAITING_BIT)
     }
 
-    /// Whether somebody may sleep until the generation moves on.
+    /// Whether a waiter may sleep until the generation moves on.
     #[inline]
     pub(crate) fn is_awaited(self) -> bool {
         self.0 & WAITING_BIT != 0
@@ -67,7 +67,7 @@ impl Word {
         if self.is_live() { Generation::new((self.0 & GENERATION) + 1) } else { None }
     }
 
-    /// As [`updated`](Self::updated), but `None` also if there is somebody to wake.
+    /// As [`updated`](Self::updated), but `None` also if there may be a waiter to wake.
     #[inline]
     pub(crate) fn updated_unawaited(self) -> Option<Generation> {
         // One comparison for all, as an update is little more than that: without the pending ones, either bit makes the

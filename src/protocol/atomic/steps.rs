@@ -1,7 +1,7 @@
 //! Atomics for tests that stop a thread, or kill its process, before any access of an atomic.
 //!
-//! In the crate's test build (not in that of its users, nor of the files in tests/), each access of an integer atomic is a *step*
-//! of its thread, and a test says what is to happen after how many.
+//! In the crate's own test build (not in that of its users, nor of the files in tests/), each access of an integer atomic is a
+//! *step* of its thread, and a test says what is to happen after how many steps.
 
 use std::cell::Cell;
 use std::ops::Deref;
@@ -16,12 +16,12 @@ thread_local! {
     static LEFT: Cell<Option<Allowance>> = const { Cell::new(None) };
 }
 
-/// Lets this thread take `steps` steps. Before the next one, it does `end`, once.
+/// Lets this thread take `steps` steps. Before the next one, it calls `end`, once.
 pub(crate) fn allow(steps: u64, end: fn()) {
     LEFT.set(Some(Allowance(steps, end)));
 }
 
-/// Lets this thread go on without an end.
+/// Lets this thread take any number of steps.
 pub(crate) fn allow_all() {
     LEFT.set(None);
 }
@@ -71,7 +71,7 @@ macro_rules! stepping {
                 fetch_max(value: $value, order: Ordering) -> $value;
             }
 
-            /// As many steps as accesses.
+            /// Written out, as each access in it must be a step of its own.
             pub(crate) fn fetch_update(
                 &self,
                 success: Ordering,
@@ -89,7 +89,7 @@ macro_rules! stepping {
             }
         }
 
-        /// For its address, which futexes are called by.
+        /// For the address, by which the kernel knows a futex.
         impl Deref for $name {
             type Target = std::sync::atomic::$name;
 

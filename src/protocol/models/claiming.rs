@@ -1,4 +1,4 @@
-//! Processes that claim slots at the same time, and grow the table for it.
+//! Processes that claim slots at the same time, and grow the table if they must.
 
 use super::{Boxed, START, both, key, model, model_with, slots};
 use crate::protocol::atomic::thread;
@@ -45,7 +45,7 @@ fn a_claim_that_stopped_halfway_is_finished_by_others() {
             assert_ne!(one, other);
             table.assert_unique(key(0), one.unwrap());
             table.assert_unique(key(1), other.unwrap());
-            assert_eq!(table.claimed(1).count(), 2, "a slot is left half claimed");
+            assert_eq!(table.claimed(1).count(), 2, "a slot was left half claimed");
         });
     }
 }
@@ -85,17 +85,17 @@ fn a_slow_grower_takes_no_segment_back() {
 }
 
 #[test]
-fn who_begins_later_sets_no_generation_back() {
+fn a_process_that_begins_a_slot_later_sets_no_generation_back() {
     model(|| {
         let table = slots(1, 1);
-        // One that attaches, and updates twice.
+        // A process that attaches, and updates twice.
         let user = |table: &Slots<Boxed>, start: u64| {
             let slot = table.attach(key(0), || start, b"key").unwrap().unwrap();
             [(); 2].map(|()| slot.bump().updated().expect("it has begun").get())
         };
         let (one, other) = both(&table, move |table| user(table, START), |table| user(table, START + 1));
         let slot = table.slot();
-        assert_eq!(slot.updates(), 4, "the first generation is another one than the slot says");
+        assert_eq!(slot.updates(), 4, "the first generation is not the one in the slot");
         let mut generations = [one, other].concat();
         generations.sort_unstable();
         generations.dedup();
@@ -105,7 +105,7 @@ fn who_begins_later_sets_no_generation_back() {
 }
 
 #[test]
-fn who_finds_a_key_finds_its_first_generation_and_its_whole_label() {
+fn a_process_that_finds_a_key_finds_its_first_generation_and_its_whole_label() {
     model(|| {
         let label = b"more than eight bytes";
         both(

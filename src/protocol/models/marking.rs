@@ -1,4 +1,4 @@
-//! Updates by one instruction, beside those who load the state.
+//! Updates by one instruction, beside loads of the state.
 
 use super::{Boxed, START, both, model, table_with_key};
 use crate::protocol::atomic::{Arc, AtomicU64, Ordering};

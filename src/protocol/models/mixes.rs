@@ -1,8 +1,8 @@
-//! Larger mixes than loom can try: what goes wrong only when several operations overlap that no model here pairs.
+//! Larger mixes than loom can try, for faults that need several operations to overlap which no other model here pairs.
 //!
 //! In each run, some threads do random operations on three keys of a table that has to grow for them, while others sleep
 //! until keys are updated. shuttle chooses the operations and the schedule. It takes every ordering for a sequentially
-//! consistent one, so a weak one that loses an update goes unnoticed: those are for loom, in the other models.
+//! consistent one, so it does not notice one that is too weak: loom does, in the other models.
 
 use shuttle::rand::{Rng, thread_rng};
 use shuttle::scheduler::{PctScheduler, RandomScheduler};
@@ -61,27 +61,27 @@ impl Operation {
         }
     }
 
-    /// Whether it moves `key` on, or finds the table retired.
+    /// Whether it is sure to move `key` on, unless the table is retired.
     fn moves_on(self, key: usize) -> bool {
         matches!(self, Self::Mark(moved) | Self::Update(moved, Ending::Finish) if moved == key)
     }
 }
 
-/// What is behind a key.
+/// The data that a key stands for.
 struct Source {
     lock: Lock,
     /// How often it was changed.
     state: AtomicU64,
-    /// Whoever has loaded no more of the changes than came before this one is expired.
+    /// How many of the changes are before an update that has returned: a thread that has loaded fewer is expired.
     expired: AtomicU64,
-    /// Where the key is attached: an address; zero if nobody has attached it.
+    /// The address of the slot where the key is attached; zero if no thread has attached it.
     place: AtomicU64,
 }
 
 struct World {
     table: Arc<Slots<Boxed>>,
     sources: [Source; KEYS.len()],
-    /// The generation that each key reaches at least, if the table is not retired.
+    /// The generation that each key reaches at least, unless the table is retired.
     goals: [u64; KEYS.len()],
 }
 
@@ -102,7 +102,7 @@ impl World {
         let place = self.sources[key].place.load(Ordering::Relaxed);
         let slot = self.table.find(digest(key)).unwrap();
         let found = slot.map_or(0, |slot| std::ptr::from_ref(slot) as u64);
-        assert!(place == 0 || place == found, "a key is found elsewhere than where it was attached");
+        assert!(place == 0 || place == found, "a key is not found where it was attached");
         slot
     }
 
@@ -110,7 +110,7 @@ impl World {
         self.sources[key].state.fetch_add(1, Ordering::Relaxed) + 1
     }
 
-    /// The first `changes` changes of the source are behind an update that has returned.
+    /// Notes that the first `changes` changes of the source are before an update that has returned.
     fn expire_before(&self, key: usize, changes: u64) {
         self.sources[key].expired.fetch_max(changes, Ordering::Relaxed);
     }
@@ -134,12 +134,12 @@ impl World {
                 Ending::Finish => {
                     let changes = self.change(key);
                     let before = slot.finish_update();
-                    assert!(before.pending() > 0, "somebody took a living update for a dead one's");
+                    assert!(before.pending() > 0, "a living update was taken for a dead one");
                     self.table.announce(slot, before);
                     self.expire_before(key, changes);
                 }
                 Ending::Abandon => {
-                    assert!(slot.word().pending() > 0, "somebody took a living update for a dead one's");
+                    assert!(slot.word().pending() > 0, "a living update was taken for a dead one");
                     slot.abandon_update();
                 }
                 Ending::KilledBefore => {}
@@ -212,7 +212,7 @@ impl World {
         loaded
     }
 
-    /// Sleeps as long as the workers are sure to go on with the key.
+    /// Waits for one update after another, as long as the workers are sure to make one.
     fn await_goal(&self, key: usize, on_table: bool) -> Loaded {
         let mut loaded = Loaded::default();
         while self.attach(key).is_some() {
@@ -231,7 +231,7 @@ impl World {
         loaded
     }
 
-    /// Once all have ended.
+    /// To be called when all threads have ended.
     fn assert_settled(&self, loaded: &[Loaded]) {
         for (key, source) in self.sources.iter().enumerate() {
             self.recover(key);

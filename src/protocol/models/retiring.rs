@@ -1,11 +1,11 @@
-//! A table that is retired while others use it.
+//! A table that is retired while other processes use it.
 
 use super::{START, both, key, model, model_with, slots, table_with_key};
 use crate::protocol::atomic::{Arc, AtomicU64, Ordering, thread};
 use crate::protocol::slot::Digest;
 
 #[test]
-fn whoever_attaches_to_a_retiring_table_knows_it_or_is_swept() {
+fn a_process_that_attaches_to_a_retiring_table_knows_it_or_is_swept() {
     model(|| {
         let table = slots(2, 1);
         let (place, ()) = both(&table, |table| table.attached(key(0)), |table| table.retire().unwrap());
@@ -26,7 +26,7 @@ fn an_update_before_the_retired_bit_is_in_the_sweeps_past() {
             },
             |(table, source)| {
                 table.retire().unwrap();
-                // What a successor's first user does: no update whose fetch_add saw no retired bit may be missing here.
+                // As the first load in a successor does: no update that saw no retired bit may be missing here.
                 let retired = table.word();
                 let loaded = source.load(Ordering::Relaxed);
                 if retired.generation().unwrap().get() == START + 2 {
@@ -39,13 +39,13 @@ fn an_update_before_the_retired_bit_is_in_the_sweeps_past() {
         assert_eq!(end.generation().unwrap().get(), START + 2, "the update or the sweep is lost");
         assert!(
             before.generation().unwrap().get() == START || !before.is_live(),
-            "the sweep is not seen by who came after"
+            "an update after the sweep did not see the retired bit"
         );
     });
 }
 
 #[test]
-fn who_attaches_and_updates_beside_another_updater_knows_of_the_end_or_is_in_the_sweeps_past() {
+fn an_updater_that_attaches_beside_another_knows_of_the_end_or_is_in_the_sweeps_past() {
     model_with(2, || {
         let table = table_with_key(2, 1);
         let keys = [key(0), Digest::new(7, 8)];
@@ -71,7 +71,7 @@ fn who_attaches_and_updates_beside_another_updater_knows_of_the_end_or_is_in_the
 }
 
 #[test]
-fn who_finds_a_table_retired_finds_every_slot_swept() {
+fn a_process_that_finds_a_table_retired_finds_every_slot_swept() {
     model(|| {
         let table = table_with_key(2, 1);
         table.attached(Digest::new(7, 8)).unwrap();

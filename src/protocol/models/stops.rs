@@ -1,8 +1,8 @@
-//! Every operation, stopped before each of its steps: whoever comes after can finish all operations, no update is lost and no key is
-//! there twice.
+//! Every operation, stopped before each of its steps: afterwards another process can finish all operations, no update is lost and no
+//! key is there twice.
 //!
-//! What stops is a process that was killed: it takes no step more, and the kernel lets go of its lock. Its memory is what
-//! the others find. As a stop may leave something that only a second one brings to light, all pairs of stops are tried.
+//! A stop stands for a process that is killed: it takes no more steps, and the kernel releases its lock. What it has left in the
+//! memory, the others find. As a stop may leave something that only a second one brings to light, all pairs of stops are tried.
 
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -13,20 +13,20 @@ use crate::protocol::observed::Observed;
 use crate::protocol::slots::{Memory as _, Slots};
 use crate::protocol::wake::WaitToken;
 
-/// A table, the source of its first key, and somebody who has loaded that and sleeps until it is updated.
+/// A table, the source of its first key, and a waiter that has loaded the source and sleeps until the key is updated.
 struct World {
     table: Arc<Slots<Boxed>>,
     lock: Lock,
     source: AtomicU64,
     /// Whether an update has returned.
     announced: Cell<bool>,
-    /// Whether there was a reboot, which nobody sleeps through.
+    /// Whether there was a reboot, which no sleeper outlives.
     rebooted: Cell<bool>,
     loaded: (Observed, u64),
     asleep: WaitToken,
 }
 
-/// The kernel's lock on a slot, which it lets go of when its holder dies: which here is an unwinding. Taking it is no step.
+/// The kernel's lock on a slot. The kernel releases it when its holder dies, which here is an unwinding. Taking it is no step.
 #[derive(Default)]
 struct Lock {
     sharing: Cell<u32>,
@@ -82,7 +82,7 @@ impl World {
     }
 
     fn update(&self, ending: Ending) {
-        let _lock = self.lock.try_share().expect("nobody is alive who has it alone");
+        let _lock = self.lock.try_share().expect("no living process has it alone");
         let slot = self.table.slot();
         if !slot.begin_update().is_live() {
             return;
@@ -100,7 +100,7 @@ impl World {
     fn recover(&self) {
         let slot = self.table.slot();
         if slot.word().pending() > 0 {
-            let _lock = self.lock.try_alone().expect("nobody is alive who shares it");
+            let _lock = self.lock.try_alone().expect("no living process shares it");
             self.table.announce(slot, slot.recover());
         }
     }
@@ -138,7 +138,7 @@ impl World {
         self.announced.set(true);
     }
 
-    /// When all operations are done once more. `is_whole`: nobody has stopped halfway.
+    /// Checks the table, does all operations once more, and checks it again. `is_whole`: no operation has stopped halfway.
     fn assert_whole(&self, is_whole: bool, story: &dyn Fn() -> String) {
         self.recover();
         let slot = self.table.slot();
@@ -147,24 +147,24 @@ impl World {
         let is_updated = self.announced.get() || state != self.source.load(Ordering::Relaxed);
         assert!(!(observed.is(slot.word()) && is_updated), "{}: an update is lost", story());
         if is_whole && self.announced.get() && !self.rebooted.get() {
-            assert!(!slot.wake.is_same(self.asleep), "{}: who slept is not woken", story());
+            assert!(!slot.wake.is_same(self.asleep), "{}: the sleeper is not woken", story());
         }
         OPERATIONS.iter().filter(|(name, _)| *name != "reset").for_each(|(_, run)| run(self));
         assert_eq!(slot.word().pending(), 0, "{}: an update is pending for good", story());
-        // Who stops between his update and the waking leaves sleepers, who look for themselves after a while.
+        // An updater that stops between its update and the wakeup leaves sleepers, which look again after a slice.
         let is_asleep = slot.wake.is_same(self.asleep);
-        assert!(!(is_asleep && observed.is(slot.word())), "{}: who slept would find nothing if he looked", story());
+        assert!(!(is_asleep && observed.is(slot.word())), "{}: the sleeper would find nothing if it looked", story());
         if self.table.header().is_live() {
             for index in 0..KEYS.len() {
                 let place = self.table.attached(key(index)).unwrap();
                 self.table.assert_unique(key(index), place);
             }
         }
-        // Somebody who goes to sleep now is woken by the next update.
+        // A waiter that goes to sleep now is woken by the next update.
         let (armed, word) = (slot.wake.arm(), slot.await_update());
         if word.is_live() {
             self.mark_updated();
-            assert!(!slot.wake.is_same(armed), "{}: who goes to sleep is not woken", story());
+            assert!(!slot.wake.is_same(armed), "{}: a new sleeper is not woken", story());
         }
         self.reset();
         for (_, _, slot) in self.table.claimed(self.table.memory().segments().unwrap()) {
@@ -200,7 +200,7 @@ const OPERATIONS: &[(&str, Operation)] = &[
 
 struct Stopped;
 
-/// Runs `operation`, but not its step after `count` ones; `false` if it has no such step.
+/// Runs the first `count` steps of `operation`; `false` if it has no more than those, and so has ended.
 fn stops_after(count: u64, operation: Operation, world: &World) -> bool {
     steps::allow(count, || resume_unwind(Box::new(Stopped)));
     let result = catch_unwind(AssertUnwindSafe(|| operation(world)));
@@ -213,7 +213,7 @@ fn stops_after(count: u64, operation: Operation, world: &World) -> bool {
 }
 
 #[test]
-fn whoever_stops_at_any_step_leaves_a_table_that_others_can_use() {
+fn a_process_that_stops_at_any_step_leaves_a_table_that_others_can_use() {
     let (mut single, mut pairs) = (0, 0);
     for &(name, operation) in OPERATIONS {
         for count in 0.. {

@@ -1,4 +1,4 @@
-//! Crash-safe updates, beside those who load the state, and those who recover updates whose makers were killed.
+//! Crash-safe updates, beside loads of the state, and recoveries of updates that were killed on the way.
 
 use super::{Boxed, Lock, both, model, model_with, table_with_key};
 use crate::protocol::atomic::{Arc, AtomicU64, Ordering, thread};
@@ -22,8 +22,7 @@ impl Place {
         self.table.slot()
     }
 
-    /// An update whose maker is killed before or after it changes the source, or not at all; `false` if it could not
-    /// begin.
+    /// An update that is killed before or after it changes the source, or survives; `false` if it could not begin.
     fn update(&self, commits: bool, survives: bool) -> bool {
         if !self.lock.try_share() {
             return false;
@@ -34,16 +33,16 @@ impl Place {
         }
         if survives && commits {
             let before = self.slot().finish_update();
-            assert!(before.pending() > 0, "somebody took a living update for a dead one's");
+            assert!(before.pending() > 0, "a living update was taken for a dead one");
         } else if survives {
-            assert!(self.slot().word().pending() > 0, "somebody took a living update for a dead one's");
+            assert!(self.slot().word().pending() > 0, "a living update was taken for a dead one");
             self.slot().abandon_update();
         }
         self.lock.unshare();
         true
     }
 
-    /// A reader's look at a pending update.
+    /// What a reader does that finds a pending update.
     fn recover(&self) {
         if self.slot().word().pending() > 0 && self.lock.try_alone() {
             self.slot().recover();
@@ -51,7 +50,7 @@ impl Place {
         }
     }
 
-    /// As `recover`, where a lock that is no update's keeps the reader from having the slot for itself alone.
+    /// As `recover`, if a lock that is no update's keeps the reader from locking the slot exclusively.
     fn recover_beside_a_foreign_lock(&self) {
         let found = self.slot().word();
         if found.pending() > 0 && self.lock.is_free() {
@@ -63,7 +62,7 @@ impl Place {
         (Observed::of(self.slot().word()), self.source.load(Ordering::Relaxed))
     }
 
-    /// Once all others have ended: nothing is left pending, and no old state passes for a fresh one.
+    /// To be called when all threads have ended: nothing is left pending, and no old state passes for a fresh one.
     fn assert_settled(&self, (observed, state): (Observed, u64)) {
         self.recover();
         let word = self.slot().word();
@@ -94,7 +93,7 @@ fn an_update_ends_in_a_new_generation_wherever_its_maker_is_killed() {
 }
 
 #[test]
-fn who_recovers_a_dead_update_leaves_a_living_one_alone() {
+fn a_recovery_of_a_dead_update_leaves_a_living_one_alone() {
     for commits in [false, true] {
         model(move || {
             let place = Place::new();
@@ -117,7 +116,7 @@ fn who_recovers_a_dead_update_leaves_a_living_one_alone() {
 }
 
 #[test]
-fn who_loads_beside_an_update_and_its_recoverer_does_not_keep_an_old_state() {
+fn a_load_beside_an_update_and_its_recovery_does_not_keep_an_old_state() {
     for (commits, survives) in [(true, false), (true, true), (false, true)] {
         model_with(2, move || {
             let place = Place::new();
@@ -138,7 +137,7 @@ fn who_loads_beside_an_update_and_its_recoverer_does_not_keep_an_old_state() {
 }
 
 #[test]
-fn who_recovers_beside_a_foreign_lock_leaves_a_living_update_alone() {
+fn a_recovery_beside_a_foreign_lock_leaves_a_living_update_alone() {
     for (commits, survives) in [(false, true), (true, true), (true, false)] {
         model(move || {
             let place = Place::new();

@@ -1,4 +1,4 @@
-//! Waiters and those who wake them. Under loom nobody sleeps for a limited time, so a wake-up that is lost is a deadlock.
+//! Waiters, and updates that wake them. Under loom no sleep has a limit, so a lost wakeup is a deadlock.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use crate::protocol::observed::Observed;
 use crate::protocol::slot::Digest;
 use crate::protocol::slots::Slots;
 
-/// Without loom, longer than any test: who sleeps through it is late for good.
+/// Without loom, longer than any test: a waiter that sleeps through it is too late.
 const LIMIT: Duration = Duration::from_secs(100);
 
 impl Slots<Boxed> {
@@ -112,7 +112,7 @@ fn a_waiter_that_leaves_does_not_keep_others_from_being_woken() {
         model_with(2, move || {
             let table = table_with_key(2, 1);
             let seen = Observed::of(table.word());
-            // It was the one to say that somebody waits.
+            // As the waiter that leaves, which was the one to set the bit.
             let _ = table.slot().await_update();
             let others = {
                 let (updater, leaver) = (table.clone(), table.clone());
@@ -148,7 +148,7 @@ fn a_waiter_does_not_sleep_through_the_end_of_its_table() {
 }
 
 #[test]
-fn who_attached_beside_the_end_of_a_table_does_not_wait_for_a_dead_update_there() {
+fn a_process_that_attached_beside_the_end_of_a_table_does_not_wait_for_a_dead_update_there() {
     model(|| {
         let table = table_with_key(2, 1);
         table.slot().begin_update();
@@ -165,7 +165,7 @@ fn who_attached_beside_the_end_of_a_table_does_not_wait_for_a_dead_update_there(
 }
 
 #[test]
-fn who_finds_a_dead_update_wakes_those_who_wait_for_it() {
+fn a_recovery_of_a_dead_update_wakes_its_waiters() {
     model(|| {
         let table = table_with_key(2, 1);
         let seen = Observed::of(table.word());
@@ -179,7 +179,7 @@ fn who_finds_a_dead_update_wakes_those_who_wait_for_it() {
 }
 
 #[test]
-fn who_watches_the_table_does_not_sleep_through_a_new_key() {
+fn a_watcher_of_a_table_does_not_sleep_through_a_new_key() {
     model(|| {
         both(
             &slots(2, 1),
@@ -197,7 +197,7 @@ fn who_watches_the_table_does_not_sleep_through_a_new_key() {
 }
 
 #[test]
-fn who_watches_an_empty_table_does_not_sleep_through_its_end() {
+fn a_watcher_of_an_empty_table_does_not_sleep_through_its_end() {
     model(|| {
         both(
             &slots(1, 1),
