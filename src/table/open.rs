@@ -59,7 +59,7 @@ impl Table {
     }
 
     pub(super) fn create_anonymous(options: TableOptions) -> Result<Self, Error> {
-        writable("the anonymous table", "a writable one, as nobody else could create its keys", &options)?;
+        writable("the anonymous table", "a writable one, as no other process could create its keys", &options)?;
         let capacity = options.checked_capacity()?;
         let size = sparse_size(segment_offset(capacity, 1));
         let new = NewTable::new(capacity, options.mode, size, &options.file)?.anonymous()?;

@@ -14,7 +14,7 @@ use crate::os::owner::{OwnerCheck, check_mapped};
 use crate::os::privilege::has_callers_environment;
 use crate::protocol::layout::MAX_CAPACITY;
 
-/// Options for opening a [`Table`]; made by [`Table::options`].
+/// Options for opening a [`Table`](crate::Table); made by [`Table::options`](crate::Table::options).
 ///
 /// ```no_run
 /// use gensync::{KeyNormalizer, Table};
@@ -86,11 +86,11 @@ impl TableOptions {
     /// Whether a table that was created by an older version of gensync, with another file format, is replaced by a new one.
     /// `false` unless set: then such a table is refused with [`ErrorKind::LayoutVersion`].
     ///
-    /// The old table is retired as by a [`reset`](Table::reset), so that no update is lost when processes of two versions run
-    /// side by side: each update that was announced in the old table has come before whatever is loaded through the new one,
-    /// and each later update fails. For processes of the older version, everything is expired from then on, and their updates
-    /// fail with `LayoutVersion`, until they are restarted with the newer version. A table of a newer version is never
-    /// replaced.
+    /// The old table is retired as by a [`reset`](crate::Table::reset), so that no update is lost when processes of two
+    /// versions run side by side: each update that was announced in the old table has come before whatever is loaded through
+    /// the new one, and each later update fails. For processes of the older version, everything is expired from then on, and
+    /// their updates fail with `LayoutVersion`, until they are restarted with the newer version. A table of a newer version is
+    /// never replaced.
     ///
     /// There is one version so far; a program that sets this is prepared for the next.
     pub fn replace_older(mut self, replace: bool) -> Self {
@@ -114,8 +114,8 @@ impl TableOptions {
     /// counts it as lost, although the process that makes it seems to be alive; 30 seconds unless set.
     ///
     /// State is served for this long before it is loaded again, by this process alone: other processes have limits of their
-    /// own. [`reset`](Table::reset) waits for updates in flight for as long, and then fails. An update that is held up waits
-    /// for as long before it begins.
+    /// own. [`reset`](crate::Table::reset) waits for updates in flight for as long, and then fails. An update that is held up
+    /// waits for as long before it begins.
     pub fn pending_limit(mut self, limit: Duration) -> Self {
         self.pending_limit = limit;
         self
@@ -160,8 +160,9 @@ impl TableOptions {
     }
 
     /// Whether a retired table is opened too, for inspection, if it is opened [read-only](Self::read_only); `false` unless set.
-    /// Such a table is left when a [`reset`](Table::reset) was broken off and no process that may write has opened the table
-    /// since. [`slots`](Table::slots), [`stats`](Table::stats) and [`info`](Table::info) work; its keys cannot be attached to.
+    /// Such a table is left when a [`reset`](crate::Table::reset) was broken off and no process that may write has opened the
+    /// table since. [`slots`](crate::Table::slots), [`stats`](crate::Table::stats) and [`info`](crate::Table::info) work; its
+    /// keys cannot be attached to.
     pub fn accept_retired(mut self, accept: bool) -> Self {
         self.accept_retired = accept;
         self

@@ -209,7 +209,7 @@ fn killed_while_attaching_and_growing() {
 fn killed_while_updating() {
     kill_on_every_kind("update", 4, |_| (), Stage::update);
     kill_on_every_kind("update of two keys", 4, |_| (), Stage::update_both);
-    kill_on_every_kind("update after one whose maker died", 4, Stage::update_and_die, Stage::update);
+    kill_on_every_kind("update after one whose process died", 4, Stage::update_and_die, Stage::update);
     kill_on_every_kind("abandoned update", 4, |_| (), |stage| stage.syncs[0].begin_update().unwrap().abandon());
     let recover = |stage: &Stage| {
         while !stage.syncs[0].is_expired() {}
