@@ -1,4 +1,5 @@
-//! Tests that need a build of the crate that users do not get: atomics that count their steps, and a next version.
+//! Tests that need a build of the crate with parts that no release has: atomics that count their steps, and a next layout
+//! version.
 
 pub(crate) mod kills;
 mod upgrades;

@@ -179,7 +179,7 @@ fn is_slot(start: u64, length: u64) -> bool {
 fn has_update(identity: Identity, range: Range) -> Option<bool> {
     let list = std::fs::read_to_string("/proc/locks").ok()?;
     let is_update = |line: &str| {
-        // As in `1: OFDLCK  ADVISORY  READ -1 00:1b:4711 4096 4223`.
+        // A line reads `1: OFDLCK  ADVISORY  READ -1 00:1b:4711 4096 4223`.
         let fields: Vec<&str> = line.split_ascii_whitespace().collect();
         let [.., "OFDLCK", "ADVISORY", "READ", _, file, start, last] = fields[..] else { return false };
         let inode = file.rsplit(':').next().and_then(|inode| inode.parse::<u64>().ok());

@@ -1,4 +1,4 @@
-//! Opening a table, and making it.
+//! Opening a table, and creating it.
 
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
@@ -59,7 +59,7 @@ impl Table {
     }
 
     pub(super) fn create_anonymous(options: TableOptions) -> Result<Self, Error> {
-        writable("the anonymous table", "a writable one, as nobody else could create its keys", &options)?;
+        writable("the anonymous table", "a writable one, as no other process could create its keys", &options)?;
         let capacity = options.checked_capacity()?;
         let size = sparse_size(segment_offset(capacity, 1));
         let new = NewTable::new(capacity, options.mode, size, &options.file)?.anonymous()?;
@@ -73,35 +73,36 @@ impl Table {
 impl TableOptions {
     /// Opens the table at `path`, or creates it.
     ///
-    /// A symbolic link at the path itself is refused, wherever it leads; links among its folders are followed. Who may write to
-    /// the folder can put any file there: prefer one that is your own, or sticky, as `/dev/shm` is. A table with several names
-    /// (hard links) is one, until a [`reset`](Table::reset), which gives a new file to one of them only.
+    /// A symbolic link at the path itself is refused, wherever it leads; links among its folders are followed. A user that may
+    /// write to the folder can put any file there: prefer a folder of your own, or a sticky one such as `/dev/shm`. A table
+    /// with several names (hard links) is one table until a [`reset`](Table::reset), which gives a new file to one of the names
+    /// only.
     ///
-    /// A file that is a mount point itself (`docker -v /dev/shm/shop.gensync:/dev/shm/shop.gensync`) can be opened, but not be
-    /// replaced from within: see [`Table::replaceable`]. When the host replaces its own, by a reset for example, the mount still
-    /// shows the old file, and every key there is expired for good: mount the folder instead.
+    /// A file that is a mount point itself (`docker -v /dev/shm/shop.gensync:/dev/shm/shop.gensync`) can be opened, but cannot
+    /// be replaced from within the container: see [`Table::replaceable`]. When the host replaces its file, by a reset for
+    /// example, the mount still shows the old file, and every key there stays expired: mount the folder instead.
     ///
     /// On overlayfs, a read-only table is first opened for writing and closed again, so that the process sees the file that
-    /// writers use; where that is not permitted, it is [`ErrorKind::ReadOnlyOverlay`].
+    /// writers use; if that is not permitted, the error is [`ErrorKind::ReadOnlyOverlay`].
     ///
-    /// A successor stands for a moment under a hidden name beside `path`, `.gensync-` and 16 random hexadecimal digits; and so does
-    /// a new table, if the file system has no files without a name, or there is no /proc. A process that is killed then leaves it
-    /// there, to be removed by the next reset of a table in that folder by the same user.
+    /// For a moment, a successor has a hidden name beside `path`: `.gensync-` and 16 random hexadecimal digits. So has a new
+    /// table if the file system has no files without a name, or there is no /proc. A process that is killed at that moment
+    /// leaves the file there, and the next reset of a table in that folder by the same user removes it.
     ///
     /// # Errors
     ///
-    /// Every kind of [`ErrorKind`] but those about keys. A file that is not a table of this version is left untouched.
+    /// Every [`ErrorKind`] except those about keys. A file that is not a table of this version is left untouched.
     ///
     /// # Progress
     ///
-    /// Blocking: file input and output, and sleeping while another process makes or replaces the table, or has an update in flight in
-    /// one that is replaced.
+    /// Blocking: reads and writes files, and sleeps while another process creates or replaces the table, or has an update in
+    /// flight in a table that is replaced.
     pub fn open(self, path: impl AsRef<Path>) -> Result<Table, Error> {
         Table::open_path(path.as_ref(), self)
     }
 
-    /// Opens the table of the application `app` that belongs to this user, where [`Table::open_default`] has it; or creates
-    /// it. The folder is made only if the table may be created.
+    /// Opens or creates the table of the application `app` that belongs to this user, at the path that [`Table::open_default`]
+    /// uses. The folder is created only if the table may be created.
     ///
     /// # Errors
     ///
@@ -119,7 +120,7 @@ impl TableOptions {
     ///
     /// # Errors
     ///
-    /// No descriptor or no memory is left; the capacity is out of range; or the table would be read-only.
+    /// No descriptor or no memory is left, the capacity is out of range, or the table would be read-only.
     ///
     /// # Progress
     ///
@@ -132,7 +133,8 @@ impl TableOptions {
     ///
     /// # Errors
     ///
-    /// As [`open`](Self::open). A read-only one is refused: open `/dev/shm/NAME` by path for that.
+    /// As [`open`](Self::open). Options that say [`read_only`](Self::read_only) are refused: open `/dev/shm/NAME` by its path
+    /// to read only.
     ///
     /// # Progress
     ///
@@ -153,10 +155,10 @@ impl Source {
         }
     }
 
-    /// Maps `file`; `None` if it has lost its name.
+    /// Maps `file`; `None` if its name leads to another file by now.
     pub(super) fn map(&self, file: &TableFile, options: &TableOptions) -> Result<Option<Incarnation>, Error> {
         let fixed = &file.fixed;
-        // What a descriptor names has no place that it could be gone from.
+        // A file that is opened by a descriptor's path has no name of its own from which it could be gone.
         let path = self.path().filter(|path| !(options.file.read_only && is_descriptor(path)));
         let own = file.file.try_clone().map_err(|error| Error::io("keeping the table's file open", &error))?;
         let mapping = match self {
@@ -178,7 +180,7 @@ fn writable(what: &'static str, expected: &'static str, options: &TableOptions) 
     }
 }
 
-/// Opens the live table that the source names: creates a missing one, replaces a retired one.
+/// Opens the live table that the source names: creates it if it is missing, and replaces it if it is retired.
 pub(super) fn open(
     source: &Source,
     options: &TableOptions,
@@ -198,7 +200,7 @@ pub(super) fn open(
                 return Ok(Some(Arc::new(incarnation)));
             }
             if options.file.read_only {
-                // Somebody may be about to replace it.
+                // A process that may write may be about to replace it.
                 if predecessor.is_some_and(|holder| holder.held_up_for() >= HOLDERS_PATIENCE) {
                     return Err(ErrorKind::Retired.into());
                 }
@@ -225,7 +227,7 @@ pub(super) fn create(path: &Path, options: &TableOptions, predecessor: Option<&I
         None => NewTable::new(options.checked_capacity()?, options.mode, 0, &options.file)?,
     };
     let floor = predecessor.map_or(Ok(0), floor_of_successor)?;
-    // Somebody else's is as good.
+    // If another process has created one first, that is as good.
     let _created = new_table.prepare(path)?.link(path, floor)?;
     Ok(())
 }
@@ -234,7 +236,7 @@ pub(super) fn succeeding(file: &TableFile, options: &TableOptions) -> Result<New
     NewTable::succeeding(&file.fixed, &file.stat()?, &options.file)
 }
 
-/// As much of the greatest size as the process may give a file, for tables whose size is set once.
+/// The maximum size, or as much of it as the process may give a file, for tables whose size is set once.
 fn sparse_size(least: u64) -> u64 {
     let limit = getrlimit(Resource::RLIMIT_FSIZE).map_or(u64::MAX, |(limit, _)| limit);
     MAX_SIZE.min(limit).max(least)

@@ -56,8 +56,8 @@ impl Default for TableOptions {
 }
 
 impl TableOptions {
-    /// How many slots the first segment of a new table has: 1 to 33,554,432, rounded up to a power of two; 1024 unless
-    /// set. A table grows by itself, so this only saves growing.
+    /// How many slots the first segment of a new table has: 1 to 33,554,432, rounded up to a power of two; 1024 unless set. A
+    /// table grows by itself; this only saves the growth.
     pub fn capacity(mut self, slots: u64) -> Self {
         self.capacity = slots;
         self
@@ -69,7 +69,7 @@ impl TableOptions {
         self
     }
 
-    /// Whether a missing table is created; `true` unless set. A read-only one never is.
+    /// Whether a missing table is created; `true` unless set. A read-only table is never created.
     pub fn create(mut self, create: bool) -> Self {
         self.create = create;
         self
@@ -77,21 +77,22 @@ impl TableOptions {
 
     /// Opens the table without write permission: for checks and refreshes of existing keys.
     ///
-    /// Then the path may also be `/proc/PID/fd/NUMBER`, a descriptor of another process, to look at its anonymous table.
+    /// Then the path may also be `/proc/PID/fd/NUMBER`, a descriptor of another process, to inspect its anonymous table.
     pub fn read_only(mut self, read_only: bool) -> Self {
         self.file.read_only = read_only;
         self
     }
 
-    /// Whether a table that was made by an older version of gensync, with another file format, is replaced by a new one;
-    /// `false` unless set: then it is [`ErrorKind::LayoutVersion`].
+    /// Whether a table that was created by an older version of gensync, with another file format, is replaced by a new one.
+    /// `false` unless set: then such a table is refused with [`ErrorKind::LayoutVersion`].
     ///
-    /// The old table is retired as by a [`reset`](crate::Table::reset), so that no update is lost when processes of two versions run
-    /// side by side: each one that was announced there has come before whatever is loaded through the new table, and each
-    /// later one fails. For the processes of the older version, everything is expired from then on, and their updates fail
-    /// with `LayoutVersion`, until they are started anew. A table of a newer version is never replaced.
+    /// The old table is retired as by a [`reset`](crate::Table::reset), so that no update is lost when processes of two
+    /// versions run side by side: each update that was announced in the old table has come before whatever is loaded through
+    /// the new one, and each later update fails. For processes of the older version, everything is expired from then on, and
+    /// their updates fail with `LayoutVersion`, until they are restarted with the newer version. A table of a newer version is
+    /// never replaced.
     ///
-    /// There is one version so far; who sets this is prepared for the next.
+    /// There is one version so far; a program that sets this is prepared for the next.
     pub fn replace_older(mut self, replace: bool) -> Self {
         self.file.replace_older = replace;
         self
@@ -103,36 +104,37 @@ impl TableOptions {
         self
     }
 
-    /// Whose file is accepted; [`OwnerCheck::CurrentUserOrRoot`] unless set.
+    /// Which user's file is accepted; [`OwnerCheck::CurrentUserOrRoot`] unless set.
     pub fn owner(mut self, owner: OwnerCheck) -> Self {
         self.file.owner = owner;
         self
     }
 
     /// How long an update begun by [`update`](crate::GenerationSynchronizer::update) may be in flight before this process
-    /// counts it as lost, although its maker seems to be alive; 30 seconds unless set.
+    /// counts it as lost, although the process that makes it seems to be alive; 30 seconds unless set.
     ///
-    /// State is served for this long before it is loaded again, by this process alone: others go by limits of their own.
-    /// [`reset`](crate::Table::reset) waits for updates in flight as long, and then fails. An update waits as long for its turn.
+    /// State is served for this long before it is loaded again, by this process alone: other processes have limits of their
+    /// own. [`reset`](crate::Table::reset) waits for updates in flight for as long, and then fails. An update that is held up
+    /// waits for as long before it begins.
     pub fn pending_limit(mut self, limit: Duration) -> Self {
         self.pending_limit = limit;
         self
     }
 
-    /// How long state counts as fresh that was loaded while its freshness could not be known; one second unless set, at most
+    /// How long state that was loaded while its freshness could not be known counts as fresh; one second unless set, at most
     /// some days.
     ///
-    /// That is so when the table was retired or deleted and cannot be opened or made anew, and when its path leads to
-    /// another file system than before, as after a mount over its folder. An attempt to open it is made within milliseconds of
-    /// the first failure, then less and less often, twice a second at last. What was loaded before then is expired at once;
-    /// what is loaded meanwhile serves for this long, so that each holder loads once in this time, and not at each use. When
-    /// the table is there again, all of it is expired once more.
+    /// Freshness cannot be known when the table was retired or deleted and can neither be opened nor created again, and when
+    /// its path leads to another file system than before, as after a mount over its folder. The next attempt to open it is made
+    /// within milliseconds of the first failure, and later ones less and less often, down to twice a second. State that was
+    /// loaded before is expired at once. State that is loaded meanwhile counts as fresh for this long, so that each holder
+    /// loads once in this time and not at each use. When the table can be used again, all of that state is expired once more.
     pub fn outage_ttl(mut self, ttl: Duration) -> Self {
         self.outage_ttl = ttl;
         self
     }
 
-    /// Accepts a FUSE file system. Only right if no other machine has it mounted, and if its driver keeps shared
+    /// Accepts a FUSE file system. This is only safe if no other machine has it mounted, and if its driver keeps shared
     /// mappings coherent.
     pub fn allow_fuse(mut self, allow: bool) -> Self {
         self.file.allowed_file_systems.retain(|magic| *magic != FUSE);
@@ -142,13 +144,13 @@ impl TableOptions {
 
     /// Accepts the file system with this magic number, which the error of a refused one names; may be called for several.
     ///
-    /// Accepted anyway are tmpfs, ramfs, ext2 to ext4, XFS, Btrfs, F2FS, ZFS, bcachefs, JFS, NILFS and overlayfs. Any other may be
-    /// shared between machines, or may give each process pages of its own. Only right if no other machine has it mounted, and if
-    /// all mappings of one of its files are the same memory.
+    /// These are always accepted: tmpfs, ramfs, ext2 to ext4, XFS, Btrfs, F2FS, ZFS, bcachefs, JFS, NILFS and overlayfs. Any
+    /// other may be shared between machines, or may give each process pages of its own. Accepting it is only safe if no other
+    /// machine has it mounted, and if all mappings of one of its files are the same memory.
     ///
     /// ```no_run
     /// # fn main() -> Result<(), gensync::Error> {
-    /// // Of a virtual machine's shared folder, which nobody else uses.
+    /// // The shared folder of a virtual machine, which nothing else uses.
     /// let table = gensync::Table::options().allow_file_system(0x786f_4256).open("/media/sf_own/shop.gensync")?;
     /// # Ok(()) }
     /// ```
@@ -157,9 +159,10 @@ impl TableOptions {
         self
     }
 
-    /// Opens a table that was retired as well, to be looked at, if it is [read-only](Self::read_only): one whose
-    /// [`reset`](crate::Table::reset) was broken off, which nobody who may write has opened since.
-    /// [`slots`](crate::Table::slots), [`stats`](crate::Table::stats) and [`info`](crate::Table::info) tell of it; its keys cannot be attached to.
+    /// Whether a retired table is opened too, for inspection, if it is opened [read-only](Self::read_only); `false` unless set.
+    /// Such a table is left when a [`reset`](crate::Table::reset) was broken off and no process that may write has opened the
+    /// table since. [`slots`](crate::Table::slots), [`stats`](crate::Table::stats) and [`info`](crate::Table::info) work; its
+    /// keys cannot be attached to.
     pub fn accept_retired(mut self, accept: bool) -> Self {
         self.accept_retired = accept;
         self
@@ -182,7 +185,7 @@ impl TableOptions {
     }
 }
 
-/// A file name that stays in its folder.
+/// Checks that `name` is a file name that does not lead out of its folder.
 pub(crate) fn checked_name(what: &'static str, name: &str) -> Result<(), Error> {
     if name.is_empty() || name == "." || name == ".." || name.contains(['/', '\0']) {
         let expected = "a file name: not empty, not \".\" or \"..\", without \"/\" and NUL";
@@ -191,7 +194,7 @@ pub(crate) fn checked_name(what: &'static str, name: &str) -> Result<(), Error> 
     Ok(())
 }
 
-/// The path of an application's table, in a folder that is its user's alone; which is made if `create` says so.
+/// The path of an application's table, in a folder that belongs to its user alone, and is created if `create` says so.
 pub(crate) fn default_path(app: &str, create: bool) -> Result<PathBuf, Error> {
     checked_name("the application's name", app)?;
     let runtime = if has_callers_environment() { None } else { std::env::var_os("XDG_RUNTIME_DIR") };
@@ -207,7 +210,7 @@ pub(crate) fn default_path(app: &str, create: bool) -> Result<PathBuf, Error> {
     Ok(folder.join(app))
 }
 
-/// `sudo` and `su` keep the variable: a folder that root made there would shut its user out.
+/// `sudo` and `su` keep the variable: a folder that root created there would lock its user out.
 fn check_runtime(runtime: &Path) -> Result<(), Error> {
     let user = Uid::effective().as_raw();
     match std::fs::metadata(runtime) {

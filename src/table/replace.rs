@@ -1,4 +1,4 @@
-//! Retiring an incarnation and putting another one in its place, under the lock.
+//! Retiring an incarnation and putting another one in its place, under its lock.
 
 use std::cell::Cell;
 use std::path::Path;
@@ -15,20 +15,24 @@ use crate::os::replaceable::check_replaceable;
 use crate::protocol::layout::HIGHEST_FLOOR;
 use crate::table::incarnation::Incarnation;
 
-/// After how long a process that has the table open takes whoever replaces it for stopped, and makes a successor of its own. All
-/// of them do, each one as large as the table: so it is longer than a sweep over a great table takes on a busy machine.
+/// After how long a process that has the table open takes the process that replaces it for stopped, and creates a successor of
+/// its own. All processes that have it open do so, and each successor is as large as the table: so the limit is longer than a
+/// sweep over a large table takes on a busy machine.
 const HOLDERS_LIMIT: Duration = Duration::from_secs(6);
 
-/// For how long nothing must be pending if the table is to be retired beside locks that cannot be told from those of updates.
+/// For how long no update may have been pending if the table is to be retired while there are shared locks that might be those
+/// of updates.
 ///
-/// Twice what an update waits before it begins when it finds the gate shut, so that those that came before have been counted in.
+/// Twice as long as an update waits before it begins when it finds that updates are held up: so updates that took their locks
+/// before have been counted in by then.
 const QUIET: Duration = Duration::from_millis(100);
 
-/// Keeps updates of `table` from beginning, once those in flight have ended. What is held must be kept.
+/// Waits until no update of `table` is in flight, and keeps others from beginning for as long as the locks that are returned
+/// are held.
 pub(super) fn exclude_updates(table: &Incarnation, patience: Duration) -> Result<[Option<RangeLock>; 2], Error> {
     let mapping = table.mapping();
-    // A process that may only read the file can keep this from having either lock, by a shared lock on all of it, as a backup
-    // may take. It is not waited for.
+    // A process that may only read the file can keep this one from taking either lock, by a shared lock on all of it, such as a
+    // backup may take. Such a lock is not waited for.
     let gate = with_patience(patience, || {
         let gate = mapping.try_hold_updates_up()?;
         Ok::<_, Error>((gate.is_some() || !mapping.is_held_up()).then_some(gate))
@@ -43,7 +47,7 @@ pub(super) fn exclude_updates(table: &Incarnation, patience: Duration) -> Result
             quiet_since.set(None);
             return Ok::<_, Error>(None);
         }
-        // Nothing is pending, so the locks are none of updates, or of some that are about to be counted in.
+        // No update is pending, so the locks are not those of updates, or of updates that are about to be counted in.
         let since = quiet_since.get().unwrap_or_else(Instant::now);
         quiet_since.set(Some(since));
         Ok((since.elapsed() >= QUIET.min(patience / 2)).then_some(None))
@@ -51,16 +55,17 @@ pub(super) fn exclude_updates(table: &Incarnation, patience: Duration) -> Result
     if excluded.is_none() && !mapping.are_updates_excluded() {
         return Err(ErrorKind::Locked { seconds: patience.as_secs() }.into());
     }
-    // Or somebody holds the lock for himself alone who began to reset the table, and was stopped. Then no update is in flight
-    // either.
+    // If there is no lock in `excluded`, either all has been quiet for long enough; or another process, which began to reset
+    // the table and was stopped, has excluded updates. Then no update is in flight either.
     Ok([gate.flatten(), excluded.flatten()])
 }
 
-/// Retires `old`, which `file` at `path` is, and puts what `prepare` makes into its place; `false` if somebody else has done so.
+/// Retires `old`, which is in `file` at `path`, and puts the table that `prepare` returns in its place; `false` if another
+/// process has done so.
 ///
-/// All that can fail comes before anything is retired, and only the one who has the lock prepares a successor here: it is as
-/// large as the table. `holder` is who moves on to the successor, if it is not to wait long. Updates that are in flight
-/// nevertheless are waited for as long as `patience` lasts.
+/// Whatever can fail comes before anything is retired. Only the process that has the lock prepares a successor, as that is as
+/// large as the table. `holder`, if there is one, is the incarnation from which a check moves on to the successor; a check must
+/// not wait for long. Updates that are in flight in spite of the exclusion are waited for as long as `patience` lasts.
 pub(super) fn replace(
     path: &Path,
     file: &TableFile,
@@ -71,7 +76,7 @@ pub(super) fn replace(
 ) -> Result<bool, Error> {
     with_the_lock(path, file, old, holder, || {
         check_replaceable(file, path)?;
-        // Asked before as well: it would be prepared in vain, again and again.
+        // Checked here as well as after the retiring: otherwise successors would be prepared in vain, again and again.
         refuse_beside_updates(old, holder, patience)?;
         let unlinked = prepare()?;
         old.slots().retire()?;
@@ -85,12 +90,12 @@ pub(super) fn replace(
     })
 }
 
-/// Waits until no update is in flight in `old`, which is retired; `false` if another file has its name by then.
+/// Waits until no update is in flight in `old`, which is retired; `false` if its name leads to another file by then.
 ///
-/// One may have begun between the last look and the retiring of its key, where a lock of somebody who only reads the file kept
-/// updates from being excluded. While there is no successor, nobody can load anything that its maker's death would leave
-/// unannounced: all is expired, and what is loaded later is loaded after the maker's end. A holder that checks does not wait: it
-/// fails, and asks again later.
+/// An update may have begun after the last check and before its key was retired, if a shared lock of a process that may only
+/// read the file kept updates from being excluded. If the process that makes the update is killed, nothing announces it. That
+/// does no harm while there is no successor, because until then everything is expired, and what is loaded through the successor
+/// is loaded after that process has ended. A check that moves on does not wait: it fails, and is tried again later.
 fn outlast_updates(
     path: &Path,
     old: &Incarnation,
@@ -115,8 +120,8 @@ fn is_in_place(path: &Path, table: &Incarnation) -> bool {
     std::fs::symlink_metadata(path).is_ok_and(|metadata| identity(&metadata) == table.mapping().identity())
 }
 
-/// Runs `action` under the lock of `table`, which `file` is, if that is what `path` names; otherwise `false`, which `action` may
-/// find as well.
+/// Runs `action` under the lock of `table`, which is in `file`, if `path` names that file; otherwise returns `false`, as
+/// `action` may do as well.
 fn with_the_lock(
     path: &Path,
     file: &TableFile,
@@ -131,9 +136,10 @@ fn with_the_lock(
     if is_in_place(path, table) { action() } else { Ok(false) }
 }
 
-/// The lock of `file`, by which `holder` is about to be replaced. While somebody else has it, who is to put the successor there,
-/// checks of this process wait for it together no longer than [`HOLDERS_PATIENCE`], and fail from then on; until it has been
-/// held for so long that its holder must have been stopped.
+/// The lock of `file`, for a check that moves on from `holder`. While another process has the lock, which is to put the
+/// successor in place, the checks of this process wait for it no longer than [`HOLDERS_PATIENCE`] in total, and fail from then
+/// on. When the lock has been held for [`HOLDERS_LIMIT`], the process that holds it must have been stopped: then this goes on
+/// without the lock.
 fn lock_soon<'a>(file: &'a TableFile, holder: &Incarnation) -> Result<Option<Lock<'a>>, Error> {
     if let Some(lock) = file.try_lock(Duration::ZERO)? {
         return Ok(Some(lock));
@@ -145,15 +151,15 @@ fn lock_soon<'a>(file: &'a TableFile, holder: &Incarnation) -> Result<Option<Loc
     }
 }
 
-/// Retires `table`, which `file` at `path` is, and removes the file; `false` if the path is another one's by now.
+/// Retires `table`, which is in `file` at `path`, and removes the file; `false` if the path names another file by now.
 pub(super) fn retire_and_remove(
     path: &Path,
     file: &TableFile,
     table: &Incarnation,
     patience: Duration,
 ) -> Result<bool, Error> {
-    // Unlike a successor, which may be put there by whoever finds the table retired, nothing is to come after it: so the lock
-    // comes first.
+    // Any process that finds the table retired puts a successor in its place under the lock. Here there must be none, so the
+    // lock is taken before the table is retired, and held until the file is gone.
     with_the_lock(path, file, table, None, || {
         check_replaceable(file, path)?;
         table.slots().retire()?;

@@ -2,14 +2,14 @@
 
 use crate::error::{Error, ErrorKind};
 
-/// How often an operation starts again because the table was replaced under it, before it gives up.
+/// How often an operation starts again because the table was replaced meanwhile, before it gives up.
 const ATTEMPTS: u32 = 100;
 
-/// Asks `attempt` again until it gives something, as the table may be replaced under each attempt.
+/// Repeats `attempt` until it returns something, as the table may be replaced during each attempt.
 ///
 /// # Errors
 ///
-/// [`ErrorKind::Retired`] if it gives nothing a hundred times.
+/// [`ErrorKind::Retired`] if it returns nothing a hundred times.
 pub(crate) fn retry<R>(mut attempt: impl FnMut() -> Result<Option<R>, Error>) -> Result<R, Error> {
     for _ in 0..ATTEMPTS {
         if let Some(result) = attempt()? {

@@ -1,4 +1,4 @@
-//! From one incarnation of a table to the next.
+//! Moving on from one incarnation of a table to the next.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,8 +13,8 @@ use crate::os::view::Presence;
 use crate::table::incarnation::Incarnation;
 
 impl Table {
-    /// What `action` finds in the live incarnation; asked again in the next one if it finds nothing, or that one is not the
-    /// latest any more when it returns.
+    /// What `action` returns for the live incarnation; repeated in the next one if it returns nothing, or if its incarnation is
+    /// no longer the latest when it returns.
     pub(super) fn with_current<'a, R>(
         &'a self,
         action: impl Fn(&'a Arc<Incarnation>) -> Result<Option<R>, Error>,
@@ -25,8 +25,8 @@ impl Table {
         })
     }
 
-    /// What was found in `incarnation`; `None` if another thread has moved on from it meanwhile, and given back its memory and
-    /// its descriptor.
+    /// The result of an operation on `incarnation`; `None` if another thread has moved on from it meanwhile, and has given back
+    /// its memory and its descriptor, which makes the result meaningless.
     pub(super) fn while_latest<R>(
         &self,
         incarnation: &Arc<Incarnation>,
@@ -35,7 +35,7 @@ impl Table {
         if self.is_latest(incarnation) { result.map(Some) } else { Ok(None) }
     }
 
-    /// The live incarnation; another one than before if that was retired or its file is gone.
+    /// The live incarnation: a new one if the last one was retired, or its file is gone.
     pub(crate) fn current(&self) -> Result<&Arc<Incarnation>, Error> {
         retry(|| self.try_current())
     }
@@ -51,7 +51,7 @@ impl Table {
         Ok(None)
     }
 
-    /// Looks at the path, if it is time: the one place that decides when. `now` is milliseconds of the coarse clock.
+    /// Revalidates the path if that is due; no other code decides when it is. `now` is milliseconds of the coarse clock.
     pub(crate) fn revalidate_if_due(&self, now: u64) {
         if self.0.revalidation.take(now) {
             let latest = self.latest();
@@ -64,34 +64,36 @@ impl Table {
         }
     }
 
-    /// Moves on from `latest`, whose path names another file or none: this process, and all others that have it. `false` while
-    /// an update that is in flight there keeps them.
+    /// Moves on from `latest`, whose path names another file or none: retires it, so that this process and all others that have
+    /// it open move on. `false` while an update that is in flight there keeps them.
     pub(super) fn leave(&self, latest: &Arc<Incarnation>) -> bool {
-        // If the maker of an update that is in flight there is killed, it takes a process that has the old file to announce
-        // it. So none moves on before the update has ended.
+        // If a process is killed that has an update in flight there, only a process that has the old file open can announce the
+        // update. So none moves on before the update has ended.
         let excluded = (!self.is_read_only()).then(|| latest.mapping().try_exclude_updates());
         let is_held_up = match &excluded {
             None => false,
             Some(Ok(Some(_))) => false,
-            // A lock of a process that may only read the file does not count.
+            // A shared lock of a process that may only read the file does not count.
             Some(Ok(None)) => {
                 latest.mapping().are_updates_excluded() || !latest.is_quiet().is_ok_and(|is_quiet| is_quiet)
             }
-            // A process that can open nothing more cannot keep updates from beginning, but sees those that have begun.
+            // A process that cannot open the file again, for its lock, cannot keep updates from beginning, but it sees those
+            // that have begun.
             Some(Err(_)) => latest.mapping().has_updates_in_flight(),
         };
         if is_held_up && latest.gone_for(precise_now()) < self.pending_limit() {
             return false;
         }
         if self.succeed(latest).is_err() && latest.slots().header().is_live() {
-            // It could not even be retired, being read-only or damaged: let it be retired for this process.
+            // The file could not even be retired, because it is read-only or damaged. Without its memory, this process takes it
+            // for retired.
             latest.mapping().detach();
         }
         true
     }
 
-    /// Moves on from `owner`, whose file is gone, before an update begins. Waits for updates in flight there, but not for those
-    /// of this process, which may be the caller's own. `false` if the update must begin there because of them.
+    /// Moves on from `owner`, whose file is gone, before an update begins. Waits for updates in flight there, except for those
+    /// of this process, which may be the caller's own. `false` if the update must begin in `owner` because of those.
     ///
     /// # Errors
     ///
@@ -104,14 +106,14 @@ impl Table {
         left.ok_or_else(|| self.error(ErrorKind::Locked { seconds: patience.as_secs() }))
     }
 
-    /// To be called when an update was announced in `owner`: if the path names another file by now, the key is updated there as
-    /// well.
+    /// To be called after an update was announced in `owner`: if the path names another file by now, the key is updated in that
+    /// table as well.
     ///
     /// # Errors
     ///
-    /// There is another file, and it cannot be attached to.
+    /// There is another file, and its table cannot be attached to.
     pub(crate) fn follow_update(&self, owner: &Arc<Incarnation>, key: &CacheKey) -> Result<(), Error> {
-        // A holder of a file that comes to the path after this look has loaded its state after the update.
+        // A holder of a file that gets this path after this check loads its state after the update.
         let presence = owner.presence();
         if presence == Presence::Here || !self.is_latest(owner) {
             return Ok(());
@@ -119,26 +121,27 @@ impl Table {
         if presence == Presence::Unknown {
             return self.announce_elsewhere(key);
         }
-        // The process that retires the table began after the update had ended, as it locks the slots, and what comes after the
-        // table was loaded later, or is expired by that process when it has retired the table. Should it be killed before, this
-        // one goes on for it.
+        // The process that retires the table locks all slots, so it began after the update had ended. State of the successor
+        // was loaded later, or is expired by that process when it has retired the table. If it is killed before, this process
+        // continues in its place.
         if !owner.slots().header().is_live() {
             let _ = self.succeed(owner);
             return Ok(());
         }
-        // Moving on announces everything there. Not before other updates here have ended; but this one cannot wait for them.
+        // Moving on announces everything in the new table. It has to wait until other updates in `owner` have ended, for which
+        // this update cannot wait.
         if self.leave(owner) && self.latest().slots().header().is_live() {
             return Ok(());
         }
         match self.announce_at_path(self.0.options.clone(), Some(owner), key) {
-            // Nobody can have loaded anything through a file that is not there.
+            // No process can have loaded anything through a file that does not exist.
             Err(_) if self.path().is_some_and(|path| !path.exists()) => Ok(()),
             result => result,
         }
     }
 
-    /// Updates the key in the table that was put over this one, if there is one: those who come to the path now use that, and
-    /// those who came before, this one.
+    /// Updates the key in another table that the path leads to now, if there is one: processes that open the path now use that
+    /// table, and processes that opened it before use this one.
     pub(crate) fn announce_elsewhere(&self, key: &CacheKey) -> Result<(), Error> {
         match self.announce_at_path(self.0.options.clone().create(false), None, key) {
             Err(error) if *error.kind() == ErrorKind::NotFound => Ok(()),
@@ -146,8 +149,8 @@ impl Table {
         }
     }
 
-    /// Expires everything in the table that was put over this one, if there is one: what was announced here alone, until that was
-    /// noticed, is announced there.
+    /// Expires everything in another table that the path leads to now, if there is one: what was announced in this table alone,
+    /// before that was noticed, is announced there.
     pub(super) fn expire_at_path(&self) {
         if !self.is_read_only()
             && let Ok(next) = open(&self.0.source, &self.0.options.clone().create(false), None)
@@ -156,7 +159,7 @@ impl Table {
         }
     }
 
-    /// Updates the key in the table at the path, which this process need not move on to.
+    /// Updates the key in the table at the path; this process need not move on to that table.
     pub(super) fn announce_at_path(
         &self,
         options: TableOptions,
@@ -171,18 +174,18 @@ impl Table {
     }
 
     #[cfg(test)]
-    pub(crate) fn make_look_due(&self) {
+    pub(crate) fn make_revalidation_due(&self) {
         self.0.revalidation.expedite();
     }
 
-    /// Moves on from a table that is being retired, or whose file is gone. Whoever gets here does all that remains to
-    /// be done of retiring it, as the process that began may be dead.
+    /// Moves on from a table that is being retired, or whose file is gone. Each process that gets here completes the retiring,
+    /// as the process that began it may be dead.
     pub(super) fn succeed(&self, from: &Arc<Incarnation>) -> Result<(), Error> {
         if !self.is_latest(from) {
             return Ok(());
         }
         let Some(next) = self.while_latest(from, self.successor(from))? else { return Ok(()) };
-        // Holders that noticed the last succession after it have written to what was emptied then.
+        // Holders that noticed the last succession late have written to memory that was detached then.
         if let Some(older) = self.0.incarnations.previous() {
             older.mapping().detach_again();
         }
@@ -194,15 +197,15 @@ impl Table {
 
     pub(super) fn successor(&self, from: &Arc<Incarnation>) -> Result<Arc<Incarnation>, Error> {
         let is_unfinished = || !self.is_read_only() && !from.slots().header().is_retired();
-        // Where it is still what the path names, that is for the one of all processes which has the lock to do: it takes a sweep
-        // over all of the table.
+        // If the path still names the file, the retiring is left to the one process that has the lock, in `open`, because it
+        // takes a sweep over all of the table.
         if is_unfinished() && from.presence() != Presence::Here {
             from.slots().retire()?;
         }
         let next = open(&self.0.source, &self.0.options, Some(from))?;
         if is_unfinished() {
-            // Updates may have gone to the old file while others used the new one: announce them there as well, before
-            // anybody may think that it was done.
+            // Updates may have gone to the old file while other processes used the new one: announce them in the new one as
+            // well, before the old one says that its retiring is complete.
             from.slots().retire()?;
             next.slots().expire_all()?;
             from.slots().header().end_retiring();

@@ -1,7 +1,8 @@
 //! Guards against SIGKILL at the worst moment: each operation is begun by a process that is killed before its next access of an
-//! atomic, or before or after its next system call, for every one of them; then others go on.
+//! atomic, or before or after its next system call, once for each of them; then other processes continue.
 //!
-//! It stands here and not in `tests/`, as only the crate's own test build can be stopped at the accesses (see `protocol/atomic/steps.rs`).
+//! These tests are not in `tests/`, as only the crate's own test build can be stopped at an access (see
+//! `protocol/atomic/steps.rs`).
 
 #[path = "../../tests/support/mod.rs"]
 pub(crate) mod support;
@@ -19,7 +20,7 @@ use crate::{GenerationSynchronizer, Table, WaitSet, update_all};
 use support::place::{KINDS, Kind, Place};
 use support::{LIMIT, Traced, in_child, shared_words};
 
-/// A table in which two keys are, and what this process has loaded from their sources.
+/// A table with two keys, and what this process has loaded from their sources.
 struct Stage {
     place: Place,
     table: Table,
@@ -36,7 +37,7 @@ impl Stage {
         Self { place, table, syncs, sources: shared_words(2), loaded: [0; 2] }
     }
 
-    /// The table as another process has it; an anonymous one as this one has it.
+    /// The table as another process opens it; if it is anonymous, as this process has it.
     fn fresh(&self) -> Table {
         self.place.open(Table::options())
     }
@@ -50,7 +51,7 @@ impl Stage {
         update_all(&[&self.syncs[0], &self.syncs[1]], commit).unwrap();
     }
 
-    /// Leaves an update whose maker was killed after its commit.
+    /// Leaves an update whose process was killed after its commit.
     fn update_and_die(&self) {
         let maker = in_child(|| {
             let _update = self.syncs[0].begin_update().unwrap();
@@ -68,10 +69,10 @@ impl Stage {
         self.loaded[index]
     }
 
-    /// Whoever was killed, whatever it has left: what was changed is seen, and everything can be done.
+    /// Whichever process was killed, and whatever it has left: every change is seen, and every operation works.
     fn assert_whole(mut self, story: &str) {
         let start = Instant::now();
-        // What is only changed within `update`.
+        // The sources are changed within `update` only.
         for index in 0..2 {
             while self.get(index) != self.sources[index].load(SeqCst) {
                 assert!(start.elapsed() < LIMIT, "{story}: stale for good");
@@ -83,7 +84,7 @@ impl Stage {
         }
         let fresh = self.fresh();
         let other = ["key", "other"].map(|key| GenerationSynchronizer::new(&fresh, key).unwrap());
-        let waiter = in_child(|| assert!(self.syncs[0].wait_timeout(LIMIT).is_changed(), "{story}: nobody wakes it"));
+        let waiter = in_child(|| assert!(self.syncs[0].wait_timeout(LIMIT).is_changed(), "{story}: no wakeup"));
         for (sync, other) in self.syncs.iter().zip(&other) {
             other.mark_updated().unwrap();
             assert!(sync.is_expired(), "{story}: two tables where one should be");
@@ -115,7 +116,7 @@ impl Stage {
 enum Moment {
     /// After so many accesses of atomics.
     Step(u64),
-    /// After so many beginnings and ends of system calls.
+    /// After so many entries to and exits from system calls.
     Call(u64),
 }
 
@@ -129,14 +130,15 @@ fn is_killed_at(moment: Moment, work: impl FnOnce()) -> bool {
         })
         .ends_by_kill(),
         Moment::Call(count) => {
-            // Dropped where it stands, it is killed.
+            // Dropping it kills the process where it is.
             let mut traced = Traced::new(work);
             (0..count).all(|_| traced.goes_on())
         }
     }
 }
 
-/// Kills `work` at every moment there is, each time on a new stage, and returns how many there were.
+/// Kills `work` at each of its moments, each time on a new stage, checks what it has left, and prints how many moments there
+/// were.
 pub(crate) fn kill_everywhere<S>(what: &str, stage: impl Fn() -> S, work: impl Fn(&S), check: impl Fn(S, &str)) {
     let mut counts = [0; 2];
     for (sort, moment) in [Moment::Step as fn(u64) -> Moment, Moment::Call].into_iter().enumerate() {
@@ -194,7 +196,7 @@ fn killed_while_attaching_and_growing() {
     let attach = |stage: &Stage, key: &str| drop(GenerationSynchronizer::new(&stage.table, key).unwrap());
     kill_on_every_kind("attach to a new key", 64, |_| (), |stage| attach(stage, "new 1"));
     kill_on_every_kind("attach to a key that is there", 64, |_| (), |stage| attach(stage, "other"));
-    // Two keys fill a segment of two at most; the third needs room.
+    // Two keys fill a segment of two at most; the third one makes the table grow.
     kill_on_every_kind(
         "growth by two segments",
         1,
@@ -207,7 +209,7 @@ fn killed_while_attaching_and_growing() {
 fn killed_while_updating() {
     kill_on_every_kind("update", 4, |_| (), Stage::update);
     kill_on_every_kind("update of two keys", 4, |_| (), Stage::update_both);
-    kill_on_every_kind("update after one whose maker died", 4, Stage::update_and_die, Stage::update);
+    kill_on_every_kind("update after one whose process died", 4, Stage::update_and_die, Stage::update);
     kill_on_every_kind("abandoned update", 4, |_| (), |stage| stage.syncs[0].begin_update().unwrap().abandon());
     let recover = |stage: &Stage| {
         while !stage.syncs[0].is_expired() {}
@@ -230,7 +232,7 @@ fn killed_while_marking_and_loading() {
 fn killed_while_resetting() {
     kill_on_every_kind("reset", 1, |_| (), |stage| stage.table.reset().unwrap());
     kill_on_every_kind("reset with a dead update", 4, Stage::update_and_die, |stage| stage.table.reset().unwrap());
-    // The successor is there; who has the old table moves on.
+    // The successor exists; a holder of the old table moves on.
     let reset_elsewhere = |stage: &Stage| stage.fresh().reset().unwrap();
     kill_on_every_kind("moving on", 4, reset_elsewhere, |stage| {
         assert!(stage.syncs[0].is_expired());
@@ -263,7 +265,7 @@ fn killed_while_waiting() {
     );
 }
 
-/// Every update on disk is one of another boot.
+/// Makes the table one of another boot.
 fn age(path: &Path) {
     fs::OpenOptions::new().write(true).open(path).unwrap().write_all_at(&[0x5a; 16], 128).unwrap();
 }
@@ -274,7 +276,7 @@ fn killed_in_the_first_open_after_a_reboot() {
         let before = &shared_words(1)[0];
         let stage = || {
             let place = Place::new(kind);
-            // In a process of its own, as nobody is to have it open any more, children of other tests included.
+            // In a process of its own, as no process may have the table open any more, children of other tests included.
             let maker = in_child(|| {
                 let sync = GenerationSynchronizer::new(&place.open(Table::options().capacity(4)), "key").unwrap();
                 before.store(sync.sync_gen().unwrap().get(), SeqCst);
@@ -311,7 +313,7 @@ fn killed_while_finding_the_file_gone() {
             stage
         };
         let notice = |stage: &Stage| {
-            stage.table.make_look_due();
+            stage.table.make_revalidation_due();
             stage.table.generation("key").unwrap();
             assert!(stage.syncs[0].is_expired());
         };

@@ -1,6 +1,6 @@
 //! Guards against updates that are lost while processes of two layout versions run side by side, on one path.
 //!
-//! In the crate's test build a process can become one of the next version: see `layout::next`.
+//! In the crate's test build, a process can switch to the next version: see `layout::next`.
 
 use std::fs;
 use std::path::PathBuf;
@@ -50,7 +50,7 @@ fn an_older_table_is_refused_unless_it_is_to_be_replaced() {
 }
 
 #[test]
-fn who_has_a_table_that_was_replaced_by_a_newer_one_is_told_at_each_use() {
+fn each_use_of_a_table_that_was_replaced_by_a_newer_one_reports_it() {
     let (_folder, path) = path();
     let sync = attach(&Table::open(&path).unwrap());
     let before = sync.sync_gen();
@@ -61,7 +61,7 @@ fn who_has_a_table_that_was_replaced_by_a_newer_one_is_told_at_each_use() {
             assert!(sync.sync_gen() > before, "a generation came again");
         })
     };
-    // An update that is in flight ends first, as its maker could not announce it afterwards.
+    // An update that is in flight ends first, as its process could not announce it afterwards.
     let successor = sync
         .update(|| {
             let successor = replace();
@@ -90,7 +90,8 @@ fn no_update_is_lost_while_two_versions_run_side_by_side() {
         let table = Table::open(&path).unwrap();
         let words = shared_words(5);
         let (sources, announced, started) = (&words[..2], &words[2..4], &words[4]);
-        // Each source is changed by one process of each version, until those of the older one are told to be started anew.
+        // Each source is changed by one process of each version, until those of the older version get an error that asks for a
+        // restart.
         let write = |table: &Table, index: usize, updates: u64| {
             let sync = GenerationSynchronizer::new(table, format!("key {index}"))?;
             for _ in 0..updates {
@@ -161,7 +162,7 @@ fn killed_while_replacing_an_older_table() {
         drop(attach(&replacing().open(&stage.path).unwrap()));
     };
     kill_everywhere("replacement of an older table", stage, replace, |stage, story| {
-        // Still the older one's, or not at all.
+        // Either the update is still announced in the older table, or it fails before anything is changed.
         let update = stage.older.update(|| Ok::<_, ()>(stage.source.fetch_add(1, SeqCst)));
         if let Err(error) = &update {
             assert!(
