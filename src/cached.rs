@@ -95,16 +95,17 @@ pub struct Cached<T: ?Sized> {
     reported: ArcSwapOption<period::Report>,
 }
 
-// A loader or a callback that panics leaves the value in place whole, and lets the next thread load (see `Load`). The state that a
-// closure of the user captures cannot be seen through a `Cached`.
+// A loader or a callback that panics leaves the value in place whole, and lets the next thread load (see `Load`). The state that
+// a closure of the user captures cannot be seen through a `Cached`.
 impl<T: RefUnwindSafe + ?Sized> UnwindSafe for Cached<T> {}
 impl<T: RefUnwindSafe + ?Sized> RefUnwindSafe for Cached<T> {}
 
 impl<T> Cached<T> {
     /// A value of the source behind `sync`'s key, loaded by `loader` at its first use.
     ///
-    /// The loader should read the source itself; if it asks for other values, their loaders must not ask for this one. It must not
-    /// mark the value's own key updated, nor a key that the value depends on. For more options, see [`builder`](Self::builder).
+    /// The loader should read the source itself; if it asks for other values, their loaders must not ask for this one. It must
+    /// not mark the value's own key updated, nor a key that the value depends on. For more options, see
+    /// [`builder`](Self::builder).
     pub fn new<E>(sync: GenerationSynchronizer, loader: impl Fn() -> Result<T, E> + Send + Sync + 'static) -> Self
     where
         E: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -125,8 +126,8 @@ impl<T> Cached<T> {
 }
 
 impl<T: ?Sized> Cached<T> {
-    /// As [`new`](Self::new), with a loader that returns an `Arc` or a value that can become one: for unsized values such as `str`,
-    /// slices and trait objects, and for loaders that share what they return.
+    /// As [`new`](Self::new), with a loader that returns an `Arc` or a value that can become one: for unsized values such as
+    /// `str`, slices and trait objects, and for loaders that share what they return.
     ///
     /// ```
     /// use std::sync::Arc;
@@ -190,9 +191,9 @@ impl<T: ?Sized> Cached<T> {
     /// [`ErrorKind::Overdue`] if an old value may be served for some time, and another thread's load lasts longer than that.
     ///
     /// [`ErrorKind::Recursion`] if the loader itself calls this, or if the load that this call would wait for waits for this
-    /// thread, possibly through other values: otherwise all of these threads would wait for ever. Only waits in calls of this kind
-    /// are detected. If a loader waits by other means for a thread or a task that asks for the value which is being loaded, the
-    /// circle is not detected, and only [`get_fresh`](Self::get_fresh) returns, at its deadline.
+    /// thread, possibly through other values: otherwise all of these threads would wait for ever. Only waits in calls of this
+    /// kind are detected. If a loader waits by other means for a thread or a task that asks for the value which is being loaded,
+    /// the circle is not detected, and only [`get_fresh`](Self::get_fresh) returns, at its deadline.
     ///
     /// # Panics
     ///
@@ -232,7 +233,8 @@ impl<T: ?Sized> Cached<T> {
         }
     }
 
-    /// The fresh value, even if this `Cached` was built to serve old ones. Waits for another thread's load until `deadline` at most.
+    /// The fresh value, even if this `Cached` was built to serve old ones. Waits for another thread's load until `deadline` at
+    /// most.
     ///
     /// A load that this call has to run itself is not interrupted at the deadline.
     ///
@@ -281,8 +283,8 @@ impl<T: ?Sized> Cached<T> {
         }
     }
 
-    /// The value in place, and whether it is fresh. Neither loads nor waits, and does not count as a use: for health checks and debug
-    /// pages. Loaders and callbacks may call it as well.
+    /// The value in place, and whether it is fresh. Neither loads nor waits, and does not count as a use: for health checks and
+    /// debug pages. Loaders and callbacks may call it as well.
     ///
     /// ```
     /// use gensync::{Cached, GenerationSynchronizer, Peek, Table};
@@ -353,8 +355,8 @@ impl<T: ?Sized> Cached<T> {
         self.sync.begin_update()
     }
 
-    /// Announces that the source was updated, and returns the new generation: the value is expired in all processes, including this
-    /// one, which has not loaded the new value yet. For a commit whose announcement cannot be lost, see [`update`](Self::update).
+    /// Announces that the source was updated, and returns the new generation: the value is expired in all processes, including
+    /// this one, which has not loaded the new value yet. If the announcement must not be lost, see [`update`](Self::update).
     ///
     /// # Errors
     ///
@@ -385,8 +387,8 @@ impl<T: ?Sized> Cached<T> {
     /// in the [pause](CachedBuilder::retry_pause) after a load that failed. Other processes do not notice, nor do values that
     /// [depend](CachedBuilder::depends_on) on this value's key.
     ///
-    /// The old value is kept, and is served if this `Cached` was built to serve old values. A [`CachedReader`] notices within 64 of
-    /// its uses, and a [wait](Self::wait) that is under way within half a second; descriptors and tasks are notified at once.
+    /// The old value is kept, and is served if this `Cached` was built to serve old values. A [`CachedReader`] notices within 64
+    /// of its uses, and a [wait](Self::wait) that is under way within half a second; descriptors and tasks are notified at once.
     ///
     /// # Progress
     ///

@@ -239,8 +239,8 @@ pub enum ErrorKind {
          update of its own"
     )]
     Inherited,
-    /// A part of the table's file stayed locked: by an [`update`](crate::GenerationSynchronizer::update) that does not end, or by a
-    /// process that was stopped while it reset the table.
+    /// A part of the table's file stayed locked: by an [`update`](crate::GenerationSynchronizer::update) that does not end, or by
+    /// a process that was stopped while it reset the table.
     #[error(
         "a part of the table's file {}; `grep OFDLCK /proc/*/fdinfo/* | grep -v ' 128 143$'` names the processes: let the one \
          that holds the lock go on, or end it",
@@ -277,8 +277,8 @@ pub enum ErrorKind {
         /// How long an old value may be served.
         allowed: Duration,
     },
-    /// The loader of a [`Cached`](crate::Cached) asked for the value that it is to load, directly or through other values, which may
-    /// be loaded in other threads. In the latter case, the source names the keys whose loads wait for each other.
+    /// The loader of a [`Cached`](crate::Cached) asked for the value that it is to load, directly or through other values, which
+    /// may be loaded in other threads. In the latter case, the source names the keys of the loads that wait for each other.
     #[error(
         "the loader asks for the value that it is to load, directly or through the loaders of other values; let it read the \
          source itself, and let loaders ask for each other's values in one direction only"

@@ -1,6 +1,6 @@
 //! How to use gensync, and what can go wrong.
 
-// If a link is defined twice, Markdown takes the first definition. So links.md comes first, whose links lead to the items of this
+// If a link is defined twice, Markdown takes the first definition. So links.md comes first: its links lead to the items of this
 // crate. The definitions in each chapter lead to files, and apply where the chapter is read on a code host.
 
 #[doc = include_str!("../docs/links.md")]

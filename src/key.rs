@@ -177,8 +177,9 @@ impl KeyNormalizer {
     }
 
     /// A normalizer that makes different keys of all inputs that differ: in the string or the list of parts, the domain, the site
-    /// root, or in whether there is an HMAC key. (The only exception is a collision of two of 2<sup>256</sup> digests, where keys are
-    /// shortened or hashed.) The keys differ from those of Djblets: all processes that share a table must use the same normalizer.
+    /// root, or in whether there is an HMAC key. (The only exception is a collision of two of 2<sup>256</sup> digests, where keys
+    /// are shortened or hashed.) The keys differ from those of Djblets: all processes that share a table must use the same
+    /// normalizer.
     ///
     /// A string makes the same key as a list of that one part. An empty domain counts as none, as does an empty site root. A
     /// [raw](CacheKey::raw) key is used exactly as given here too, so it may be equal to any other key.
@@ -240,8 +241,8 @@ impl KeyNormalizer {
         self.hmac(&text).unwrap_or_else(|| shorten(escape(text), ""))
     }
 
-    /// Keys of different inputs differ, as a part never contains a `|`, nor a `%` that is not followed by two hexadecimal digits: these
-    /// are used as marks.
+    /// Keys of different inputs differ, as a part never contains a `|`, nor a `%` that is not followed by two hexadecimal digits:
+    /// these are used as marks.
     fn strictly(&self, key: &CacheKey) -> String {
         let [domain, root] = [&self.domain, &self.site_root].map(|part| part.as_deref().unwrap_or_default());
         let parts = percent(&key.text, key.form == Form::Parts);

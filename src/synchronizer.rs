@@ -32,8 +32,8 @@ use crate::table::{PAUSE, Table};
 ///
 /// The *holder* is the code that keeps the state. Each process has its own synchronizer for each key of which it holds state. A
 /// synchronizer may be made before a fork and used after it, in the parent and in its children. Threads may share one if they
-/// share the state, under a lock that guards the state; threads with state of their own need a synchronizer of their own (which is
-/// faster, too). Dropping one changes nothing that is shared.
+/// share the state, under a lock that guards the state; threads with state of their own need a synchronizer of their own (which
+/// is faster, too). Dropping one changes nothing that is shared.
 ///
 /// The names and their meanings are those of Djblets' class, without its races.
 ///
@@ -139,8 +139,8 @@ impl GenerationSynchronizer {
     /// state that it loads meanwhile is fresh for as long as the key is missing.
     ///
     /// The first check that comes at least a second after the table's file was deleted or replaced notices it. A holder that
-    /// checks often reads a clock once in a quarter of a second, or once in 64 checks if that is sooner; so a holder whose rate
-    /// suddenly falls may make up to 64 checks more before it notices.
+    /// checks often reads a clock once in a quarter of a second, or once in 64 checks if that is sooner. So if the rate of
+    /// checks suddenly falls, up to 64 more checks may pass before it notices.
     ///
     /// # Progress
     ///
@@ -314,8 +314,8 @@ impl GenerationSynchronizer {
     /// # Errors
     ///
     /// [`ErrorKind::ReadOnly`]; or the table was replaced, and its successor cannot be attached to; or something was mounted over
-    /// the table, and the other table that its path leads to now cannot be attached to. In these cases the update is not announced
-    /// there, and the call should be repeated.
+    /// the table, and the other table that its path leads to now cannot be attached to. In these cases the update is not
+    /// announced there, and the call should be repeated.
     ///
     /// # Progress
     ///
@@ -332,8 +332,8 @@ impl GenerationSynchronizer {
 
     /// Expires the state of every holder, the caller's too.
     ///
-    /// In Djblets, this removes the generation from the cache, and the next generation may be equal to the old one. Here it is one
-    /// more update, which the caller does not adopt.
+    /// In Djblets, this removes the generation from the cache, and the next generation may be equal to the old one. Here it is
+    /// one more update, which the caller does not adopt.
     ///
     /// # Errors
     ///
@@ -391,7 +391,7 @@ impl GenerationSynchronizer {
     #[cold]
     fn bump_slow(&self, before: Word, follow: impl FnOnce(Word)) -> Result<Generation, Error> {
         let Some(generation) = before.updated() else { return self.bump_successor() };
-        // If another thread has moved on to a new place since the update was made, this wakes the waiters there in vain. The
+        // If another thread has moved on to a new place since the update was made, this needlessly wakes the waiters there. The
         // waiters at the old place were woken when it was retired.
         self.announce(self.places.latest(), before);
         follow(before);

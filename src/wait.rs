@@ -3,9 +3,9 @@
 //! The protocol is described in `protocol/slots.rs`. A waiter for one key sleeps on the wake word of the key's slot. A waiter for
 //! several keys sleeps on the wake word of their table, where updates of other keys that have waiters wake it as well.
 //!
-//! Sleeps are cut into slices. At the end of each slice, the waiter checks three things for which it may not be woken: whether the
-//! table's file is still there, whether an update is pending whose maker is dead, and whether the generation has moved on because
-//! an updater was killed before it could wake the waiters.
+//! Sleeps are cut into slices. At the end of each slice, the waiter checks three things for which it may not be woken: whether
+//! the table's file is still there, whether the maker of a pending update is dead, and whether the generation has moved on
+//! because an updater was killed before it could wake the waiters.
 
 #[cfg(feature = "async")]
 pub(crate) mod changed;
@@ -63,8 +63,8 @@ impl GenerationSynchronizer {
     /// If the state [is expired](Self::is_expired) already, the wait ends at once, so that no update is missed between a check
     /// and a wait. Several updates may be reported as one. Any number of threads and processes may wait for one key.
     ///
-    /// A change ends every wait until it is adopted. So that a loop whose loads fail does not keep the processor busy, there is a
-    /// pause before a change is reported again: 10 milliseconds the first time, and twice as long each further time, up to a
+    /// A change ends every wait until it is adopted. So that a loop of loads that fail does not keep the processor busy, there is
+    /// a pause before a change is reported again: 10 milliseconds the first time, and twice as long each further time, up to a
     /// second. Another change ends this pause at once, and so does the deadline. While the table cannot be attached to, which
     /// counts as expired, this returns twice a second or at the deadline.
     ///
@@ -88,11 +88,11 @@ impl GenerationSynchronizer {
     ///
     /// # Progress
     ///
-    /// Blocking, without polling: the thread sleeps on a futex, and checks for itself twice a second. So it also notices a
-    /// deleted table file within a second, and an update whose maker was killed in the middle of it within half a second. Signals
-    /// do not end the wait. A process that has the table open read-only cannot leave a mark there that it waits, so it checks the
-    /// key every 10 milliseconds instead. If the table was replaced, this attaches to the successor: opening, mapping and retiring
-    /// files.
+    /// Blocking, without polling: the thread sleeps on a futex, and checks for itself twice a second. So it also notices,
+    /// within a second, that the table's file was deleted, and, within half a second, that the maker of a pending update was
+    /// killed. Signals do not end the wait. A process that has the table open read-only cannot leave a mark there that it waits, so it
+    /// checks the key every 10 milliseconds instead. If the table was replaced, this attaches to the successor: opening, mapping
+    /// and retiring files.
     pub fn wait(&self) {
         let _ = self.wait_until(self.seen_ticket(), None);
     }
@@ -156,6 +156,8 @@ pub(crate) fn wait_for_any(awaited: &[Awaited<'_>], deadline: Option<Deadline>) 
             if awaited.iter().any(Awaited::is_expired) {
                 return Waited::Changed;
             }
+            // Clearing a bit wakes the other waiters, so that each sets it again. After short waits the bits stay, as many of them
+            // would wake each other all the time.
             if is_long {
                 leave(bits);
             }
@@ -180,8 +182,8 @@ fn leave(mut bits: Vec<&Place>) {
     }
 }
 
-/// Sets the waiting bit of the key, and adds the place to `bits` if the bit was not set before. Returns `false` if the waiter must
-/// not sleep, as there is news.
+/// Sets the waiting bit of the key, and adds the place to `bits` if the bit was not set before. Returns `false` if the waiter
+/// must not sleep, as there is news.
 fn await_update<'a>(awaited: &Awaited<'a>, place: &'a Place, bits: &mut Vec<&'a Place>) -> bool {
     let word = place.await_update();
     if !word.is_awaited() && word.is_live() {
@@ -192,7 +194,8 @@ fn await_update<'a>(awaited: &Awaited<'a>, place: &'a Place, bits: &mut Vec<&'a 
 
 /// Sleeps while the only changes are ones that were reported before and may not be reported again yet.
 fn pause(awaited: &[Awaited<'_>], deadline: Option<Deadline>) {
-    // Pauses are measured by the coarse clock, which is up to a tick behind the clock of the sleeps, so one sleep may be too short.
+    // Pauses are measured by the coarse clock, which is up to a tick behind the clock of the sleeps, so one sleep may be too
+    // short.
     loop {
         let mut least = None;
         let mut further = Vec::with_capacity(awaited.len());
@@ -219,6 +222,8 @@ pub(crate) fn time_left(deadline: Option<Deadline>, slice: Duration) -> Option<D
 
 fn sleep_on_key<'a>(awaited: &Awaited<'a>, limit: Duration, bits: &mut Vec<&'a Place>) {
     let place = awaited.sync.place();
+    // Armed before the generation word is read: an update that is not found here finds the waiting bit and moves the wake word
+    // on, so that the sleep ends at once.
     let wait_token = place.wake.arm();
     match await_update(awaited, place, bits) {
         true => place.wake.sleep(wait_token, limit),
@@ -244,6 +249,8 @@ fn sleep_on_tables<'a>(awaited: &[Awaited<'a>], limit: Duration, bits: &mut Vec<
     tables.sort_unstable_by_key(|table| Arc::as_ptr(table));
     tables.dedup_by(|one, other| Arc::ptr_eq(one, other));
     let words: Vec<&WakeWord> = tables.iter().map(|table| &table.slots().header().wake.word).collect();
+    // Armed before the generation words are read, for the same reason: an update that is not found below moves on the wake word
+    // of its table, so that the sleep ends at once.
     let wait_tokens: Vec<_> = words.into_iter().map(|word| (word, word.arm())).collect();
     if awaited.iter().zip(places).all(|(awaited, place)| await_update(awaited, place, bits)) {
         WakeWord::sleep_on_any(&wait_tokens, limit);
@@ -306,7 +313,8 @@ impl<'a> WaitSet<'a> {
         self.wait_until(None)
     }
 
-    /// As [`wait`](Self::wait), no longer than `timeout`. An empty result means that the timeout has passed. The set may be empty.
+    /// As [`wait`](Self::wait), no longer than `timeout`. An empty result means that the timeout has passed. The set may be
+    /// empty.
     ///
     /// # Progress
     ///

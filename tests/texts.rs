@@ -1,5 +1,5 @@
-//! Guards against changes that go unnoticed in what people read and in how their code may be written: the texts of errors, the output
-//! for debugging, and conversions that no other test uses.
+//! Guards against changes that go unnoticed in what people read and in how their code may be written: the texts of errors, the
+//! output for debugging, and conversions that no other test uses.
 
 mod support;
 

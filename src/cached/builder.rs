@@ -147,7 +147,8 @@ impl<T: ?Sized> CachedBuilder<T> {
     /// While one thread loads an expired value, the others get the old one instead of waiting.
     ///
     /// An update is then seen only by calls that begin after the update *and* after the load of it. If a load hangs, the other
-    /// threads get the old value for as long as it hangs, without an error, unless [`fail_safe`](Self::fail_safe) limits this time.
+    /// threads get the old value for as long as it hangs, without an error, unless [`fail_safe`](Self::fail_safe) limits this
+    /// time.
     pub fn stale_while_reloading(mut self) -> Self {
         self.policy.stale_while_reloading = true;
         self
@@ -161,8 +162,8 @@ impl<T: ?Sized> CachedBuilder<T> {
     /// apply to calls with a limit of their own ([`get_fresh`](Cached::get_fresh), [waits](Cached::wait)), nor while there is no
     /// old value: the duration of a first load is not limited. Zero serves no old value after a failure, and limits no load.
     ///
-    /// The [`retry_pause`](Self::retry_pause) passes between two attempts, whatever the calls return meanwhile. If the clock is set
-    /// back, as when a checkpoint is restored, both times count as over.
+    /// The [`retry_pause`](Self::retry_pause) passes between two attempts, whatever the calls return meanwhile. If the clock is
+    /// set back, as when a checkpoint is restored, both times count as over.
     pub fn fail_safe(mut self, max_staleness: Duration) -> Self {
         self.policy.max_staleness = Some(max_staleness);
         self
@@ -177,8 +178,8 @@ impl<T: ?Sized> CachedBuilder<T> {
     }
 
     /// Sets a callback for every load that fails, called when the load has ended. It is also called after every eight loads in a
-    /// row during which the value was updated ([`ErrorKind::Overtaken`]), as happens if the loader marks its own key updated, or a
-    /// key that the value depends on; and for the first load of each outage of the table.
+    /// row during which the value was updated ([`ErrorKind::Overtaken`]), as happens if the loader marks its own key updated, or
+    /// a key that the value depends on; and for the first load of each outage of the table.
     ///
     /// For what the callback may do, see [Callbacks](Self#callbacks).
     pub fn on_error(mut self, callback: impl Fn(&Error) + Send + Sync + 'static) -> Self {
@@ -189,8 +190,8 @@ impl<T: ?Sized> CachedBuilder<T> {
     /// A value is expired when it is older than this, whatever its generation: a backstop for a source that is also changed by
     /// programs that do not use gensync.
     ///
-    /// The age is exact to the clock's tick, some milliseconds. Reading the clock costs a few nanoseconds at each use. If the clock
-    /// is set back, the value is expired.
+    /// The age is exact to the clock's tick, some milliseconds. Reading the clock costs a few nanoseconds at each use. If the
+    /// clock is set back, the value is expired.
     pub fn max_age(mut self, age: Duration) -> Self {
         self.policy.max_age = Some(age);
         self
@@ -222,8 +223,8 @@ impl<T: ?Sized> CachedBuilder<T> {
     /// and the loaded one differ, `report` is called with both: the source was then changed without being marked updated.
     ///
     /// A change that is committed and not yet marked by `mark_updated` is reported as well. A change in an
-    /// [`update`](GenerationSynchronizer::update) of this key, or of a key that the value depends on, is not reported. If the load
-    /// fails, [`on_error`](Self::on_error) is called, and the call returns the cached value.
+    /// [`update`](GenerationSynchronizer::update) of this key, or of a key that the value depends on, is not reported. If the
+    /// load fails, [`on_error`](Self::on_error) is called, and the call returns the cached value.
     ///
     /// For what `report` may do, see [Callbacks](Self#callbacks).
     pub fn verify(mut self, every: u64, report: impl Fn(&T, &T) + Send + Sync + 'static) -> Self

@@ -49,8 +49,8 @@ impl<T: ?Sized> Cached<T> {
     ///
     /// # Cancel safety
     ///
-    /// Cancel-safe: no update is lost if the future is dropped before it is ready, as the next future is ready at once if the value
-    /// in place is expired.
+    /// Cancel-safe: no update is lost if the future is dropped before it is ready, as the next future is ready at once if the
+    /// value in place is expired.
     ///
     /// # Errors
     ///
@@ -65,8 +65,8 @@ impl<T: ?Sized> Cached<T> {
         CachedChanged { cached: self, known, registrations: Vec::new() }
     }
 
-    /// The pause that must pass before the value in place may be reported to tasks: after a load that failed, or after a report of
-    /// this value.
+    /// The pause that must pass before the value in place may be reported to tasks: after a load that failed, or after a report
+    /// of this value.
     fn pause_of_reports(&self, entry: Option<&Arc<Entry<T>>>) -> Option<Period> {
         let now = coarse_now();
         let failed = self.single_flight.get().last_failure().map(|ended| Period::new(ended, self.policy.retry_pause));

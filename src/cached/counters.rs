@@ -32,8 +32,8 @@ pub struct Counters {
     /// Loads that were overtaken: the key, or one that the value depends on, was updated before the load ended, so that the value
     /// was expired from the start. If nearly all loads are overtaken, the loader may be making the update itself.
     pub overtaken: u64,
-    /// Loads of values whose freshness cannot be known, as the table could not be attached to or confirmed when the load began.
-    /// Such a value counts as fresh for the [`outage_ttl`](crate::TableOptions::outage_ttl).
+    /// Loads of values of unknown freshness, as the table could not be attached to or confirmed when the load began. Such a value
+    /// counts as fresh for the [`outage_ttl`](crate::TableOptions::outage_ttl).
     pub unconfirmed: u64,
     /// The duration of the longest load, including loads that failed, to the microsecond.
     pub longest_load: Duration,

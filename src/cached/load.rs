@@ -133,8 +133,8 @@ impl<T: ?Sized> Cached<T> {
         self.sync.explain(Error::load(&failure.error))
     }
 
-    /// Loads the value. If this verifies an entry that is fresh, `verified` is that entry, and is compared with the value that was
-    /// loaded.
+    /// Loads the value. If this verifies an entry that is fresh, `verified` is that entry, and is compared with the value that
+    /// was loaded.
     pub(super) fn load(&self, load: Load<'_>, verified: Option<&Entry<T>>) -> Result<Arc<Entry<T>>, Failure> {
         let (tickets, outage) = self.take_tickets();
         let (start, since) = (Instant::now(), coarse_now());
@@ -238,7 +238,8 @@ impl<T: ?Sized> Cached<T> {
         }
     }
 
-    /// Loads the value although `entry` is fresh by its generation, to check that it is. Returns the entry that was loaded, if any.
+    /// Loads the value although `entry` is fresh by its generation, to check that it is. Returns the entry that was loaded, if
+    /// any.
     #[cold]
     pub(super) fn verify(&self, entry: &Entry<T>) -> Option<Arc<Entry<T>>> {
         let single_flight = self.single_flight.get();

@@ -32,7 +32,8 @@ pub struct CachedProjection<T: ?Sized, U: ?Sized, C: Deref<Target = Cached<T>>, 
 }
 
 impl<T: ?Sized, U: ?Sized, C: Deref<Target = Cached<T>>, F: Fn(&T) -> &U + Clone> CachedProjection<T, U, C, F> {
-    /// A view of a `Cached`, given as a reference (as by [`Cached::map`]) or as an `Arc`. `project` runs whenever the part is used.
+    /// A view of a `Cached`, given as a reference (as by [`Cached::map`]) or as an `Arc`. `project` runs whenever the part is
+    /// used.
     pub fn new(cached: C, project: F) -> Self {
         Self { cached, project, part: PhantomData }
     }

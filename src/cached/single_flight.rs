@@ -23,8 +23,8 @@ use crate::wait::notifier::Registration;
 pub(super) struct SingleFlight {
     process: u64,
     state: Mutex<State>,
-    /// Counts the changes of the state. Threads sleep on it for a length of time. A condition variable would make them sleep until
-    /// a point in time, and so for too long if the clock is set back meanwhile.
+    /// Counts the changes of the state. Threads sleep on it for a length of time. A condition variable would make them sleep
+    /// until a point in time, and so for too long if the clock is set back meanwhile.
     changes: AtomicU32,
 }
 
@@ -182,10 +182,10 @@ impl SingleFlight {
     /// Sleeps while `is_early`. With a deadline, it returns after one sleep, which lasts half a second at most.
     fn sleep(&self, deadline: Option<Instant>, is_early: impl Fn(&State) -> bool) {
         loop {
-            // ORDERING: acquire pairs with the release of the addition in `announce`. If this reads a count that `announce` wrote,
-            // the state as it was changed before is what `is_early` sees. If the state is changed after `is_early` has read it,
-            // `announce` comes later still, so the count differs from `changes`, and the futex does not sleep or is woken. Both
-            // hold through the mutex as well, which `is_early` takes after this load.
+            // ORDERING: acquire pairs with the release of the addition in `announce`. If this reads a count that `announce`
+            // wrote, the state as it was changed before is what `is_early` sees. If the state is changed after `is_early` has
+            // read it, `announce` comes later still, so the count differs from `changes`, and the futex does not sleep or is
+            // woken. Both hold through the mutex as well, which `is_early` takes after this load.
             let changes = self.changes.load(Ordering::Acquire);
             if !is_early(&self.lock()) {
                 return;
@@ -199,8 +199,8 @@ impl SingleFlight {
     }
 
     fn announce(&self) {
-        // ORDERING: release pairs with the acquire load of the count in `sleep`: a sleeper that reads the new count sees the state,
-        // which was changed under its lock before this.
+        // ORDERING: release pairs with the acquire load of the count in `sleep`: a sleeper that reads the new count sees the
+        // state, which was changed under its lock before this.
         self.changes.fetch_add(1, Ordering::Release);
         wake_all(&self.changes);
     }
@@ -240,8 +240,8 @@ impl State {
     }
 }
 
-/// A load that is under way, with the callbacks after it. Dropping it lets the next load begin, also when the loader or a callback
-/// panics.
+/// A load that is under way, with the callbacks after it. Dropping it lets the next load begin, also when the loader or a
+/// callback panics.
 pub(super) struct Load<'a> {
     single_flight: &'a SingleFlight,
     number: u64,
@@ -261,8 +261,8 @@ impl Load<'_> {
         !self.single_flight.is_inherited() && self.single_flight.lock().overdue == self.number
     }
 
-    /// Runs `place`, which puts the value in place, with whether the value was invalidated since the load began. Both happen under
-    /// the lock, so that no invalidation comes in between.
+    /// Runs `place`, which puts the value in place, with whether the value was invalidated since the load began. Both happen
+    /// under the lock, so that no invalidation comes in between.
     pub(super) fn place<R>(&self, place: impl FnOnce(bool) -> R) -> R {
         // In a child that the loader forked, the mutex may be held by a thread that does not exist there.
         if self.single_flight.is_inherited() {

@@ -18,8 +18,8 @@ pub(crate) struct Entry<T: ?Sized> {
 /// A value, and the generation that it was loaded at. Returned by [`Cached::snapshot`].
 ///
 /// Every announced update of the key changes the generation. The generation does not identify the value, as an `ETag` must, if
-/// anything else expires the value as well: with [`depends_on`](CachedBuilder::depends_on), [`max_age`](CachedBuilder::max_age) or
-/// [`verify`](CachedBuilder::verify), several values may have one generation.
+/// anything else expires the value as well: with [`depends_on`](CachedBuilder::depends_on), [`max_age`](CachedBuilder::max_age)
+/// or [`verify`](CachedBuilder::verify), several values may have one generation.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Snapshot<T: ?Sized> {

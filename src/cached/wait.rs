@@ -11,8 +11,8 @@ use crate::os::clock::Deadline;
 use crate::os::clock::coarse_now;
 use crate::wait::{Awaited, SLICE, wait_for_any};
 
-/// The least pause after a load that failed, so that a loop of waits does not keep the processor busy even if the `retry_pause` is
-/// zero.
+/// The least pause after a load that failed, so that a loop of waits does not keep the processor busy even if the `retry_pause`
+/// is zero.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(10);
 
 impl<T: ?Sized> Cached<T> {
@@ -34,16 +34,16 @@ impl<T: ?Sized> Cached<T> {
     /// # Ok(()) }
     /// ```
     ///
-    /// As [`GenerationSynchronizer::wait`](crate::GenerationSynchronizer::wait), this ends at once if the value is expired already,
-    /// and several updates may be reported as one. It also ends when the value is too old, or when a key that it depends on is
-    /// updated. Any thread may replace the value in place: a thread that must act on each new value while other threads may load
-    /// calls [`wait_past`](Self::wait_past) with the value that it has.
+    /// As [`GenerationSynchronizer::wait`](crate::GenerationSynchronizer::wait), this ends at once if the value is expired
+    /// already, and several updates may be reported as one. It also ends when the value is too old, or when a key that it depends
+    /// on is updated. Any thread may replace the value in place: a thread that must act on each new value while other threads may
+    /// load calls [`wait_past`](Self::wait_past) with the value that it has.
     ///
     /// # Errors
     ///
     /// As [`get`](Self::get), even if this `Cached` was built to serve old values after errors. The next wait does not try again
-    /// before the [`retry_pause`](crate::CachedBuilder::retry_pause) has passed, and at least 10 milliseconds, so that a loop does
-    /// not flood a broken source with loads.
+    /// before the [`retry_pause`](crate::CachedBuilder::retry_pause) has passed, and at least 10 milliseconds, so that a loop
+    /// does not flood a broken source with loads.
     ///
     /// # Progress
     ///
@@ -56,9 +56,9 @@ impl<T: ?Sized> Cached<T> {
         }
     }
 
-    /// As [`wait`](Self::wait), no longer than `timeout`. `None` means that the timeout has passed, possibly while another thread was
-    /// loading, or in the pause after a load that failed. A load that this call runs itself is not interrupted. If the value is
-    /// expired already, it is loaded even if the timeout is zero.
+    /// As [`wait`](Self::wait), no longer than `timeout`. `None` means that the timeout has passed, possibly while another thread
+    /// was loading, or in the pause after a load that failed. A load that this call runs itself is not interrupted. If the value
+    /// is expired already, it is loaded even if the timeout is zero.
     ///
     /// # Errors
     ///
@@ -84,8 +84,8 @@ impl<T: ?Sized> Cached<T> {
         self.wait_until(None, Some(Deadline::at(deadline)))
     }
 
-    /// Blocks until there is a fresh value other than `known`, which this `Cached` has returned before, and returns it. Values of a
-    /// loader that [shares](Self::new_shared) them are different only if they are different `Arc`s.
+    /// Blocks until there is a fresh value other than `known`, which this `Cached` has returned before, and returns it. Values of
+    /// a loader that [shares](Self::new_shared) them are different only if they are different `Arc`s.
     ///
     /// # Errors
     ///
@@ -102,8 +102,8 @@ impl<T: ?Sized> Cached<T> {
         }
     }
 
-    /// Waits until there is a fresh value other than `known`, or other than the value in place if `known` is `None`. Returns `None`
-    /// at the deadline.
+    /// Waits until there is a fresh value other than `known`, or other than the value in place if `known` is `None`. Returns
+    /// `None` at the deadline.
     fn wait_until(&self, known: Option<&Arc<T>>, deadline: Option<Deadline>) -> Result<Option<Arc<T>>, Error> {
         // Weak, as a call that waits must not keep an old value alive.
         let present = self.current.load_full().as_ref().map_or_else(Weak::new, Arc::downgrade);
@@ -155,11 +155,12 @@ impl<T: ?Sized> Cached<T> {
         }
     }
 
-    /// Sleeps until the load may be tried again after a failure, or another thread has loaded successfully; returns `false` if the
-    /// deadline comes first.
+    /// Sleeps until the load may be tried again after a failure, or another thread has loaded successfully; returns `false` if
+    /// the deadline comes first.
     fn rest_after_failure(&self, deadline: Option<Deadline>) -> bool {
         let single_flight = self.single_flight.get();
-        // Only the pause of this failure counts: threads that do not wait may fail again and again, and each failure would prolong it.
+        // Only the pause of this failure counts: threads that do not wait may fail again and again, and each failure would
+        // prolong it.
         let Some(ended) = single_flight.last_failure() else { return true };
         let pause = Period::new(ended, self.policy.retry_pause.max(SHORTEST_PAUSE));
         while single_flight.last_failure().is_some() {

@@ -1,5 +1,5 @@
-//! Records which thread of this process waits for which load, to detect loads that wait for each other in a circle and would never
-//! end.
+//! Records which thread of this process waits for which load, to detect loads that wait for each other in a circle and would
+//! never end.
 //!
 //! Before a thread waits for a load, it follows the waits from there: to the leader of that load, to the load which that thread
 //! waits for, and so on. If the path leads back to the thread itself, it fails instead of waiting; otherwise it records its wait.

@@ -5,9 +5,9 @@ use crate::protocol::atomic::{AtomicU32, AtomicU64, Ordering};
 /// How many uses of a key may pass before its holder reads the clock to see whether it is time to check the table's path.
 ///
 /// Reading the clock costs more than a check of the generation, so a holder that checks often must read it seldom. The budget
-/// follows the rate of use: as long as the rate stays the same, it is spent within [`TARGET`](Self::TARGET), and it is never larger
-/// than [`MOST`](Self::MOST). So a slow holder reads the clock at each use, and a holder whose rate suddenly falls is late by
-/// `MOST` uses at most.
+/// follows the rate of use: as long as the rate stays the same, it is spent within [`TARGET`](Self::TARGET), and it is never
+/// larger than [`MOST`](Self::MOST). So a slow holder reads the clock at each use, and if the rate suddenly falls, the check of
+/// the path is late by `MOST` uses at most.
 #[derive(Debug)]
 pub(crate) struct CheckBudget {
     left: AtomicU32,
@@ -16,7 +16,7 @@ pub(crate) struct CheckBudget {
     since: AtomicU64,
 }
 
-// ORDERING: relaxed throughout: the counts publish nothing. Nor is a load with the store after it one atomic step, as a
+// ORDERING: relaxed throughout: the counts publish nothing. A load and the store after it are not one atomic step, as a
 // read-modify-write would cost more than the check itself: threads that overlap may lose a count, which delays the next check of
 // the path by one use.
 impl CheckBudget {

@@ -113,8 +113,8 @@ impl GenerationSynchronizer {
                 Some(Held::Update | Held::Unknown) => break,
                 // Another process is about to recover them, or to reset the table.
                 Some(Held::Exclusive) => std::thread::yield_now(),
-                // This process cannot recover them. But their makers may have ended them after the word was read and before the lock
-                // was asked for, so both are read again.
+                // This process cannot recover them. But their makers may have ended them after the word was read and before the
+                // lock was asked for, so both are read again.
                 Some(Held::Foreign) | None if self.read_only => std::thread::yield_now(),
                 // Recovering succeeds without effect if another process was faster, or another update has begun: the next round
                 // reads the word again.
@@ -191,8 +191,8 @@ impl GenerationSynchronizer {
 #[derive(Debug, Default)]
 pub(crate) struct LastTried(AtomicU64);
 
-// ORDERING: relaxed throughout: the number is only compared, and never used as an address. A thread that finds an old number makes
-// one more attempt.
+// ORDERING: relaxed throughout: the number is only compared, and never used as an address. A thread that finds an old number
+// makes one more attempt.
 impl LastTried {
     pub(crate) fn differs(&self, what: usize) -> bool {
         self.0.load(Ordering::Relaxed) != what as u64

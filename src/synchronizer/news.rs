@@ -45,8 +45,8 @@ impl GenerationSynchronizer {
         (!is_lost || self.retry.is_long_ago(coarse_now())) && self.is_overtaken(ticket.observed)
     }
 
-    /// Sets the waiting bit, so that the next update wakes the sleepers on the table's wake word, unless this process cannot write
-    /// to the table. Returns what the key has now.
+    /// Sets the waiting bit, so that the next update wakes the sleepers on the table's wake word, unless this process cannot
+    /// write to the table. Returns what the key has now.
     pub(crate) fn await_news(&self) -> News {
         let place = self.places.latest();
         let is_live = place.word().is_live() && self.table.is_latest(place.owner());

@@ -20,7 +20,8 @@ pub(crate) struct PendingMonitor {
     /// The word of updates that no process will finish and that could not be recovered; zero if there is none. They are
     /// called *lost*.
     lost: AtomicU64,
-    /// How many losses were found. The number tells apart state that was loaded before a loss and after it.
+    /// How many losses were found. The number distinguishes state that was loaded before a loss from state that was loaded
+    /// after it.
     losses: AtomicU64,
 }
 

@@ -23,8 +23,8 @@
 //!
 //! A process that resets the table first takes a lock on all of its slots, so that no update is in flight while there are two
 //! tables: a maker that was killed then would leave its count in the old table, where no process looks any more. Updates may
-//! overlap without end, and then the slots may never be free all at once. So the resetting process also holds a lock on the header's
-//! state, and an update that is about to begin waits for a moment if it finds this lock held.
+//! overlap without end, and then the slots may never be free all at once. So the resetting process also holds a lock on the
+//! header's state, and an update that is about to begin waits for a moment if it finds this lock held.
 
 use std::any::Any;
 use std::fmt;
@@ -438,8 +438,8 @@ impl Update<'_> {
     }
 
     /// Ends the update without announcing it, as nothing was changed: the generation stays the same. There is one exception. At
-    /// most 254 pending updates of a key can be counted exactly; if more were in flight at once, one announcement is made when all
-    /// have ended, even if each of them was abandoned.
+    /// most 254 pending updates of a key can be counted exactly; if more were in flight at once, one announcement is made when
+    /// all have ended, even if each of them was abandoned.
     ///
     /// Does nothing in a child that was forked since the update began.
     ///

@@ -23,12 +23,12 @@ impl GenerationSynchronizer {
     /// A future that is ready when the generation is not the one seen, that is, when [`is_expired`](Self::is_expired) is `true`:
     /// [`wait`](Self::wait) for tasks.
     ///
-    /// All descriptors and tasks of a [`Table`](crate::Table) in one process share one thread, which starts with the first of them
-    /// and ends with the last.
+    /// All descriptors and tasks of a [`Table`](crate::Table) in one process share one thread, which starts with the first of
+    /// them and ends with the last.
     ///
-    /// A change is reported until it is adopted. So that a loop whose loads fail neither keeps the processor busy nor keeps other
-    /// tasks from running, there is a pause before the same change is reported again: 10 milliseconds the first time, and twice
-    /// as long each further time, up to a second; and the task yields once. Another change ends the pause at once.
+    /// A change is reported until it is adopted. So that a loop of loads that fail neither keeps the processor busy nor keeps
+    /// other tasks from running, there is a pause before the same change is reported again: 10 milliseconds the first time, and
+    /// twice as long each further time, up to a second; and the task yields once. Another change ends the pause at once.
     ///
     /// ```
     /// # use gensync::{GenerationSynchronizer, Table};
@@ -52,8 +52,8 @@ impl GenerationSynchronizer {
     ///
     /// # Cancel safety
     ///
-    /// Cancel-safe: no update is lost if the future is dropped before it is ready, as when another branch of a `select!` is taken.
-    /// The synchronizer keeps what it has seen, and the next call is ready at once if there was an update meanwhile.
+    /// Cancel-safe: no update is lost if the future is dropped before it is ready, as when another branch of a `select!` is
+    /// taken. The synchronizer keeps what it has seen, and the next call is ready at once if there was an update meanwhile.
     ///
     /// # Errors
     ///
@@ -62,12 +62,12 @@ impl GenerationSynchronizer {
     /// # Progress
     ///
     /// This call does nothing. A `poll` of the future never sleeps to wait for a change. It reads a clock, and up to twice a
-    /// second it checks the file's path. If there is no change, it takes a lock that is shared by the threads of this process only;
-    /// the shared thread holds this lock while it reads one word of each key that has waiters. The first such `poll` of a future
-    /// allocates, and may start the thread. During the pause before a repeated report, it may make one system call to wake the
-    /// thread. If the table was replaced, `poll` attaches to the successor: opening, mapping and retiring files. If no thread can
-    /// be started in two polls in a row, the second one blocks for a millisecond, since nothing else would slow a loop down; each
-    /// 128th yields. Dropping the future takes the same lock; dropping the last one wakes the thread, by one system call.
+    /// second it checks the file's path. If there is no change, it takes a lock that is shared by the threads of this process
+    /// only; the shared thread holds this lock while it reads one word of each key that has waiters. The first such `poll` of a
+    /// future allocates, and may start the thread. During the pause before a repeated report, it may make one system call to wake
+    /// the thread. If the table was replaced, `poll` attaches to the successor: opening, mapping and retiring files. If no thread
+    /// can be started in two polls in a row, the second one blocks for a millisecond, since nothing else would slow a loop down;
+    /// each 128th yields. Dropping the future takes the same lock; dropping the last one wakes the thread, by one system call.
     pub fn changed(&self) -> Changed<'_> {
         Changed { sync: self, registration: None }
     }

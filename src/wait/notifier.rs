@@ -4,8 +4,8 @@
 //! ends with the last. A *registration* is a descriptor or a task that is to be notified when one key is updated.
 //!
 //! Registrations are grouped by key. When the thread wakes, it cannot know which key was updated, so it compares one word of each
-//! key with the word that it left there. Only a key whose word has changed costs more, in proportion to its own registrations. The
-//! thread reads the clock and checks the file once for all keys.
+//! key with the word that it left there. A key costs more only if its word has changed, in proportion to its own registrations.
+//! The thread reads the clock and checks the file once for all keys.
 //!
 //! A new registration need not wake the thread: it sets the waiting bit of its key itself. If the thread is asleep by then, the
 //! table's wake word is armed, and an update of the key wakes the thread. If the thread is awake, it scans all keys before it
@@ -150,8 +150,8 @@ impl State {
                 group.scan(due);
             }
         }
-        // If the clock was set back, as when a checkpoint is restored, it is unknown when the timers are due, so all of them are: a
-        // registration that is notified checks for itself.
+        // If the clock was set back, as when a checkpoint is restored, it is unknown when the timers are due, so all of them are:
+        // a registration that is notified checks for itself.
         let due_until = if now < self.scanned { u64::MAX } else { now };
         self.scanned = now;
         while let Some(timer) = self.timers.first_entry().filter(|timer| timer.key().0 <= due_until) {
@@ -162,8 +162,8 @@ impl State {
         }
     }
 
-    /// Sets the waiting bit, so that the next update notifies a registration. Returns the target if it is a descriptor and there is
-    /// news now; a task checks for itself after this.
+    /// Sets the waiting bit, so that the next update notifies a registration. Returns the target if it is a descriptor and there
+    /// is news now; a task checks for itself after this.
     fn arm(&mut self, id: u64, group: usize) -> Option<Target> {
         let members = &self.groups[group].as_ref()?.members;
         let has_news = members.has_news(members.entries.get(&id)?.ticket);
@@ -173,8 +173,8 @@ impl State {
             return Some(entry.take_target(sync));
         }
         if has_news {
-            // The task may find no news when it checks, as its synchronizer is not the group's: while the table cannot be attached
-            // to, each has news at times of its own. Then nothing else would wake the task, so it is notified soon.
+            // The task may find no news when it checks, as its synchronizer is not the group's: while the table cannot be
+            // attached to, each has news at times of its own. Then nothing else would wake the task, so it is notified soon.
             let soon = coarse_now() + BLIND.as_millis() as u64;
             let due = entry.due.map_or(soon, |due| due.min(soon));
             self.set_timer(id, group, Some(due));
@@ -248,8 +248,8 @@ impl Notifier {
         self.process != token()
     }
 
-    /// No code of the user runs under the lock, as it may call back into gensync and would deadlock: wakers are neither called nor
-    /// dropped there.
+    /// No code of the user runs under the lock, as it may call back into gensync and would deadlock: wakers are neither called
+    /// nor dropped there.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -283,8 +283,8 @@ impl Notifier {
 
     fn run(&self, table: &Table) {
         loop {
-            // The wake word is armed before the keys are scanned, so that an update which comes after its key was scanned ends the
-            // sleep. This also checks the file if it is time.
+            // The wake word is armed before the keys are scanned, so that an update which comes after its key was scanned ends
+            // the sleep. This also checks the file if it is time.
             let wait_token = table.arm();
             let limit;
             let now = coarse_now();

@@ -11,8 +11,8 @@ use crate::wait::notifier::{Registration, Target};
 
 /// A descriptor that becomes readable when a key was updated: for `poll`, `epoll` and event loops that are built on them.
 ///
-/// It becomes readable once for each change, or for several changes at a time, whether or not they are adopted; and twice a second
-/// while the table cannot be attached to. A load that fails must be tried again by a timer of the program.
+/// It becomes readable once for each change, or for several changes at a time, whether or not they are adopted; and twice a
+/// second while the table cannot be attached to. A load that fails must be tried again by a timer of the program.
 ///
 /// Made by [`GenerationSynchronizer::pollable`]. It belongs to the process that made it: a child that is forked later shares the
 /// descriptor with its parent, and must make one of its own.
@@ -98,8 +98,8 @@ impl GenerationSynchronizer {
     /// A descriptor that becomes readable with each update of the key that this synchronizer has not seen at the time of this
     /// call: at once if the state is expired. Several updates may be reported as one.
     ///
-    /// All descriptors and tasks of a [`Table`](crate::Table) in one process share one thread, which starts with the first of them
-    /// and ends with the last. The thread has all signals blocked.
+    /// All descriptors and tasks of a [`Table`](crate::Table) in one process share one thread, which starts with the first of
+    /// them and ends with the last. The thread has all signals blocked.
     ///
     /// # Errors
     ///

@@ -25,8 +25,8 @@ pub struct Watch {
 
 impl Table {
     /// Watches all keys of the table: returns each change of a generation from now on, with the key's label. Creating a key is a
-    /// change, too. Several updates of one key may be reported as one. Keys that are found changed at the same time are reported in
-    /// no particular order.
+    /// change, too. Several updates of one key may be reported as one. Keys that are found changed at the same time are reported
+    /// in no particular order.
     ///
     /// After a [`reset`](Self::reset), each key is reported when a process attaches to it in the new table.
     ///
@@ -46,9 +46,9 @@ impl Table {
     ///
     /// # Progress
     ///
-    /// For each change, the watch scans all slots of the table, and the update that makes the change makes a system call to wake the
-    /// watch. Dropping the watch clears the waiting bits of all slots and wakes the waiters of these keys, by system calls: other
-    /// waiters set the bits again, and go back to sleep.
+    /// For each change, the watch scans all slots of the table, and the update that makes the change makes a system call to wake
+    /// the watch. Dropping the watch clears the waiting bits of all slots and wakes the waiters of these keys, by system calls:
+    /// other waiters set the bits again, and go back to sleep.
     #[must_use]
     pub fn watch(&self) -> Watch {
         let incarnation = Arc::clone(self.latest());
