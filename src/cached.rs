@@ -1,4 +1,4 @@
-//! `Cached`: a value with the generation it was loaded at.
+//! `Cached`: a value, and the generation that it was loaded at.
 
 #![forbid(unsafe_code)]
 
@@ -47,8 +47,8 @@ use single_flight::SingleFlight;
 
 /// A value that is loaded from a shared source, and loaded again when any process has updated the source.
 ///
-/// Each process has its own; the threads of a process share it. It may be made before a fork and used after it: the child
-/// has the value that the parent had, and from there on goes its own way.
+/// Each process has its own; the threads of a process share it. It may be made before a fork and used after it: the child starts
+/// with the value that the parent had, and loads for itself from there on.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -76,13 +76,13 @@ use single_flight::SingleFlight;
 ///
 /// # How it works
 ///
-/// The generation is taken before the load and kept with the value, in one piece that is replaced as a whole. So an update
-/// that is made during the load leaves the value expired, and no thread can find a value with another one's generation.
+/// The generation is read before the load and kept with the value, in one piece that is replaced as a whole. So an update
+/// that is made during the load leaves the value expired, and no thread can find a value with the generation of another one.
 ///
-/// One thread of a process loads at a time. The others wait for it, unless they take the old value meanwhile
+/// One thread of a process loads at a time. The others wait for its load, unless they take the old value meanwhile
 /// ([`stale_while_reloading`](CachedBuilder::stale_while_reloading), [`get_stale_ok`](Self::get_stale_ok)). A load that
-/// began after a call to `get` is good enough for that call, even if an update has overtaken it: every update that was
-/// complete before the call is in it. So a call to `get` waits for two loads at most, and runs one at most.
+/// began after a call to `get` satisfies that call, even if the value was updated again during the load: it contains every update
+/// that was complete before the call. So a call to `get` waits for two loads at most, and runs one at most.
 pub struct Cached<T: ?Sized> {
     current: ArcSwapOption<Entry<T>>,
     sync: GenerationSynchronizer,
@@ -90,19 +90,22 @@ pub struct Cached<T: ?Sized> {
     policy: Policy<T>,
     single_flight: ForkLocal<SingleFlight>,
     metrics: Metrics,
-    /// What tasks were told last.
+    /// The last report to tasks.
     #[cfg(feature = "async")]
     reported: ArcSwapOption<period::Report>,
 }
 
+// A loader or a callback that panics leaves the value in place whole, and lets the next thread load (see `Load`). The state that
+// a closure of the user captures cannot be seen through a `Cached`.
 impl<T: RefUnwindSafe + ?Sized> UnwindSafe for Cached<T> {}
 impl<T: RefUnwindSafe + ?Sized> RefUnwindSafe for Cached<T> {}
 
 impl<T> Cached<T> {
     /// A value of the source behind `sync`'s key, loaded by `loader` at its first use.
     ///
-    /// The loader should read the source itself; if it asks for other values, theirs must not ask for this one. It must not mark its own key updated, nor one that the value depends on. For
-    /// more choice, see [`builder`](Self::builder).
+    /// The loader should read the source itself; if it asks for other values, their loaders must not ask for this one. It must
+    /// not mark the value's own key updated, nor a key that the value depends on. For more options, see
+    /// [`builder`](Self::builder).
     pub fn new<E>(sync: GenerationSynchronizer, loader: impl Fn() -> Result<T, E> + Send + Sync + 'static) -> Self
     where
         E: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -110,7 +113,7 @@ impl<T> Cached<T> {
         Self::assemble(sync, Policy::new(loader))
     }
 
-    /// A builder, for a value that is handled otherwise than [`new`](Self::new) does.
+    /// A builder, for a value with other options than those of [`new`](Self::new).
     pub fn builder<E>(
         sync: GenerationSynchronizer,
         loader: impl Fn() -> Result<T, E> + Send + Sync + 'static,
@@ -123,8 +126,8 @@ impl<T> Cached<T> {
 }
 
 impl<T: ?Sized> Cached<T> {
-    /// As [`new`](Self::new), with a loader that gives an `Arc` or what becomes one: for values that have no size of their own,
-    /// such as `str`, slices and trait objects, and for loaders that share what they give.
+    /// As [`new`](Self::new), with a loader that returns an `Arc` or a value that can become one: for unsized values such as
+    /// `str`, slices and trait objects, and for loaders that share what they return.
     ///
     /// ```
     /// use std::sync::Arc;
@@ -149,7 +152,7 @@ impl<T: ?Sized> Cached<T> {
         Self::assemble(sync, Policy::shared(loader))
     }
 
-    /// As [`builder`](Self::builder), with a loader as of [`new_shared`](Self::new_shared).
+    /// As [`builder`](Self::builder), with a loader as for [`new_shared`](Self::new_shared).
     pub fn builder_shared<A: Into<Arc<T>>, E>(
         sync: GenerationSynchronizer,
         loader: impl Fn() -> Result<A, E> + Send + Sync + 'static,
@@ -176,42 +179,42 @@ impl<T: ?Sized> Cached<T> {
         }
     }
 
-    /// The value, fresh: no update that was complete before the call is missing in it, unless the value was built to allow
-    /// that.
+    /// The fresh value: it contains every update that was complete before the call, unless this `Cached` was built to serve old
+    /// values.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Load`](crate::ErrorKind::Load) with the loader's error as source, also to those who waited for that load; the value stays
-    /// expired, and the next call tries again, at once: a loop that calls this until it succeeds must pause by itself, or
-    /// [`wait`](Self::wait), or be built with [`fail_safe`](CachedBuilder::fail_safe).
+    /// [`ErrorKind::Load`](crate::ErrorKind::Load) with the loader's error as source; every call that waited for that load gets it. The value stays
+    /// expired, and the next call tries again at once: a loop that calls this until it succeeds must pause by itself, call
+    /// [`wait`](Self::wait) instead, or use a value that was built with [`fail_safe`](CachedBuilder::fail_safe).
     ///
-    /// [`ErrorKind::Overdue`](crate::ErrorKind::Overdue) if an old value may be served, and another thread's load lasts for longer than that.
+    /// [`ErrorKind::Overdue`](crate::ErrorKind::Overdue) if an old value may be served for some time, and another thread's load lasts longer than that.
     ///
     /// [`ErrorKind::Recursion`](crate::ErrorKind::Recursion) if the loader itself calls this, or if the load that this call would wait for waits for this
-    /// thread, by way of other values: else all of these threads would wait for ever. Only threads in calls of this kind are
-    /// seen. If a loader waits by other means for a thread or a task which asks for the value that it is to load, that is
-    /// not, and only [`get_fresh`](Self::get_fresh) ends.
+    /// thread, possibly through other values: otherwise all of these threads would wait for ever. Only waits in calls of this
+    /// kind are detected. If a loader waits by other means for a thread or a task that asks for the value which is being loaded,
+    /// the circle is not detected, and only [`get_fresh`](Self::get_fresh) returns, at its deadline.
     ///
     /// # Panics
     ///
-    /// If the loader or a callback does; then the next thread may load.
+    /// If the loader or a callback panics; then the next call may load.
     ///
     /// # Progress
     ///
-    /// Lock-free while the value is fresh: no allocation after each thread's first call, no system call but those of
-    /// [`is_expired`](GenerationSynchronizer::is_expired). Blocking while it is loaded.
+    /// Lock-free while the value is fresh: no allocation after the first call of each thread, and no system calls except those of
+    /// [`is_expired`](GenerationSynchronizer::is_expired). Blocking while the value is loaded.
     #[inline]
     pub fn get(&self) -> Result<Arc<T>, Error> {
         match self.fresh(true, |entry| entry.value()) {
             Some(value) => Ok(value),
-            None => self.get_slow(self.default_terms()).map(|entry| entry.value()),
+            None => self.get_slow(self.default_options()).map(|entry| entry.value()),
         }
     }
 
     /// The value, or an expired one while another thread loads it: as [`get`](Self::get) of a `Cached` that was built with
     /// [`stale_while_reloading`](CachedBuilder::stale_while_reloading).
     ///
-    /// If nobody is loading an expired value, this call does.
+    /// If the value is expired and no thread is loading it, this call does.
     ///
     /// # Errors
     ///
@@ -224,13 +227,14 @@ impl<T: ?Sized> Cached<T> {
         match self.fresh(true, |entry| entry.value()) {
             Some(value) => Ok(value),
             None => {
-                let options = GetOptions { stale_while_reloading: true, ..self.default_terms() };
+                let options = GetOptions { stale_while_reloading: true, ..self.default_options() };
                 self.get_slow(options).map(|entry| entry.value())
             }
         }
     }
 
-    /// The value, fresh, however it was built; waits for another thread's load no longer than until `deadline`.
+    /// The fresh value, even if this `Cached` was built to serve old ones. Waits for another thread's load until `deadline` at
+    /// most.
     ///
     /// A load that this call has to run itself is not interrupted at the deadline.
     ///
@@ -251,8 +255,8 @@ impl<T: ?Sized> Cached<T> {
         }
     }
 
-    /// The value if it is fresh, without loading it otherwise, nor to [verify](CachedBuilder::verify) it: for an event loop,
-    /// which lets another thread call [`get`](Self::get) then.
+    /// The value if it is fresh. Never runs the loader, not even to [verify](CachedBuilder::verify) the value: for an event loop,
+    /// which has another thread call [`get`](Self::get) if this returns `None`.
     ///
     /// # Progress
     ///
@@ -275,12 +279,12 @@ impl<T: ?Sized> Cached<T> {
     pub fn snapshot(&self) -> Result<Snapshot<T>, Error> {
         match self.fresh(true, |entry| entry.snapshot()) {
             Some(snapshot) => Ok(snapshot),
-            None => self.get_slow(self.default_terms()).map(|entry| entry.snapshot()),
+            None => self.get_slow(self.default_options()).map(|entry| entry.snapshot()),
         }
     }
 
-    /// What is in place, and whether it is fresh, without loading it, waiting for it or counting as a use: for a health check
-    /// or a debug page, and for loaders and callbacks as well.
+    /// The value in place, and whether it is fresh. Neither loads nor waits, and does not count as a use: for health checks and
+    /// debug pages. Loaders and callbacks may call it as well.
     ///
     /// ```
     /// use gensync::{Cached, GenerationSynchronizer, Peek, Table};
@@ -310,7 +314,7 @@ impl<T: ?Sized> Cached<T> {
         }
     }
 
-    /// A view of a part of the value, which `project` finds in it. See [`CachedProjection`].
+    /// A view of the part of the value that `project` returns. See [`CachedProjection`].
     pub fn map<U: ?Sized, F: Fn(&T) -> &U + Clone>(&self, project: F) -> CachedProjection<T, U, &Self, F> {
         CachedProjection::new(self, project)
     }
@@ -318,12 +322,12 @@ impl<T: ?Sized> Cached<T> {
     fn entry(&self) -> Result<Arc<Entry<T>>, Error> {
         match self.fresh(true, Arc::clone) {
             Some(entry) => Ok(entry),
-            None => self.get_slow(self.default_terms()),
+            None => self.get_slow(self.default_options()),
         }
     }
 
-    /// Changes the source by `commit`, and announces it to all processes, this one too, whatever happens in between: see
-    /// [`GenerationSynchronizer::update`].
+    /// Changes the source by `commit` and announces the update to all processes, including this one, whatever happens in between:
+    /// see [`GenerationSynchronizer::update`].
     ///
     /// # Errors
     ///
@@ -336,8 +340,9 @@ impl<T: ?Sized> Cached<T> {
         self.sync.update(commit)
     }
 
-    /// Begins a crash-safe update, to be finished when the source was changed: see
-    /// [`GenerationSynchronizer::begin_update`]. The value is expired when it has ended, in this process as in all others.
+    /// Begins a crash-safe update, to be finished when the source has been changed: see
+    /// [`GenerationSynchronizer::begin_update`]. When the update has ended, the value is expired in all processes, including this
+    /// one.
     ///
     /// # Errors
     ///
@@ -350,8 +355,8 @@ impl<T: ?Sized> Cached<T> {
         self.sync.begin_update()
     }
 
-    /// Announces that the source was updated, and returns the new generation: the value is expired in all processes, in this
-    /// one too, which has not loaded it either. See [`update`](Self::update) for a commit whose announcement cannot be lost.
+    /// Announces that the source was updated, and returns the new generation: the value is expired in all processes, including
+    /// this one, which has not loaded the new value yet. If the announcement must not be lost, see [`update`](Self::update).
     ///
     /// # Errors
     ///
@@ -359,12 +364,12 @@ impl<T: ?Sized> Cached<T> {
     ///
     /// # Progress
     ///
-    /// As there, and a look at a clock each time.
+    /// As there, and reads a clock each time.
     pub fn mark_updated(&self) -> Result<Generation, Error> {
         self.sync.mark_updated()
     }
 
-    /// Has all processes load the value again, though nothing was changed. For this process only, see
+    /// Makes all processes load the value again although the source was not changed. For this process only, see
     /// [`invalidate`](Self::invalidate).
     ///
     /// # Errors
@@ -378,16 +383,16 @@ impl<T: ?Sized> Cached<T> {
         self.sync.clear()
     }
 
-    /// Expires the value in this process only: the next call loads it, also if a load that is in flight ends first, and also
-    /// in the [pause](CachedBuilder::retry_pause) after one that failed. Other processes do not notice, nor does a value in
-    /// which this one is a [dependency](CachedBuilder::depends_on).
+    /// Expires the value in this process only: the next call loads it, even if a load that is in flight ends first, and even
+    /// in the [pause](CachedBuilder::retry_pause) after a load that failed. Other processes do not notice, nor do values that
+    /// [depend](CachedBuilder::depends_on) on this value's key.
     ///
-    /// The old value is kept, and served where this `Cached` was built to serve it. A [`CachedReader`] notices within 64 of its
-    /// uses, and a [wait](Self::wait) that is under way within half a second; descriptors and tasks are told at once.
+    /// The old value is kept, and is served if this `Cached` was built to serve old values. A [`CachedReader`] notices within 64
+    /// of its uses, and a [wait](Self::wait) that is under way within half a second; descriptors and tasks are notified at once.
     ///
     /// # Progress
     ///
-    /// Takes a lock of the value's, which is never held for long.
+    /// Takes a lock of this `Cached`, which is never held for long.
     pub fn invalidate(&self) {
         let old = self.single_flight.get().invalidate(|| {
             let entry = self.current.load_full()?;
@@ -395,17 +400,18 @@ impl<T: ?Sized> Cached<T> {
             self.sync.adopt(Ticket::VOID);
             self.current.swap(Some(Arc::new(Entry { value, ticket: Ticket::VOID, dependencies, age })))
         });
-        // Not under the lock.
+        // Not under the lock, as dropping an entry may run code of the user.
         drop(old);
         self.ring_alarms();
     }
 
-    /// The synchronizer of the value's key. What it has [seen](GenerationSynchronizer::sync_gen) is the generation of the value
-    /// in place: an update that is announced by it is not adopted, as the value is not loaded yet, in this process either.
+    /// The synchronizer of the value's key. The generation that it has [seen](GenerationSynchronizer::sync_gen) is that of the
+    /// value in place. It does not adopt updates that are announced through it, as this process has not loaded the new value yet
+    /// either.
     ///
     /// Whether the value is fresh does not depend on what this synchronizer has seen, so nothing that is done with it can make
-    /// an old value count as fresh. It knows neither of [`depends_on`](CachedBuilder::depends_on) nor of
-    /// [`max_age`](CachedBuilder::max_age): wait by the methods of the `Cached`.
+    /// an old value count as fresh. It does not take [`depends_on`](CachedBuilder::depends_on) and
+    /// [`max_age`](CachedBuilder::max_age) into account: to wait for the value, use the methods of the `Cached`.
     #[must_use]
     pub fn synchronizer(&self) -> &GenerationSynchronizer {
         &self.sync
@@ -426,7 +432,7 @@ impl<T: ?Sized> Cached<T> {
         }
     }
 
-    fn default_terms(&self) -> GetOptions {
+    fn default_options(&self) -> GetOptions {
         GetOptions {
             stale_while_reloading: self.policy.stale_while_reloading,
             stale_after_failure: true,
@@ -434,7 +440,7 @@ impl<T: ?Sized> Cached<T> {
         }
     }
 
-    /// Something of the present value, if that is fresh. It may only be verified if the call `may_load`.
+    /// What `pick` returns for the entry in place, if the entry is fresh. The value is verified only if the call `may_load`.
     #[inline]
     fn fresh<R>(&self, may_load: bool, pick: impl Fn(&Arc<Entry<T>>) -> R) -> Option<R> {
         let current = self.current.load();
@@ -466,12 +472,12 @@ impl<T: ?Sized> Cached<T> {
         Some(pick(loaded.as_ref().unwrap_or(entry)))
     }
 
-    /// The keys that values are made of.
+    /// The keys that expire the value: its own, and those that it depends on.
     fn keys(&self) -> impl Iterator<Item = &GenerationSynchronizer> {
         iter::once(&self.sync).chain(&self.policy.dependencies)
     }
 
-    /// The keys that `entry` is made of, each with its ticket.
+    /// The keys that expire `entry`, each with the ticket that `entry` was loaded with.
     fn tickets(&self, entry: &Entry<T>) -> impl Iterator<Item = (&GenerationSynchronizer, Ticket)> {
         self.keys().zip(iter::once(entry.ticket).chain(entry.dependencies.iter().copied()))
     }
@@ -481,7 +487,7 @@ impl<T: ?Sized> Cached<T> {
             && (self.policy.max_age.is_none() || !entry.age.is_over(coarse_now()))
     }
 
-    /// Whether an update has come between the beginning of the load and now.
+    /// Whether one of the keys was updated since the load of `entry` began.
     fn is_overtaken(&self, entry: &Entry<T>) -> bool {
         let mut tickets = self.tickets(entry);
         tickets.any(|(sync, ticket)| ticket.generation().is_some() && sync.is_expired_since(ticket))

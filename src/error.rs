@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 
-/// What went wrong, with the path and the key it happened to.
+/// What went wrong, with the path and the key concerned.
 ///
 /// The text says what was found, what was expected and what to do; [`kind`](Self::kind) is for programs. The cause in
 /// the operating system, where there is one, is the [`source`](std::error::Error::source).
@@ -22,8 +22,8 @@ use nix::errno::Errno;
 /// assert!(error.to_string().contains("/dev/shm/no-such.gensync"));
 /// ```
 ///
-/// For functions that return [`io::Error`] it becomes one by `?`, of the [`io::ErrorKind`] that comes closest; the whole of it
-/// is in there, for [`get_ref`](io::Error::get_ref) and [`downcast`](io::Error::downcast).
+/// In functions that return [`io::Error`], `?` converts it to one of the closest [`io::ErrorKind`]. The `io::Error` contains the
+/// whole of it, for [`get_ref`](io::Error::get_ref) and [`downcast`](io::Error::downcast).
 #[derive(Clone)]
 pub struct Error(Box<Inner>);
 
@@ -33,18 +33,18 @@ struct Inner {
     path: Option<PathBuf>,
     key: Option<String>,
     source: Option<Source>,
-    /// The first folder of the path that is not there, and what is there instead.
+    /// The first folder of the path that does not exist, and what is there instead.
     missing: Option<(PathBuf, &'static str)>,
 }
 
-/// Shared, as the error of one load is given to all threads that waited for it.
+/// Shared, as all threads that waited for one load get its error.
 pub(crate) type Source = Arc<dyn std::error::Error + Send + Sync>;
 
 /// The kinds of [`Error`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// The file is something else.
+    /// The file is not a gensync table.
     #[error(
         "not a gensync table: it starts with {}, expected the bytes \"gensync\\0\"; choose another path, or remove the file",
         Shown(.found)
@@ -92,7 +92,7 @@ pub enum ErrorKind {
         /// The least size that its header calls for, in bytes.
         expected: u64,
     },
-    /// A field of the header holds what no gensync wrote.
+    /// A field of the header holds a value that gensync never writes.
     #[error("damaged header: {field} is {found}, expected {expected}; stop its users and remove the file")]
     #[non_exhaustive]
     Damaged {
@@ -103,14 +103,14 @@ pub enum ErrorKind {
         /// What it may hold.
         expected: &'static str,
     },
-    /// The generation of a key is what no gensync wrote, in a table that has no successor.
+    /// The generation word of a key holds a value that gensync never writes, in a table that has no successor.
     #[error("damaged key: its generation word is {found:#018x}, which is none of a live table; reset the table")]
     #[non_exhaustive]
     DamagedKey {
         /// The word.
         found: u64,
     },
-    /// The file belongs to a user whom the owner check does not accept.
+    /// The file belongs to a user that the owner check does not accept.
     #[error(
         "belongs to user {found}, expected {expected}: another user could forge generations; use a path of your own, or \
          accept that owner in TableOptions"
@@ -119,10 +119,10 @@ pub enum ErrorKind {
     WrongOwner {
         /// The owner's user id.
         found: u32,
-        /// Whom the check accepts.
+        /// The users that the check accepts.
         expected: String,
     },
-    /// The folder of a default table belongs to someone else, is writable by others or is not a folder.
+    /// The folder of a default table belongs to another user, is writable by others or is not a folder.
     #[error("unsafe folder: {found}, expected a folder of user {user} with mode 0700; correct or remove it")]
     #[non_exhaustive]
     UnsafeFolder {
@@ -160,7 +160,7 @@ pub enum ErrorKind {
         /// Its magic number.
         magic: u64,
     },
-    /// The file system is none of those that are known to be local.
+    /// The file system is not among those that are known to be local.
     #[error(
         "is on a file system with the magic number {magic:#x}, which is none of those known to keep mappings coherent; use a \
          local one, such as /dev/shm, or allow_file_system({magic:#x}) if no other machine has it mounted and mappings of \
@@ -178,14 +178,15 @@ pub enum ErrorKind {
          tmpfs or a volume, or let this process write to the file"
     )]
     ReadOnlyOverlay,
-    /// The table's file can be neither replaced by another nor removed, at least by this process.
+    /// The table's file can be neither replaced nor removed, at least not by this process.
     #[error("the table's file cannot be replaced or removed: {reason}")]
     #[non_exhaustive]
     NotReplaceable {
         /// What stands in the way, and what to do.
         reason: String,
     },
-    /// No room for another key: the disk, a quota, the file size limit or the greatest size of a table is reached.
+    /// There is no room for another key: the disk is full, or a quota, the file size limit or the greatest size of a table is
+    /// reached.
     #[error("table full: {reason}; existing keys go on working; {advice}")]
     #[non_exhaustive]
     TableFull {
@@ -203,8 +204,8 @@ pub enum ErrorKind {
     /// The key is empty.
     #[error("the cache key is empty; give at least one character")]
     EmptyKey,
-    /// There is no file at the path, and none may be created; or there is not even a folder for it, which
-    /// [`Error::missing_folder`] names, and the text.
+    /// There is no file at the path, and none may be created; or the folder for it does not exist, which the text and
+    /// [`Error::missing_folder`] name.
     #[error(
         "no such table, and it may not be created; check the path, or let a process with create(true) open it first"
     )]
@@ -213,14 +214,14 @@ pub enum ErrorKind {
     #[error("{what} is {found}, expected {expected}")]
     #[non_exhaustive]
     InvalidInput {
-        /// Which one.
+        /// Which option or argument.
         what: &'static str,
-        /// What was given.
+        /// The value that was given.
         found: String,
-        /// What may be given.
+        /// The values that are accepted.
         expected: &'static str,
     },
-    /// The table was retired, and its successor cannot be attached to now.
+    /// The table was reset or its file replaced, and its successor cannot be attached to now.
     #[error(
         "the table was reset or its file replaced, and no successor can be attached to; see whether its file can be opened"
     )]
@@ -232,17 +233,17 @@ pub enum ErrorKind {
          processes may use another file; undo the mount, or end this process"
     )]
     Unconfirmed,
-    /// The update was begun by the process that this one was forked from.
+    /// The update was begun by the parent, before this process was forked.
     #[error(
         "the update was begun before the fork, by the parent, and only the parent can finish it; let the child begin an \
          update of its own"
     )]
     Inherited,
-    /// Somebody kept a part of the table's file locked: an [`update`](crate::GenerationSynchronizer::update) that does not
-    /// end, or a process that was stopped while it reset the table.
+    /// A part of the table's file stayed locked: by an [`update`](crate::GenerationSynchronizer::update) that does not end, or by
+    /// a process that was stopped while it reset the table.
     #[error(
-        "a part of the table's file {}; `grep OFDLCK /proc/*/fdinfo/* | grep -v ' 128 143$'` names the processes: let that one go \
-         on, or end it",
+        "a part of the table's file {}; `grep OFDLCK /proc/*/fdinfo/* | grep -v ' 128 143$'` names the processes: let the one \
+         that holds the lock go on, or end it",
         match .seconds {
             0 => "is locked, by a reset or an update; try again, or allow more time".to_owned(),
             seconds => format!("has been locked for {seconds} s, by an update that does not end or by a stopped process"),
@@ -250,7 +251,7 @@ pub enum ErrorKind {
     )]
     #[non_exhaustive]
     Locked {
-        /// How long this process waited.
+        /// How long this process waited, in seconds.
         seconds: u64,
     },
     /// The loader of a [`Cached`](crate::Cached) failed; its error is the source.
@@ -276,14 +277,14 @@ pub enum ErrorKind {
         /// How long an old value may be served.
         allowed: Duration,
     },
-    /// The loader of a [`Cached`](crate::Cached) asked for the very value that it is to load, itself or by way of other values,
-    /// which may be loaded in other threads. In the latter case, the source says which keys' loads wait for each other.
+    /// The loader of a [`Cached`](crate::Cached) asked for the value that it is to load, directly or through other values, which
+    /// may be loaded in other threads. In the latter case, the source names the keys of the loads that wait for each other.
     #[error(
-        "the loader asks for the value that it is to load, itself or by other values' loaders; let it read the source itself, \
-         and let loaders ask for each other's values in one direction only"
+        "the loader asks for the value that it is to load, directly or through the loaders of other values; let it read the \
+         source itself, and let loaders ask for each other's values in one direction only"
     )]
     Recursion,
-    /// Each of several loads of a [`Cached`](crate::Cached) in a row was overtaken by an update, of its key or of one that it
+    /// Each of several loads of a [`Cached`](crate::Cached) in a row was overtaken by an update of its key, or of a key that it
     /// depends on.
     #[error(
         "the key, or one that it depends on, was updated during each of the last {loads} loads; a loader must mark none of \
@@ -291,7 +292,7 @@ pub enum ErrorKind {
     )]
     #[non_exhaustive]
     Overtaken {
-        /// How many loads.
+        /// The number of loads.
         loads: u64,
     },
     /// Any other failure of the operating system.
@@ -320,7 +321,7 @@ impl Error {
         Self(Box::new(Inner { kind, path: None, key: None, source: None, missing: None }))
     }
 
-    /// An error of the operating system, told by its number where that says more than "failed".
+    /// An error of the operating system, of the kind that fits its number; [`ErrorKind::System`] if none does.
     pub(crate) fn system(action: &'static str, errno: Errno) -> Self {
         let kind = match errno {
             Errno::EACCES | Errno::EPERM => ErrorKind::Permission,
@@ -355,7 +356,7 @@ impl Error {
         error
     }
 
-    /// There is no table, as there is no `folder` for it: that `found` says.
+    /// There is no table, as its `folder` does not exist; `found` says what is there instead.
     #[cfg(not(loom))]
     pub(crate) fn no_folder(folder: &Path, found: &'static str) -> Self {
         let mut error = Self::new(ErrorKind::NotFound);
@@ -380,7 +381,7 @@ impl Error {
     pub(crate) fn io(action: &'static str, source: &io::Error) -> Self {
         match source.raw_os_error() {
             Some(number) => Self::system(action, Errno::from_raw(number)),
-            // Of the standard library: a path that no call of the system takes.
+            // From the standard library: a path that cannot be passed to a system call, as it contains a zero byte.
             None => {
                 let mut error = Self::new(ErrorKind::System { action });
                 error.0.source = Some(Arc::new(io::Error::new(source.kind(), source.to_string())));
@@ -405,19 +406,19 @@ impl Error {
         &self.0.kind
     }
 
-    /// The file or folder concerned, where there is one.
+    /// The file or folder concerned, if there is one.
     #[must_use]
     pub fn path(&self) -> Option<&Path> {
         self.0.path.as_deref()
     }
 
-    /// The first folder of the path that is not there, if that is why there is no table.
+    /// The first folder of the path that does not exist, if that is why there is no table.
     #[must_use]
     pub fn missing_folder(&self) -> Option<&Path> {
         self.0.missing.as_ref().map(|(folder, _)| &**folder)
     }
 
-    /// The cache key concerned, where there is one.
+    /// The cache key concerned, if there is one.
     #[must_use]
     pub fn key(&self) -> Option<&str> {
         self.0.key.as_deref()
@@ -466,8 +467,8 @@ impl From<ErrorKind> for Error {
     }
 }
 
-// An error is never changed once it is given out, and so is whole wherever a panic strikes. Its source, of which the compiler
-// knows nothing, is only ever read.
+// An error is never changed after it is returned, so no panic can leave it half changed. Its source is only read; the compiler
+// cannot know that of a trait object.
 impl UnwindSafe for Error {}
 impl RefUnwindSafe for Error {}
 

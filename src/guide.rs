@@ -1,7 +1,7 @@
-//! How to use it, and what to look out for.
+//! How to use gensync, and what can go wrong.
 
-// Of two definitions of a link, Markdown takes the first: links.md leads to the items here, and each chapter's own
-// definitions lead to their files where its text is read on a code host.
+// If a link is defined twice, Markdown takes the first definition. So links.md comes first: its links lead to the items of this
+// crate. The definitions in each chapter lead to files, and apply where the chapter is read on a code host.
 
 #[doc = include_str!("../docs/links.md")]
 #[doc = include_str!("../docs/which-call.md")]

@@ -1,4 +1,4 @@
-//! Cache keys, made exactly as Djblets' `make_cache_key` makes them, or so that no two are confused.
+//! Cache keys, normalized exactly as by Djblets' `make_cache_key`, or so that different keys stay different.
 
 use std::borrow::Cow;
 use std::convert::Infallible;
@@ -8,15 +8,15 @@ use std::str::FromStr;
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use sha2::{Digest as _, Sha256};
 
-/// The longest key that normalizing leaves as it is, in characters: memcached's limit, less a margin.
+/// The longest key that normalizing does not shorten, in characters: memcached's limit minus a margin.
 const MAX_KEY_CHARACTERS: usize = 240;
 
 /// Names one piece of shared state.
 ///
-/// Made from a string, or from parts, which are escaped (`%`, then `:`) and joined with `:`, so that no list of two parts or
-/// more makes the key of another list. One part alone is left as it is, as in Djblets, and so is a string: under
+/// A key is made from a string, or from parts. Parts are escaped (`%`, then `:`) and joined with `:`, so that no two lists of two
+/// parts or more make the same key. A single part is left as it is, as in Djblets, and so is a string: under
 /// [`KeyNormalizer::new`], the string `"a:b"` and the parts `["a", "b"]` are one key. Under [`KeyNormalizer::strict`] they
-/// are two, and so they are here: keys are equal if each normalizer takes them for the same.
+/// are two keys. `==` also takes them for two: keys are equal only if they are equal under every normalizer.
 ///
 /// ```
 /// use gensync::CacheKey;
@@ -30,19 +30,19 @@ pub struct CacheKey {
     form: Form,
 }
 
-/// What a key's text is.
+/// How a key's text was made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 enum Form {
-    /// One part, to the letter.
+    /// One part, exactly as given.
     Text,
     /// Several parts, escaped and joined.
     Parts,
-    /// Done: no normalizer touches it.
+    /// Normalized already: no normalizer changes it.
     Normalized,
 }
 
 impl CacheKey {
-    /// A key that is used to the letter: no normalizer touches it (`normalize_cache_key=False` in Djblets).
+    /// A key that is used exactly as given: no normalizer changes it (`normalize_cache_key=False` in Djblets).
     pub fn raw(key: impl Into<String>) -> Self {
         Self { text: key.into(), form: Form::Normalized }
     }
@@ -148,12 +148,12 @@ impl<S: AsRef<str>> From<&Vec<S>> for CacheKey {
 
 /// Turns keys into the ones that Django workers use, as Djblets' `make_cache_key` does.
 ///
-/// Without a domain, a site root and an HMAC key it only replaces characters that memcached refuses and shortens what
-/// is over 240 characters.
+/// Without a domain, a site root and an HMAC key, it only replaces characters that memcached refuses, and shortens keys of more
+/// than 240 characters.
 ///
-/// Djblets' way makes one key of some that differ: of `"a b"` and `"a\\x20b"`, of `"a:b"` and `["a", "b"]`, and of `"b:c"` in
-/// the domain `a` and `"c"` in the domain `a:b`. Where no Django worker shares the table, and where keys hold what users
-/// have typed, use [`strict`](Self::strict), which does not.
+/// The keys of Djblets are not always distinct. These pairs make one key each: `"a b"` and `"a\\x20b"`; `"a:b"` and
+/// `["a", "b"]`; and `"b:c"` in the domain `a` and `"c"` in the domain `a:b`. If no Django worker shares the table, or if keys
+/// contain text that users have typed, use [`strict`](Self::strict), which keeps them apart.
 ///
 /// ```
 /// use gensync::KeyNormalizer;
@@ -176,16 +176,17 @@ impl KeyNormalizer {
         Self::default()
     }
 
-    /// A normalizer that makes different keys of whatever differs: of strings, of lists of parts, of domains, of site roots,
-    /// of whether there is an HMAC key. (Two of 2<sup>256</sup> digests aside, where keys are shortened or hashed.) The keys
-    /// are others than Djblets': all processes that share a table must use the same normalizer.
+    /// A normalizer that makes different keys of all inputs that differ: in the string or the list of parts, the domain, the site
+    /// root, or in whether there is an HMAC key. (The only exception is a collision of two of 2<sup>256</sup> digests, where keys
+    /// are shortened or hashed.) The keys differ from those of Djblets: all processes that share a table must use the same
+    /// normalizer.
     ///
-    /// A string is the same key as a list of that one part. An empty domain counts as none, as an empty site root does. A
-    /// [raw](CacheKey::raw) key is used to the letter here too, and so can be any key.
+    /// A string makes the same key as a list of that one part. An empty domain counts as none, as does an empty site root. A
+    /// [raw](CacheKey::raw) key is used exactly as given here too, so it may be equal to any other key.
     ///
     /// Within each part, `%`, `:`, `|`, spaces and ASCII control characters become `%` and two hexadecimal digits. Parts are
-    /// joined by `:`, and behind a domain or a site root, as in `domain|root|key`. What is over 240 characters ends in `%~`
-    /// and the SHA-256 of the whole; an HMAC stands behind `%#`.
+    /// joined by `:`; a domain and a site root come first, as in `domain|root|key`. A key of more than 240 characters is cut off
+    /// and ends in `%~` and the SHA-256 of the whole; an HMAC follows `%#`.
     ///
     /// ```
     /// use gensync::KeyNormalizer;
@@ -208,21 +209,21 @@ impl KeyNormalizer {
         self
     }
 
-    /// Puts the site root behind the domain (Django's `SITE_ROOT`); an empty one counts as none.
+    /// Puts the site root after the domain (Django's `SITE_ROOT`); an empty one counts as none.
     #[must_use]
     pub fn site_root(mut self, site_root: impl Into<String>) -> Self {
         self.site_root = Some(site_root.into()).filter(|root| !root.is_empty());
         self
     }
 
-    /// Replaces each key by its HMAC-SHA-256 in hexadecimal, so that it says nothing about what it was made from.
+    /// Replaces each key by its HMAC-SHA-256 in hexadecimal, so that it reveals nothing about what it was made from.
     #[must_use]
     pub fn hmac_key(mut self, key: &[u8]) -> Self {
         self.hmac_key = Some(key.to_owned());
         self
     }
 
-    /// The normalized key. One that was normalized before, or made by [`CacheKey::raw`], comes back as it is.
+    /// The normalized key. A key that was normalized before, or made by [`CacheKey::raw`], is returned as it is.
     pub fn normalize(&self, key: impl Into<CacheKey>) -> CacheKey {
         let key = key.into();
         CacheKey::raw(match key.form {
@@ -240,7 +241,8 @@ impl KeyNormalizer {
         self.hmac(&text).unwrap_or_else(|| shorten(escape(text), ""))
     }
 
-    /// A `%` that is not followed by two hexadecimal digits comes from no part, and neither does a `|`.
+    /// Keys of different inputs differ, as a part never contains a `|`, nor a `%` that is not followed by two hexadecimal digits:
+    /// these are used as marks.
     fn strictly(&self, key: &CacheKey) -> String {
         let [domain, root] = [&self.domain, &self.site_root].map(|part| part.as_deref().unwrap_or_default());
         let parts = percent(&key.text, key.form == Form::Parts);
@@ -270,7 +272,7 @@ impl fmt::Debug for KeyNormalizer {
     }
 }
 
-/// What memcached refuses.
+/// Whether memcached refuses the byte in a key.
 fn is_refused(byte: u8) -> bool {
     byte <= b' ' || byte == 0x7f
 }
@@ -282,13 +284,13 @@ fn escape(text: String) -> String {
     replace(&text, is_refused, |byte| format!("\\x{byte:02x}"))
 }
 
-/// Several parts have their `%` and `:` escaped already.
+/// Escapes `text` as `strict` does. In several parts that were joined, `%` and `:` are escaped already.
 fn percent(text: &str, are_parts: bool) -> String {
     let is_escaped = |byte| is_refused(byte) || byte == b'|' || !are_parts && (byte == b'%' || byte == b':');
     replace(text, is_escaped, |byte| format!("%{byte:02X}"))
 }
 
-/// Only ASCII characters are replaced.
+/// Replaces ASCII characters; other characters stay as they are.
 fn replace(text: &str, is_replaced: impl Fn(u8) -> bool, by: impl Fn(u8) -> String) -> String {
     let mut replaced = String::with_capacity(text.len() + 16);
     for character in text.chars() {

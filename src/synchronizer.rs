@@ -28,13 +28,14 @@ use crate::table::incarnation::{Incarnation, Place};
 use crate::table::{PAUSE, Table};
 
 /// Keeps one piece of state fresh: remembers the generation that its holder has seen, and compares it with the shared
-/// one.
+/// generation of the key.
 ///
-/// Each process has its own, for each key it holds state of; it may be made before a fork and used after it, in parent
-/// and children alike. Threads may share one if they share the state, under a lock of the state's own; threads with
-/// state of their own need a synchronizer of their own (which is faster, too). Dropping one changes nothing shared.
+/// The *holder* is the code that keeps the state. Each process has its own synchronizer for each key of which it holds state. A
+/// synchronizer may be made before a fork and used after it, in the parent and in its children. Threads may share one if they
+/// share the state, under a lock that guards the state; threads with state of their own need a synchronizer of their own (which
+/// is faster, too). Dropping one changes nothing that is shared.
 ///
-/// The names are those of Djblets' class, and so is what they mean, less its races.
+/// The names and their meanings are those of Djblets' class, without its races.
 ///
 /// ```
 /// use gensync::{GenerationSynchronizer, Table};
@@ -50,7 +51,7 @@ use crate::table::{PAUSE, Table};
 ///     settings = sync.refresh_with(load_settings)?;
 /// }
 ///
-/// // Who changes the source says so, after the change is complete:
+/// // A process that changes the source announces it after the change is complete:
 /// sync.mark_updated()?;
 /// # drop(settings);
 /// # Ok(()) }
@@ -58,28 +59,29 @@ use crate::table::{PAUSE, Table};
 #[derive(Debug)]
 #[repr(C, align(64))]
 pub struct GenerationSynchronizer {
-    // What each use asks for stands in one cache line, which no other synchronizer has a part of.
+    // The fields that each use reads stand in one cache line, which the alignment keeps free of other synchronizers: their writes
+    // would slow this one down.
     places: Places<Incarnation>,
     seen: LastObserved,
     budget: CheckBudget,
     read_only: bool,
-    /// Whether updates take the slow path: what cannot be made, or is not adopted.
+    /// Whether updates take the slow path: because the table is read-only, or because the holder does not adopt its own updates.
     is_detoured: bool,
-    // The rest is for what is done seldom.
+    // The fields from here on are used seldom.
     table: Table,
     key: CacheKey,
     /// When the next attempt to attach to a successor may be made.
     retry: Backoff,
-    /// The address of the incarnation that the last attempt was made with, and one if it was retired for good by then.
+    /// The address of the incarnation with which the last attempt was made, plus one if it had been retired for good by then.
     tried: LastTried,
-    /// One for all clones, as what was seen tells of losses by the numbers that they have there.
+    /// Shared by all clones, as what a clone has seen refers to losses by their numbers in this monitor.
     monitor: Arc<PendingMonitor>,
-    /// How soon those who wait are told again of what they do not adopt.
+    /// How soon a change that is not adopted is reported to waiters again.
     pace: Pace,
 }
 
 impl Clone for GenerationSynchronizer {
-    /// Another synchronizer of the same key, which has seen what this one has seen. It allocates, and makes no system call.
+    /// Another synchronizer of the same key, which has seen what this one has seen. Allocates, and makes no system call.
     fn clone(&self) -> Self {
         let places = Places::new(self.places.latest().clone());
         Self::assemble(places, self.seen.get(), self.table.clone(), self.key.clone(), Arc::clone(&self.monitor))
@@ -89,8 +91,8 @@ impl Clone for GenerationSynchronizer {
 impl GenerationSynchronizer {
     /// Attaches to `key`, and creates its generation if it is new.
     ///
-    /// The present generation counts as seen, as in Djblets: whoever loaded the state before this call must check it
-    /// against a [`ticket`](Self::ticket) taken before that load, or load again with
+    /// The present generation counts as seen, as in Djblets: a caller that has loaded the state before this call must check it
+    /// against a [`ticket`](Self::ticket) taken before that load, or load it again with
     /// [`refresh_with`](Self::refresh_with).
     ///
     /// # Errors
@@ -101,8 +103,8 @@ impl GenerationSynchronizer {
     ///
     /// # Progress
     ///
-    /// Lock-free, and allocates. It makes system calls if the table must grow, and looks at the file's path up to twice a second.
-    /// When the table was replaced, as [`is_expired`](Self::is_expired).
+    /// Lock-free, and allocates. It makes system calls if the table must grow, and checks the file's path up to twice a second.
+    /// If the table was replaced, as [`is_expired`](Self::is_expired).
     pub fn new(table: &Table, key: impl Into<CacheKey>) -> Result<Self, Error> {
         let key = table.normalize(key)?;
         let place = table.attach(&key)?;
@@ -122,40 +124,41 @@ impl GenerationSynchronizer {
         Self { places, seen, budget, read_only, is_detoured, table, key, retry, tried, monitor, pace }
     }
 
-    /// Does not adopt its own updates from here on: for a holder whose state is not what it writes. A clone does.
+    /// Does not adopt its own updates from here on: for a holder that must load even what it has written itself. A clone adopts
+    /// its own updates again.
     pub(crate) fn without_following(mut self) -> Self {
         self.is_detoured = true;
         self
     }
 
-    /// Whether the state must be loaded again: its key was updated since the generation was seen.
+    /// Whether the state must be loaded again, because its key was updated since the generation was seen.
     ///
-    /// Where that cannot be known, because the table was replaced and its successor cannot be attached to, the answer
-    /// is `true` until the state is loaded, and again when the [`outage_ttl`](crate::TableOptions::outage_ttl) has passed. A
-    /// process that reads only finds no key after a [reset](Table::reset) until a writer attaches to it again: state that it
-    /// loads meanwhile is fresh for as long as the key is missing.
+    /// If the table was replaced and its successor cannot be attached to, freshness cannot be known. Then the answer is `true`
+    /// until the state is loaded, and again when the [`outage_ttl`](crate::TableOptions::outage_ttl) has passed. After a
+    /// [reset](Table::reset), a process that has the table open read-only finds no key until a writer attaches to the key again:
+    /// state that it loads meanwhile is fresh for as long as the key is missing.
     ///
-    /// A table whose file was deleted or replaced is noticed by the first check that comes a second after that. A holder
-    /// that checks often looks at a clock once in a quarter of a second, or in 64 checks if that is sooner; so one whose rate
-    /// suddenly falls may make up to 64 checks more before it notices.
+    /// The first check that comes at least a second after the table's file was deleted or replaced notices it. A holder that
+    /// checks often reads a clock once in a quarter of a second, or once in 64 checks if that is sooner. So if the rate of
+    /// checks suddenly falls, up to 64 more checks may pass before it notices.
     ///
     /// # Progress
     ///
-    /// Wait-free: one load of shared memory, no allocation, no system call. After an update, and now and then, as told above,
-    /// it also looks at a clock, and up to twice a second at the file's path.
+    /// Wait-free: one load of shared memory, no allocation, no system call. After an update, and now and then as described above,
+    /// it also reads a clock, and up to twice a second it checks the file's path.
     ///
-    /// Not wait-free, and with system calls and allocations: while an update is pending, it asks the kernel for the maker's lock
-    /// at most once a millisecond, and announces the update in the place of a maker that was killed; when the table was replaced,
-    /// it opens the successor, which may take file input and output, making it, and sleeping for as long as another process makes
-    /// it, up to some seconds if that one is stopped.
+    /// It is not wait-free, makes system calls and allocates in two cases. While an update is pending, it asks the kernel at most
+    /// once a millisecond whether the maker's lock is held, and announces the update in place of a maker that was killed. If the
+    /// table was replaced, it opens the successor, which may involve file input and output, creating the file, and sleeping while
+    /// another process creates it, for some seconds if that process is stopped.
     #[inline]
     #[must_use]
     pub fn is_expired(&self) -> bool {
         self.is_expired_by(self.seen.get())
     }
 
-    /// Whether state that was loaded with `ticket` must be loaded again: [`is_expired`](Self::is_expired) for state that
-    /// keeps its ticket beside it, as a value that threads replace as a whole.
+    /// Whether state that was loaded with `ticket` must be loaded again: [`is_expired`](Self::is_expired) for state that is kept
+    /// together with its ticket, such as a value that threads replace as a whole.
     ///
     /// # Progress
     ///
@@ -166,7 +169,7 @@ impl GenerationSynchronizer {
         if ticket.is_of(self.places.slot()) { self.is_expired_by(ticket.observed) } else { self.is_expired_elsewhere() }
     }
 
-    /// Spends one use of the budget; `false` if [`revalidate`](Self::revalidate) is to be called.
+    /// Spends one use of the budget; `false` if none was left, and [`revalidate`](Self::revalidate) must be called.
     #[inline]
     pub(crate) fn spend(&self) -> bool {
         self.budget.spend()
@@ -191,21 +194,21 @@ impl GenerationSynchronizer {
         self.places.latest()
     }
 
-    /// Whether nothing has happened since `ticket` was taken: no update, and none that is pending.
+    /// Whether the key has not been updated since `ticket` was taken, and no update is pending.
     #[inline]
     pub(crate) fn is_unchanged(&self, ticket: Ticket) -> bool {
         ticket.observed.is(self.places.slot().word())
     }
 
-    /// Whether state that was loaded with `ticket` is fresh. The caller has seen to the budget.
+    /// Whether state that was loaded with `ticket` is fresh. The caller has spent the budget, or revalidated.
     pub(crate) fn confirms(&self, ticket: Ticket) -> bool {
         ticket.is_of(self.places.slot()) && !self.is_overtaken(ticket.observed)
     }
 
     /// Takes a ticket: to be called before the state is loaded.
     ///
-    /// Where freshness cannot be known, as there is no table to attach to, state that was loaded with the ticket serves for the
-    /// [`outage_ttl`](crate::TableOptions::outage_ttl).
+    /// If freshness cannot be known, because there is no table to attach to, state that is loaded with the ticket counts as fresh
+    /// for the [`outage_ttl`](crate::TableOptions::outage_ttl).
     ///
     /// # Progress
     ///
@@ -224,7 +227,7 @@ impl GenerationSynchronizer {
         self.present().unwrap_or_else(|_| self.unattached())
     }
 
-    /// As [`ticket`](Self::ticket), and why freshness cannot be known, if so.
+    /// As [`ticket`](Self::ticket), with the reason if freshness cannot be known.
     pub(crate) fn ticket_with_reason(&self) -> (Ticket, Option<Error>) {
         let ticket = self.ticket();
         if !ticket.is_unconfirmed() {
@@ -244,24 +247,24 @@ impl GenerationSynchronizer {
     ///
     /// # Progress
     ///
-    /// Wait-free; shared memory is not touched.
+    /// Wait-free; does not access the shared memory.
     #[inline]
     pub fn adopt(&self, ticket: Ticket) {
         let is_own = ticket.is_of(self.places.slot());
         self.seen.adopt(if is_own { ticket.observed } else { Observed::NOTHING });
     }
 
-    /// Loads the state with a ticket: takes it, runs `load`, adopts it.
+    /// Loads the state with a ticket: takes a ticket, runs `load`, and adopts the ticket.
     ///
     /// An update that is made during the load leaves the state expired.
     ///
     /// # Errors
     ///
-    /// The error of `load`; then nothing is adopted.
+    /// The error of `load`; then the ticket is not adopted.
     ///
     /// # Progress
     ///
-    /// As [`ticket`](Self::ticket) and [`adopt`](Self::adopt), and whatever `load` does.
+    /// As [`ticket`](Self::ticket), [`adopt`](Self::adopt) and `load`.
     pub fn refresh_with<T, E>(&self, load: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
         let ticket = self.ticket();
         let state = load()?;
@@ -271,8 +274,8 @@ impl GenerationSynchronizer {
 
     /// Adopts the present generation, and returns it.
     ///
-    /// As in Djblets, with its race: called after a load, it hides an update that was made during the load. Prefer
-    /// [`refresh_with`](Self::refresh_with), or call it before the load.
+    /// This has the race of the Djblets method of this name: called after a load, it hides an update that was made during the
+    /// load. Prefer [`refresh_with`](Self::refresh_with), or call this before the load.
     ///
     /// # Errors
     ///
@@ -300,27 +303,28 @@ impl GenerationSynchronizer {
         self.places.slot().word().generation().ok_or_else(|| self.error(ErrorKind::Retired))
     }
 
-    /// Announces that the source was updated, and returns the new generation: every other holder's state is expired.
+    /// Announces that the source was updated, and returns the new generation: the state of every other holder is expired.
     ///
-    /// The caller's own state counts as up to date afterwards if it was before: it knows what it wrote. If another
-    /// process made an update in between, the caller has not seen that one, and is expired.
+    /// The caller's own state counts as fresh afterwards if it was fresh before, as the caller knows what it wrote. If another
+    /// process made an update in between, the caller has not seen that update, and its state is expired.
     ///
-    /// To be called when the update of the source is complete. What the caller wrote before is visible to whoever finds
-    /// the state expired because of it.
+    /// To be called when the update of the source is complete. What the caller wrote before this call is visible to each holder
+    /// that finds its state expired because of it.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::ReadOnly`]; or the table was replaced, and its successor cannot be attached to, or something was mounted over
-    /// it, and another table that is there cannot be: then the update is not announced there, and the call should be repeated.
+    /// [`ErrorKind::ReadOnly`]; or the table was replaced, and its successor cannot be attached to; or something was mounted over
+    /// the table, and the other table that its path leads to now cannot be attached to. In these cases the update is not
+    /// announced there, and the call should be repeated.
     ///
     /// # Progress
     ///
-    /// Wait-free: one atomic addition, no allocation, no system call. Now and then it also looks at a clock and at the
-    /// file's path, as [`is_expired`](Self::is_expired) does: an update that went to a file which was deleted or replaced less
-    /// than a second before is announced again when that is noticed. Use [`update`](Self::update) where that must not
-    /// depend on a later use. If somebody waits for the key, one or two system calls wake them, which do not sleep.
+    /// Wait-free: one atomic addition, no allocation, no system call. Now and then it also reads a clock and checks the file's
+    /// path, as [`is_expired`](Self::is_expired) does: an update that went to a file which was deleted or replaced less than a
+    /// second before is announced again when a later use notices that. Where this must not depend on a later use, call
+    /// [`update`](Self::update). If there are waiters for the key, one or two system calls wake them; these do not sleep.
     ///
-    /// Not wait-free when the table was replaced: then as [`is_expired`](Self::is_expired).
+    /// Not wait-free if the table was replaced: then as [`is_expired`](Self::is_expired).
     #[inline]
     pub fn mark_updated(&self) -> Result<Generation, Error> {
         self.bump(|before| self.seen.follow(before))
@@ -328,8 +332,8 @@ impl GenerationSynchronizer {
 
     /// Expires the state of every holder, the caller's too.
     ///
-    /// In Djblets this removes the generation from the cache, and the next one may be the old one again. Here it is one
-    /// more update, which the caller does not adopt.
+    /// In Djblets, this removes the generation from the cache, and the next generation may be equal to the old one. Here it is
+    /// one more update, which the caller does not adopt.
     ///
     /// # Errors
     ///
@@ -372,7 +376,7 @@ impl GenerationSynchronizer {
         Err(self.error(ErrorKind::ReadOnly))
     }
 
-    /// Gives `generation` back, so that a caller that ends with this need not keep it.
+    /// Returns `generation`, so that a caller that ends with this call need not save it in between.
     #[cold]
     fn revalidate_after(&self, generation: Generation) -> Result<Generation, Error> {
         self.revalidate();
@@ -382,19 +386,20 @@ impl GenerationSynchronizer {
         Ok(generation)
     }
 
-    /// Somebody waits for the update that found `before`, or it must be made in the successor.
+    /// Completes an update that found `before`, and must wake waiters, be made in the successor, or comes from a holder that does
+    /// not adopt it.
     #[cold]
     fn bump_slow(&self, before: Word, follow: impl FnOnce(Word)) -> Result<Generation, Error> {
         let Some(generation) = before.updated() else { return self.bump_successor() };
-        // If another thread has moved on since, this wakes others in vain, and those at the old place were woken when it was
-        // retired.
+        // If another thread has moved on to a new place since the update was made, this needlessly wakes the waiters there. The
+        // waiters at the old place were woken when it was retired.
         self.announce(self.places.latest(), before);
         follow(before);
         if self.budget.spend() { Ok(generation) } else { self.revalidate_after(generation) }
     }
 
-    /// The table was retired when the update came: make it in the successor. Nobody who attaches there can have loaded
-    /// the state before this process found the retired bit, but for the update's being made.
+    /// Makes an update in the successor, as the table was retired when the update came. Holders of the old table are expired by
+    /// its retirement. A holder that attaches to the successor before this update is made there is expired by the update.
     fn bump_successor(&self) -> Result<Generation, Error> {
         self.in_successor(|place| self.announce(place, place.bump()).updated())
     }
@@ -403,8 +408,8 @@ impl GenerationSynchronizer {
         place.owner().slots().announce(place, before)
     }
 
-    /// The generation that the holder has seen; `None` if it was lost with a table that was replaced, or cannot be confirmed,
-    /// or if a table that is read only has no such key.
+    /// The generation that the holder has seen; `None` if it was lost with a table that was replaced, if it cannot be confirmed,
+    /// or if a read-only table has no such key.
     ///
     /// # Progress
     ///

@@ -1,10 +1,11 @@
 //! Waiting for updates: sleep until a generation moves on.
 //!
-//! The protocol is described in `protocol/slots.rs`. Who waits for one key sleeps on the wake word of its slot; who waits for several, on
-//! that of their table, where updates of other awaited keys disturb him.
+//! The protocol is described in `protocol/slots.rs`. A waiter for one key sleeps on the wake word of the key's slot. A waiter for
+//! several keys sleeps on the wake word of their table, where updates of other keys that have waiters wake it as well.
 //!
-//! Sleeps are cut into slices. At each one's end, a sleeper looks whether the table's file is still there, whether an
-//! update is pending that nobody will finish, and whether the generation has moved on though nobody lived to wake him.
+//! Sleeps are cut into slices. At the end of each slice, the waiter checks three things for which it may not be woken: whether
+//! the table's file is still there, whether the maker of a pending update is dead, and whether the generation has moved on
+//! because an updater was killed before it could wake the waiters.
 
 #[cfg(feature = "async")]
 pub(crate) mod changed;
@@ -27,7 +28,7 @@ use crate::protocol::wake::WakeWord;
 use crate::synchronizer::{GenerationSynchronizer, Ticket};
 use crate::table::incarnation::{Incarnation, Place};
 
-/// How long a process sleeps at most before it looks for itself.
+/// The longest time that a waiter sleeps before it checks for itself.
 pub(crate) const SLICE: Duration = Duration::from_millis(500);
 
 /// How a wait ended.
@@ -35,9 +36,9 @@ pub(crate) const SLICE: Duration = Duration::from_millis(500);
 #[must_use = "it says whether the state is expired"]
 #[non_exhaustive]
 pub enum Waited {
-    /// The generation is not the one seen any more: the state must be loaded again.
+    /// The generation is no longer the one seen: the state must be loaded again.
     Changed,
-    /// The time was up, and the generation is still the one seen.
+    /// The deadline was reached, and the generation is still the one seen.
     TimedOut,
 }
 
@@ -48,7 +49,7 @@ impl Waited {
         self == Self::Changed
     }
 
-    /// Whether the time was up first.
+    /// Whether the deadline was reached first.
     #[must_use]
     pub fn is_timed_out(self) -> bool {
         self == Self::TimedOut
@@ -56,16 +57,16 @@ impl Waited {
 }
 
 impl GenerationSynchronizer {
-    /// Blocks until the generation is not the one that the synchronizer has seen at the call, whatever another thread has it
-    /// see meanwhile.
+    /// Blocks until the generation is not the one that the synchronizer had seen at the call, even if another thread adopts a
+    /// newer one meanwhile.
     ///
-    /// If the state [is expired](Self::is_expired) already, that ends it at once, so that none is missed between a check and a wait. Several
-    /// updates may be told as one. Any number of threads and processes may wait for one key.
+    /// If the state [is expired](Self::is_expired) already, the wait ends at once, so that no update is missed between a check
+    /// and a wait. Several updates may be reported as one. Any number of threads and processes may wait for one key.
     ///
-    /// A change ends each wait until it is adopted. So that a loop whose loads fail does not become a storm, a wait that begins
-    /// with a change that was reported before reports it 10 milliseconds after the last time; twice as long after each further
-    /// one, up to a second. Another change ends this pause at once, and so does the end of the time. While the table
-    /// cannot be attached to, which counts as expired, this returns twice a second or when the time is up.
+    /// A change ends every wait until it is adopted. So that a loop of loads that fail does not keep the processor busy, there is
+    /// a pause before a change is reported again: 10 milliseconds the first time, and twice as long each further time, up to a
+    /// second. Another change ends this pause at once, and so does the deadline. While the table cannot be attached to, which
+    /// counts as expired, this returns twice a second or at the deadline.
     ///
     /// ```
     /// # use gensync::{GenerationSynchronizer, Table};
@@ -87,11 +88,11 @@ impl GenerationSynchronizer {
     ///
     /// # Progress
     ///
-    /// Blocking, without polling: the thread sleeps on a futex, and looks for itself twice a second. So it also notices,
-    /// within a second, that the table's file was deleted, and within half a second an update whose maker was killed in the
-    /// middle of it. Signals do not end it. With a read-only table, where nothing can be left to tell that somebody waits,
-    /// it looks every 10 milliseconds. If the table was replaced, it attaches to the successor: opening, mapping and
-    /// retiring files.
+    /// Blocking, without polling: the thread sleeps on a futex, and checks for itself twice a second. So it also notices,
+    /// within a second, that the table's file was deleted, and, within half a second, that the maker of a pending update was
+    /// killed. Signals do not end the wait. A process that has the table open read-only cannot leave a mark there that it waits, so it
+    /// checks the key every 10 milliseconds instead. If the table was replaced, this attaches to the successor: opening, mapping
+    /// and retiring files.
     pub fn wait(&self) {
         let _ = self.wait_until(self.seen_ticket(), None);
     }
@@ -105,7 +106,8 @@ impl GenerationSynchronizer {
         self.wait_until(self.seen_ticket(), Deadline::after(timeout))
     }
 
-    /// As [`wait`](Self::wait), until `deadline` at most. A change that came before is told also after it.
+    /// As [`wait`](Self::wait), until `deadline` at most. A change that is there already is reported even if the deadline has
+    /// passed.
     ///
     /// # Progress
     ///
@@ -125,7 +127,7 @@ impl GenerationSynchronizer {
     }
 }
 
-/// What a waiter has seen of one key.
+/// One key that a waiter waits for, and what the waiter has seen of it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Awaited<'a> {
     pub(crate) sync: &'a GenerationSynchronizer,
@@ -150,10 +152,12 @@ pub(crate) fn wait_for_any(awaited: &[Awaited<'_>], deadline: Option<Deadline>) 
             return Waited::Changed;
         }
         let Some(limit) = time_left(deadline, SLICE) else {
-            // A table that cannot be attached to is news only now and then, but what it is for is expired all the time.
+            // While a table cannot be attached to, that is news only now and then, but the state is expired all the time.
             if awaited.iter().any(Awaited::is_expired) {
                 return Waited::Changed;
             }
+            // Clearing a bit wakes the other waiters, so that each sets it again. After short waits the bits stay, as many of them
+            // would wake each other all the time.
             if is_long {
                 leave(bits);
             }
@@ -167,7 +171,8 @@ pub(crate) fn wait_for_any(awaited: &[Awaited<'_>], deadline: Option<Deadline>) 
     }
 }
 
-/// Clears the waiting bits that a waiter has set, and that no update has cleared.
+/// Clears the waiting bits that a waiter has set and that no update has cleared: otherwise the next update of each key would make
+/// a system call to wake no one.
 fn leave(mut bits: Vec<&Place>) {
     while let Some(place) = bits.first() {
         let owner = Arc::clone(place.owner());
@@ -177,7 +182,8 @@ fn leave(mut bits: Vec<&Place>) {
     }
 }
 
-/// Says that this waits for `awaited`, and notes the place if nobody else had said so. `false` if there is no need to sleep.
+/// Sets the waiting bit of the key, and adds the place to `bits` if the bit was not set before. Returns `false` if the waiter
+/// must not sleep, as there is news.
 fn await_update<'a>(awaited: &Awaited<'a>, place: &'a Place, bits: &mut Vec<&'a Place>) -> bool {
     let word = place.await_update();
     if !word.is_awaited() && word.is_live() {
@@ -186,9 +192,10 @@ fn await_update<'a>(awaited: &Awaited<'a>, place: &'a Place, bits: &mut Vec<&'a 
     awaited.ticket.may_sleep_on(word)
 }
 
-/// Sleeps as long as nothing is to be reported but changes that were reported before, and that too lately to be reported again.
+/// Sleeps while the only changes are ones that were reported before and may not be reported again yet.
 fn pause(awaited: &[Awaited<'_>], deadline: Option<Deadline>) {
-    // The clock of the pauses is behind the one of the sleeps by up to a tick, so that one sleep may be too short.
+    // Pauses are measured by the coarse clock, which is up to a tick behind the clock of the sleeps, so one sleep may be too
+    // short.
     loop {
         let mut least = None;
         let mut further = Vec::with_capacity(awaited.len());
@@ -206,7 +213,7 @@ fn pause(awaited: &[Awaited<'_>], deadline: Option<Deadline>) {
     }
 }
 
-/// How long to sleep, at most for `slice`; `None` when the deadline is reached.
+/// How long to sleep: until the deadline, but no longer than `slice`. `None` if the deadline is reached.
 pub(crate) fn time_left(deadline: Option<Deadline>, slice: Duration) -> Option<Duration> {
     let Some(deadline) = deadline else { return Some(slice) };
     let left = deadline.left();
@@ -215,11 +222,14 @@ pub(crate) fn time_left(deadline: Option<Deadline>, slice: Duration) -> Option<D
 
 fn sleep_on_key<'a>(awaited: &Awaited<'a>, limit: Duration, bits: &mut Vec<&'a Place>) {
     let place = awaited.sync.place();
-    let armed = place.wake.arm();
+    // Armed before the generation word is read: an update that is not found here finds the waiting bit and moves the wake word
+    // on, so that the sleep ends at once.
+    let wait_token = place.wake.arm();
     match await_update(awaited, place, bits) {
-        true => place.wake.sleep(armed, limit),
-        // There is news, or no table: then it is for the next look to tell.
+        true => place.wake.sleep(wait_token, limit),
+        // There is news, which the caller finds next.
         false if place.word().is_live() => {}
+        // The place is retired and no successor could be attached to, so no update can wake this thread.
         false => sleep(limit.min(BLIND)),
     }
 }
@@ -239,13 +249,15 @@ fn sleep_on_tables<'a>(awaited: &[Awaited<'a>], limit: Duration, bits: &mut Vec<
     tables.sort_unstable_by_key(|table| Arc::as_ptr(table));
     tables.dedup_by(|one, other| Arc::ptr_eq(one, other));
     let words: Vec<&WakeWord> = tables.iter().map(|table| &table.slots().header().wake.word).collect();
-    let armed: Vec<_> = words.into_iter().map(|word| (word, word.arm())).collect();
+    // Armed before the generation words are read, for the same reason: an update that is not found below moves on the wake word
+    // of its table, so that the sleep ends at once.
+    let wait_tokens: Vec<_> = words.into_iter().map(|word| (word, word.arm())).collect();
     if awaited.iter().zip(places).all(|(awaited, place)| await_update(awaited, place, bits)) {
-        WakeWord::sleep_on_any(&armed, limit);
+        WakeWord::sleep_on_any(&wait_tokens, limit);
     }
 }
 
-/// Several synchronizers, of one table or of several, to wait for all at once.
+/// Several synchronizers, of one table or of several, to wait for all of them at once.
 ///
 /// ```
 /// use gensync::{GenerationSynchronizer, Table, WaitSet};
@@ -271,21 +283,21 @@ impl<'a> WaitSet<'a> {
         Self::default()
     }
 
-    /// Adds `sync`, and returns its position, by which the waits name it.
+    /// Adds `sync`, and returns its position, which the waits return for it.
     pub fn add(&mut self, sync: &'a GenerationSynchronizer) -> usize {
         self.0.push(sync);
         self.0.len() - 1
     }
 
-    /// The synchronizers by position.
+    /// The synchronizers, in the order of their positions.
     #[must_use]
     pub fn members(&self) -> &[&'a GenerationSynchronizer] {
         &self.0
     }
 
-    /// Blocks until one of the generations is not the one seen, and returns the positions of all that are not. They are
-    /// told again by the next wait if their states are not loaded before; after a pause that grows, as
-    /// [`GenerationSynchronizer::wait`] has it, unless there is another change.
+    /// Blocks until at least one of the generations is not the one seen, and returns the positions of all that are not. If their
+    /// states are not loaded, the next wait reports them again: after a pause that grows, as described at
+    /// [`GenerationSynchronizer::wait`], unless there is another change.
     ///
     /// # Panics
     ///
@@ -293,15 +305,16 @@ impl<'a> WaitSet<'a> {
     ///
     /// # Progress
     ///
-    /// As [`GenerationSynchronizer::wait`]; an update of a key that others wait for wakes the thread, too, which goes to
-    /// sleep again. With several tables, it takes Linux 5.16 or newer not to poll every 10 milliseconds.
+    /// As [`GenerationSynchronizer::wait`]. An update of another key that has waiters wakes this thread as well, and the thread
+    /// goes back to sleep. A set of several tables needs Linux 5.16 or newer; on older kernels this polls every 10 milliseconds.
     #[must_use]
     pub fn wait(&self) -> Vec<usize> {
         assert!(!self.0.is_empty(), "waiting for nothing would never end");
         self.wait_until(None)
     }
 
-    /// As [`wait`](Self::wait), no longer than `timeout`: an empty answer says that the time was up. It may be an empty set.
+    /// As [`wait`](Self::wait), no longer than `timeout`. An empty result means that the timeout has passed. The set may be
+    /// empty.
     ///
     /// # Progress
     ///
@@ -352,7 +365,7 @@ impl<'a> IntoIterator for WaitSet<'a> {
     type Item = &'a GenerationSynchronizer;
     type IntoIter = std::vec::IntoIter<Self::Item>;
 
-    /// The synchronizers by position.
+    /// The synchronizers, in the order of their positions.
     fn into_iter(self) -> Self::IntoIter {
         self.0.into_iter()
     }

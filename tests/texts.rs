@@ -1,5 +1,5 @@
-//! Guards against what people read, and what their code may be written like, being left to chance: texts of errors, what is printed
-//! for debugging, and conversions that nothing else needs.
+//! Guards against changes that go unnoticed in what people read and in how their code may be written: the texts of errors, the
+//! output for debugging, and conversions that no other test uses.
 
 mod support;
 
@@ -34,7 +34,7 @@ fn an_update_that_cannot_be_announced_says_so() {
         let other = GenerationSynchronizer::new(&table, "key").unwrap();
         let error = sync
             .update(|| {
-                // The table goes, its folder too, and somebody notices while the update is in flight.
+                // The table is deleted with its folder, and another holder notices while the update is in flight.
                 std::fs::remove_dir_all(folder.path()).unwrap();
                 while other.sync_gen().is_some() {
                     let _ = other.is_expired();
@@ -65,7 +65,7 @@ fn everything_can_be_printed_for_debugging() {
 }
 
 #[test]
-fn keys_are_made_of_whatever_holds_parts() {
+fn keys_are_made_of_every_type_that_holds_parts() {
     let parts = vec!["tenant".to_owned(), "a:b".to_owned()];
     let expected = CacheKey::from(["tenant", "a:b"]);
     assert_eq!(expected.as_ref(), "tenant:a%3Ab");
@@ -75,7 +75,7 @@ fn keys_are_made_of_whatever_holds_parts() {
 }
 
 #[test]
-fn sets_and_watches_are_used_as_their_kind_is() {
+fn sets_and_watches_have_the_methods_of_collections_and_iterators() {
     let [one, other] = [sync(), sync()];
     let mut set = WaitSet::new();
     set.extend([&one, &other]);
@@ -89,13 +89,13 @@ fn sets_and_watches_are_used_as_their_kind_is() {
 }
 
 #[test]
-fn a_local_file_system_needs_no_leave_to_be_used_like_fuse() {
+fn a_local_file_system_is_accepted_with_allow_fuse_as_well() {
     let (_folder, path) = path();
     drop(Table::options().allow_fuse(true).open(path).unwrap());
 }
 
 #[test]
-fn each_path_that_leads_to_no_table_is_told_with_what_is_wrong_with_it() {
+fn each_error_about_a_path_says_what_is_wrong_with_the_path() {
     let folder = tempfile::tempdir().unwrap();
     let within = |name: &str| folder.path().join(name).into_os_string().into_string().unwrap();
     std::fs::write(within("file"), "hello").unwrap();

@@ -1,4 +1,4 @@
-//! How a `Cached` is built.
+//! Building a `Cached`: its loader, its options and its callbacks.
 
 use std::fmt;
 use std::sync::Arc;
@@ -10,16 +10,16 @@ use crate::error::{Error, ErrorKind, Source};
 use crate::synchronizer::GenerationSynchronizer;
 
 type OnError = Box<dyn Fn(&Error) + Send + Sync>;
-/// Told an old value and a new one.
+/// Called with an old value and a new one.
 type OnPair<T> = Box<dyn Fn(&T, &T) + Send + Sync>;
 
-/// What a `Cached` does, and when.
+/// The loader, the options and the callbacks of a `Cached`.
 pub(crate) struct Policy<T: ?Sized> {
     pub(crate) loader: Box<dyn Fn() -> Result<Arc<T>, Source> + Send + Sync>,
     pub(crate) dependencies: Vec<GenerationSynchronizer>,
     pub(crate) max_age: Option<Duration>,
     pub(crate) jitter: f64,
-    /// Whether a value is as good as its key's generation.
+    /// Whether the generation of its key alone decides whether a value is fresh, and nothing else happens at a hit.
     pub(crate) is_plain: bool,
     pub(crate) stale_while_reloading: bool,
     pub(crate) max_staleness: Option<Duration>,
@@ -31,14 +31,14 @@ pub(crate) struct Policy<T: ?Sized> {
 
 pub(crate) struct Verification<T: ?Sized> {
     every: u64,
-    /// The hits that might have been verified.
+    /// The hits of calls that may load.
     hits: Count,
     /// Reports two values if they differ.
     pub(crate) compare: OnPair<T>,
 }
 
 impl<T: ?Sized> Verification<T> {
-    /// To be asked at each hit.
+    /// Whether this hit is to be verified. To be called once at each hit of a call that may load.
     pub(crate) fn is_due(&self) -> bool {
         self.hits.add_one().is_multiple_of(self.every)
     }
@@ -76,7 +76,7 @@ impl<T: ?Sized> Policy<T> {
         }
     }
 
-    /// How old the next value may become.
+    /// The age at which the next value expires.
     pub(crate) fn next_age(&self) -> Duration {
         match self.max_age {
             None | Some(Duration::MAX) => Duration::MAX,
@@ -88,13 +88,13 @@ impl<T: ?Sized> Policy<T> {
         }
     }
 
-    /// How long calls that do not wait for a new value keep from trying again after a load that failed.
+    /// How long `get` and its like do not load again after a load that failed. Without an old value to serve, they load at once.
     pub(crate) fn pause_of_calls(&self) -> Duration {
         if self.max_staleness.is_some() { self.retry_pause } else { Duration::ZERO }
     }
 }
 
-/// From 0 to 1. Asked of the system, as forked children would have any other generator's state in common.
+/// A random number from 0 to 1. It comes from the system, as forked children would share the state of any generator in memory.
 fn random_fraction() -> f64 {
     f64::from(getrandom::u32().unwrap_or(0)) / f64::from(u32::MAX)
 }
@@ -126,13 +126,13 @@ fn random_fraction() -> f64 {
 ///
 /// [`on_reload`](Self::on_reload), [`on_error`](Self::on_error) and the report of [`verify`](Self::verify) run in the thread
 /// that loaded, when its load has ended and the new value is in place, while no lock is held. No other load of the value
-/// begins before they return: they never overlap, and come in the order of the loads. Meanwhile other threads get what was
-/// loaded, and wait only if that is expired again.
+/// begins before they return: they never overlap, and run in the order of the loads. Meanwhile other threads get the value that
+/// was loaded, and wait only if it is expired again.
 ///
-/// A callback that asks for the value gets the one that is in place, expired or not, or the error of the load that failed:
-/// it never loads, whichever method it calls. It must not wait for another thread that asks for the value.
+/// A callback that asks for the value gets the value in place, expired or not, or the error of the load that failed: it never
+/// loads, whichever method it calls. It must not wait for another thread that asks for the value.
 ///
-/// If a callback panics, so does the call that loaded; the next one goes on as usual.
+/// If a callback panics, so does the call that loaded; the next call works as usual.
 #[must_use = "a builder does nothing until `build` is called"]
 pub struct CachedBuilder<T: ?Sized> {
     sync: GenerationSynchronizer,
@@ -146,86 +146,87 @@ impl<T: ?Sized> CachedBuilder<T> {
 
     /// While one thread loads an expired value, the others get the old one instead of waiting.
     ///
-    /// An update is then seen by a check that begins after it *and* after the load. A load that hangs leaves them with the old
-    /// value for as long as it does, without an error, unless [`fail_safe`](Self::fail_safe) says how long that may be.
+    /// An update is then seen only by calls that begin after the update *and* after the load of it. If a load hangs, the other
+    /// threads get the old value for as long as it hangs, without an error, unless [`fail_safe`](Self::fail_safe) limits this
+    /// time.
     pub fn stale_while_reloading(mut self) -> Self {
         self.policy.stale_while_reloading = true;
         self
     }
 
     /// If a load fails, the old value is served for at most `max_staleness`, counted from the beginning of the first load
-    /// that failed; only after that do callers get the error.
+    /// that failed; only after that do calls return the error.
     ///
-    /// A load that is under way for longer than that counts as failed for those who wait for it or take the old value meanwhile:
-    /// they get [`ErrorKind::Overdue`], and no other load begins before it ends, with whatever it gives then. This does not hold
-    /// for calls with a limit of their own ([`get_fresh`](Cached::get_fresh), [waits](Cached::wait)), nor while there is no old
-    /// value: a first load may last as long as it does. Zero serves no old value after a failure, and lets loads last.
+    /// A load that lasts longer than `max_staleness` counts as failed for calls that wait for it or take the old value meanwhile:
+    /// they return [`ErrorKind::Overdue`]. No other load begins before this load ends, and its outcome counts then. This does not
+    /// apply to calls with a limit of their own ([`get_fresh`](Cached::get_fresh), [waits](Cached::wait)), nor while there is no
+    /// old value: the duration of a first load is not limited. Zero serves no old value after a failure, and limits no load.
     ///
-    /// Between two attempts [`retry_pause`](Self::retry_pause) passes, whatever the callers get meanwhile. If the clock is set
-    /// back, as when a checkpoint is restored, both count as over.
+    /// The [`retry_pause`](Self::retry_pause) passes between two attempts, whatever the calls return meanwhile. If the clock is
+    /// set back, as when a checkpoint is restored, both times count as over.
     pub fn fail_safe(mut self, max_staleness: Duration) -> Self {
         self.policy.max_staleness = Some(max_staleness);
         self
     }
 
-    /// How long to wait after a load that failed before the next one, so that a broken source is not stormed; one second
-    /// unless set. Of use with [`fail_safe`](Self::fail_safe) and for [waits](Cached::wait) alone, and to within the clock's
+    /// The pause between a load that failed and the next one, so that a broken source is not flooded with loads; one second
+    /// unless set. It applies only with [`fail_safe`](Self::fail_safe) and to [waits](Cached::wait), and is exact to the clock's
     /// tick, some milliseconds. Without `fail_safe`, each call to [`get`](Cached::get) tries again at once.
     pub fn retry_pause(mut self, pause: Duration) -> Self {
         self.policy.retry_pause = pause;
         self
     }
 
-    /// Called for every load that fails, when it has ended, and whenever eight more loads in a row were each overtaken by an update
-    /// ([`ErrorKind::Overtaken`]), as happens if the loader marks its own key updated, or one that the value depends on.
+    /// Sets a callback for every load that fails, called when the load has ended. It is also called after every eight loads in a
+    /// row during which the value was updated ([`ErrorKind::Overtaken`]), as happens if the loader marks its own key updated, or
+    /// a key that the value depends on; and for the first load of each outage of the table.
     ///
-    /// What it may do: see [Callbacks](Self#callbacks).
+    /// For what the callback may do, see [Callbacks](Self#callbacks).
     pub fn on_error(mut self, callback: impl Fn(&Error) + Send + Sync + 'static) -> Self {
         self.policy.on_error = Some(Box::new(callback));
         self
     }
 
-    /// A value is expired when it is older than this, whatever its generation: a backstop for a source that is also
-    /// changed by those who do not know of gensync.
+    /// A value is expired when it is older than this, whatever its generation: a backstop for a source that is also changed by
+    /// programs that do not use gensync.
     ///
-    /// To within the clock's tick, some milliseconds; at each use, the clock costs a few nanoseconds. If the clock is set back, the
-    /// value is expired.
+    /// The age is exact to the clock's tick, some milliseconds. Reading the clock costs a few nanoseconds at each use. If the
+    /// clock is set back, the value is expired.
     pub fn max_age(mut self, age: Duration) -> Self {
         self.policy.max_age = Some(age);
         self
     }
 
-    /// Shortens the [`max_age`](Self::max_age) of each value by a random part of it, up to this fraction (0 to 1), so that
-    /// processes which loaded at the same time do not all load again at the same time.
+    /// Shortens the [`max_age`](Self::max_age) of each value by a random part of it, at most this fraction (0 to 1), so that
+    /// processes that loaded at the same time do not all load again at the same time.
     pub fn jitter(mut self, fraction: f64) -> Self {
         self.policy.jitter = fraction;
         self
     }
 
-    /// The value is made of another key's state as well, and is expired when that key is updated. May be called for several
+    /// The value depends on the state of another key as well, and is expired when that key is updated. May be called for several
     /// keys, of any tables.
     pub fn depends_on(mut self, sync: &GenerationSynchronizer) -> Self {
         self.policy.dependencies.push(sync.clone());
         self
     }
 
-    /// Called with the old value and the new one after each load but the first.
+    /// Sets a callback that is called with the old value and the new one after each load except the first.
     ///
-    /// What it may do: see [Callbacks](Self#callbacks).
+    /// For what the callback may do, see [Callbacks](Self#callbacks).
     pub fn on_reload(mut self, callback: impl Fn(&T, &T) + Send + Sync + 'static) -> Self {
         self.policy.on_reload = Some(Box::new(callback));
         self
     }
 
-    /// For development: loads a fresh value nevertheless at each `every`-th hit of a call that may load, and reports the one
-    /// that was cached and the one that was loaded if they differ, as somebody has then changed the source and not marked
-    /// it updated.
+    /// For development: at each `every`-th hit of a call that may load, loads the value although it is fresh. If the cached value
+    /// and the loaded one differ, `report` is called with both: the source was then changed without being marked updated.
     ///
-    /// A change between its commit and its `mark_updated` is reported as well; one that is made in an
-    /// [`update`](GenerationSynchronizer::update), of this key or of one that the value depends on, is not. If the load
-    /// fails, [`on_error`](Self::on_error) is told, and the call gets the cached value.
+    /// A change that is committed and not yet marked by `mark_updated` is reported as well. A change in an
+    /// [`update`](GenerationSynchronizer::update) of this key, or of a key that the value depends on, is not reported. If the
+    /// load fails, [`on_error`](Self::on_error) is called, and the call returns the cached value.
     ///
-    /// What the report may do: see [Callbacks](Self#callbacks).
+    /// For what `report` may do, see [Callbacks](Self#callbacks).
     pub fn verify(mut self, every: u64, report: impl Fn(&T, &T) + Send + Sync + 'static) -> Self
     where
         T: PartialEq,
@@ -239,11 +240,12 @@ impl<T: ?Sized> CachedBuilder<T> {
         self
     }
 
-    /// Builds it. Nothing is loaded before the first use.
+    /// Builds the `Cached`. Nothing is loaded before the first use.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::InvalidInput`]: the jitter is no fraction, or given without an age to shorten; or `every` is 0.
+    /// [`ErrorKind::InvalidInput`] if the jitter is not from 0 to 1 or is given without a [`max_age`](Self::max_age), or if the
+    /// `every` of [`verify`](Self::verify) is 0.
     pub fn build(mut self) -> Result<Cached<T>, Error> {
         let policy = &mut self.policy;
         let invalid = |what, found: String, expected| Err(ErrorKind::InvalidInput { what, found, expected }.into());

@@ -15,10 +15,10 @@ use crate::wait::SLICE;
 use crate::wait::notifier::{Registration, Target};
 
 impl<T: ?Sized> Cached<T> {
-    /// Is ready when the value that was in place at the call is expired, by its key, by one that it
-    /// [depends on](crate::CachedBuilder::depends_on) or by its [age](crate::CachedBuilder::max_age); or when another thread has
-    /// replaced it; at once if there is none. It does not load: what should be done then, with a loader that blocks, is a
-    /// [`get`](Self::get) where blocking is allowed.
+    /// A future that is ready when the value that was in place at the call is expired, because of its key, a key that it
+    /// [depends on](crate::CachedBuilder::depends_on) or its [age](crate::CachedBuilder::max_age); or when another thread has
+    /// replaced the value. If there is no value, it is ready at once. It does not load, as loaders may block: call
+    /// [`get`](Self::get) then, where blocking is allowed.
     ///
     /// ```
     /// # use std::sync::Arc;
@@ -40,17 +40,17 @@ impl<T: ?Sized> Cached<T> {
     /// # Ok(()) })}
     /// ```
     ///
-    /// After a load that failed, it is not ready before the [`retry_pause`](crate::CachedBuilder::retry_pause) has passed. A
-    /// value that is not loaded though it was reported is reported again after 10 milliseconds, and after twice as long each
-    /// further time, up to a second; also to other tasks.
+    /// After a load that failed, it is not ready before the [`retry_pause`](crate::CachedBuilder::retry_pause) has passed. An
+    /// expired value that was reported and is not loaded is reported again after 10 milliseconds, and after twice as long each
+    /// further time, up to a second. These pauses are shared by all tasks.
     ///
-    /// An age is noticed to within the clock's tick, some milliseconds; that another thread has loaded during a pause, within
-    /// half a second; and an [`invalidate`](Self::invalidate) at once.
+    /// An age is noticed to within the clock's tick, some milliseconds; a load by another thread during a pause, within half a
+    /// second; and an [`invalidate`](Self::invalidate) at once.
     ///
     /// # Cancel safety
     ///
-    /// Cancel-safe: nothing is lost if the future is dropped before it is ready, as the next one is ready at once if the value
-    /// in place is expired.
+    /// Cancel-safe: no update is lost if the future is dropped before it is ready, as the next future is ready at once if the
+    /// value in place is expired.
     ///
     /// # Errors
     ///
@@ -58,15 +58,15 @@ impl<T: ?Sized> Cached<T> {
     ///
     /// # Progress
     ///
-    /// As [`GenerationSynchronizer::changed`](crate::GenerationSynchronizer::changed), for each key; no more than it does a
-    /// poll load the value, or wait for a load.
+    /// As [`GenerationSynchronizer::changed`](crate::GenerationSynchronizer::changed), for each key. A `poll` neither loads the
+    /// value nor waits for a load.
     pub fn changed(&self) -> CachedChanged<'_, T> {
         let known = self.current.load_full().as_ref().map_or_else(Weak::new, Arc::downgrade);
         CachedChanged { cached: self, known, registrations: Vec::new() }
     }
 
-    /// Until when nothing is to be said of the value in place, of which was said that it is expired, or which could not be
-    /// loaded.
+    /// The pause that must pass before the value in place may be reported to tasks: after a load that failed, or after a report
+    /// of this value.
     fn pause_of_reports(&self, entry: Option<&Arc<Entry<T>>>) -> Option<Period> {
         let now = coarse_now();
         let failed = self.single_flight.get().last_failure().map(|ended| Period::new(ended, self.policy.retry_pause));
@@ -84,9 +84,9 @@ fn address<T: ?Sized>(entry: Option<&Arc<Entry<T>>>) -> usize {
 #[must_use = "futures do nothing unless they are polled"]
 pub struct CachedChanged<'a, T: ?Sized> {
     cached: &'a Cached<T>,
-    /// What was in place at the call. Nobody need keep an old value for this one's sake.
+    /// The entry that was in place at the call. It is weak, as a future that waits must not keep an old value alive.
     known: Weak<Entry<T>>,
-    /// One for each key, if there are any.
+    /// One for each key; empty until the first `poll` that waits.
     registrations: Vec<Registration>,
 }
 
@@ -115,7 +115,7 @@ impl<T: ?Sized> Future for CachedChanged<'_, T> {
         if is_replaced || pause.is_none() && is_expired() {
             return report();
         }
-        // In a pause, what has happened so far is known.
+        // In a pause, what has happened so far was reported already: only a further update wakes the task.
         let awaited: Vec<(&GenerationSynchronizer, Ticket)> = match &entry {
             Some(entry) if pause.is_none() => cached.tickets(entry).collect(),
             _ => cached.keys().map(|sync| (sync, sync.ticket())).collect(),
@@ -137,7 +137,7 @@ impl<T: ?Sized> Future for CachedChanged<'_, T> {
         let now = coarse_now();
         let soon = now + SLICE.as_millis() as u64;
         let due = match (&entry, pause) {
-            // Another thread may load it.
+            // Another thread may load the value, which no key reports, so the task checks at least once a slice.
             (_, Some(pause)) => Some(pause.due().min(soon)),
             (Some(entry), None) => cached.policy.max_age.map(|_| entry.age.due()),
             (None, None) => None,
@@ -145,11 +145,11 @@ impl<T: ?Sized> Future for CachedChanged<'_, T> {
         for ((_, ticket), registration) in awaited.into_iter().zip(&this.registrations) {
             registration.set_waker(context.waker().clone(), ticket, due);
         }
-        // There may have been an update just before they were registered.
+        // An update just before the registration wakes no one, so it must be found here.
         if pause.is_none() && is_expired() {
             return report();
         }
-        // Or an invalidation, which puts another entry in place.
+        // So must an invalidation or a load, which puts another entry in place.
         if address(cached.current.load_full().as_ref()) != address(entry.as_ref()) {
             context.waker().wake_by_ref();
         }

@@ -1,4 +1,4 @@
-//! What has been done, in figures.
+//! Counters of what a `Cached` has done.
 
 use std::time::Duration;
 
@@ -11,31 +11,31 @@ pub(super) struct Metrics {
     pub(super) stale: Count,
     pub(super) overtaken: Count,
     pub(super) unconfirmed: Count,
-    /// Those in a row up to the last load.
+    /// The unconfirmed loads in a row, up to the last load.
     pub(super) outage: Count,
     pub(super) longest: Count,
 }
 
-/// What a [`Cached`](crate::Cached) has done in this process; a forked child goes on from its parent's figures.
+/// Counts of what a [`Cached`](crate::Cached) has done in this process. A forked child continues from its parent's counts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Counters {
-    /// Calls that were answered with a fresh value, and did not load it themselves. Threads that call at the same moment
-    /// may count as one, as an exact count would make a call a fifth slower.
+    /// Calls that returned a fresh value and did not load it themselves. Calls of several threads at the same moment may count as
+    /// one, as an exact count would make each call a fifth slower.
     pub hits: u64,
-    /// Loads that succeeded, the first one included.
+    /// Loads that succeeded, including the first one.
     pub reloads: u64,
-    /// Loads that failed, or lasted longer than [`fail_safe`](crate::CachedBuilder::fail_safe) allows; each once.
+    /// Loads that failed, or lasted longer than [`fail_safe`](crate::CachedBuilder::fail_safe) allows. Each load counts once.
     pub errors: u64,
-    /// Calls that were answered with an expired value: during a load, in a callback, or because loading failed.
+    /// Calls that returned an expired value: during a load, in a callback, or because a load failed.
     pub stale_answers: u64,
-    /// Loads that were overtaken by an update before they ended, so that what they loaded was expired from the start. If
-    /// nearly all are, the loader may be making that update itself.
+    /// Loads that were overtaken: the key, or one that the value depends on, was updated before the load ended, so that the value
+    /// was expired from the start. If nearly all loads are overtaken, the loader may be making the update itself.
     pub overtaken: u64,
-    /// Loads whose freshness cannot be known, as the table could not be attached to or confirmed when they began: each serves
-    /// for the [`outage_ttl`](crate::TableOptions::outage_ttl).
+    /// Loads of values of unknown freshness, as the table could not be attached to or confirmed when the load began. Such a value
+    /// counts as fresh for the [`outage_ttl`](crate::TableOptions::outage_ttl).
     pub unconfirmed: u64,
-    /// How long the longest load took, failed ones included; in microseconds' resolution.
+    /// The duration of the longest load, including loads that failed, to the microsecond.
     pub longest_load: Duration,
 }

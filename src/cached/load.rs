@@ -1,4 +1,4 @@
-//! The way of a call that finds no fresh value.
+//! What a call does that finds no fresh value: load, wait for a load, or serve an old value.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,16 +10,16 @@ use crate::error::{Error, ErrorKind, Source};
 use crate::os::clock::{Deadline, coarse_now};
 use crate::synchronizer::{GenerationSynchronizer, Ticket};
 
-/// How many loads in a row must have been overtaken by updates before that is reported.
+/// How many loads in a row must be overtaken by updates before an error is reported.
 const OVERTAKEN: u64 = 8;
 
-/// What a value is loaded with.
+/// The tickets that were taken before a load.
 struct Tickets {
     own: Ticket,
     dependencies: Box<[Ticket]>,
 }
 
-/// What a caller puts up with.
+/// What a call accepts: old values, and until when it waits.
 #[derive(Clone, Copy)]
 pub(super) struct GetOptions {
     pub(super) stale_while_reloading: bool,
@@ -46,7 +46,7 @@ impl<T: ?Sized> Cached<T> {
                 return Ok(Arc::clone(entry));
             }
             match single_flight.next(before, log) {
-                Next::Look => {}
+                Next::Recheck => {}
                 Next::Load(load) => {
                     return self.load(load, None).or_else(|failure| self.after_failure(&failure, current, options));
                 }
@@ -67,7 +67,7 @@ impl<T: ?Sized> Cached<T> {
                     if is_over(began) {
                         return Err(self.overdue(&single_flight, log, began, allowed));
                     }
-                    // Nobody need keep an old value for this call's sake.
+                    // A call that waits must not keep an old value alive.
                     drop(current);
                     self.await_load(&single_flight, log, Period::new(began, allowed), options.deadline)?;
                 }
@@ -76,7 +76,7 @@ impl<T: ?Sized> Cached<T> {
         }
     }
 
-    /// Sleeps until the load of another thread ends; until `overdue` is over or the deadline reached, if that comes first.
+    /// Sleeps until the load of another thread ends, `overdue` is over, or the deadline is reached; may return sooner.
     fn await_load(
         &self,
         single_flight: &Arc<SingleFlight>,
@@ -97,8 +97,8 @@ impl<T: ?Sized> Cached<T> {
         entry
     }
 
-    /// How long a load may last before it counts as failed for a call that waits for it; as for ever, if there is nothing that
-    /// could be too old, or the call has a limit of its own.
+    /// How long a load may last before it counts as failed for a call that waits for it. There is no limit if no old value may be
+    /// served, or if the call has a limit of its own.
     pub(super) fn allowed_staleness(&self, current: &Option<Arc<Entry<T>>>, options: GetOptions) -> Duration {
         let allowed = self.policy.max_staleness.filter(|allowed| !allowed.is_zero() && current.is_some());
         allowed.filter(|_| options.stale_after_failure).unwrap_or(Duration::MAX)
@@ -113,7 +113,7 @@ impl<T: ?Sized> Cached<T> {
         self.sync.error(ErrorKind::Overdue { lasted, allowed })
     }
 
-    /// What a caller gets whose load failed, or who waited for one that did.
+    /// What a call returns when its load failed, or the load that it waited for.
     pub(super) fn after_failure(
         &self,
         failure: &Failure,
@@ -133,7 +133,8 @@ impl<T: ?Sized> Cached<T> {
         self.sync.explain(Error::load(&failure.error))
     }
 
-    /// Loads the value, or only sees whether `verified` still is what would be loaded.
+    /// Loads the value. If this verifies an entry that is fresh, `verified` is that entry, and is compared with the value that
+    /// was loaded.
     pub(super) fn load(&self, load: Load<'_>, verified: Option<&Entry<T>>) -> Result<Arc<Entry<T>>, Failure> {
         let (tickets, outage) = self.take_tickets();
         let (start, since) = (Instant::now(), coarse_now());
@@ -145,7 +146,7 @@ impl<T: ?Sized> Cached<T> {
         }
     }
 
-    /// The tickets to load with, and why freshness cannot be known, if so.
+    /// The tickets to load with, and the reason if freshness cannot be known.
     fn take_tickets(&self) -> (Tickets, Option<Error>) {
         let mut outage = None;
         let mut take = |sync: &GenerationSynchronizer| {
@@ -157,7 +158,7 @@ impl<T: ?Sized> Cached<T> {
         (Tickets { own: take(&self.sync), dependencies }, outage)
     }
 
-    /// Puts `value` in place, counts and reports what there is to be said of its load, and lets the next load begin.
+    /// Puts `value` in place, counts the load, runs the callbacks, and lets the next load begin.
     fn finish_load(
         &self,
         mut load: Load<'_>,
@@ -186,12 +187,12 @@ impl<T: ?Sized> Cached<T> {
         if let Some(verified) = verified {
             self.compare(verified, &entry);
         }
-        // Before the old value: dropping that may take its time, and need this one.
+        // The load ends before the old value is dropped, as dropping that may take time, or ask for the new value.
         drop(load);
         entry
     }
 
-    /// Swaps the new value for the old one, which is returned beside it.
+    /// Puts the new value in place. Returns its entry, and the entry that it replaced.
     fn place(&self, load: &Load<'_>, value: Arc<T>, tickets: Tickets) -> (Arc<Entry<T>>, Option<Arc<Entry<T>>>) {
         let age = Period::new(coarse_now(), self.policy.next_age());
         let placed = load.place(|is_invalidated| {
@@ -214,7 +215,7 @@ impl<T: ?Sized> Cached<T> {
         let mut failure = Failure { error, since, ended, retry, load: load.number() };
         match is_verification {
             false => load.fail(&mut failure),
-            // There is a fresh value, and no reason not to load when it expires.
+            // The value in place is fresh. A failure that was recorded would keep it from being loaded when it expires.
             true => load.complete(),
         }
         self.report(|| self.load_error(&failure));
@@ -222,7 +223,7 @@ impl<T: ?Sized> Cached<T> {
         failure
     }
 
-    /// Counts a load that came in an outage of the table, and reports the first one of each.
+    /// Counts a load that was made during an outage of the table, and reports the first one of each outage.
     pub(super) fn note_outage(&self, outage: Option<Error>) {
         let Some(reason) = outage else { return self.metrics.outage.clear() };
         self.metrics.unconfirmed.add_one();
@@ -237,15 +238,15 @@ impl<T: ?Sized> Cached<T> {
         }
     }
 
-    /// Loads the value although `entry` is fresh by its generation, to see whether it is. Gives what was loaded, if
-    /// anything.
+    /// Loads the value although `entry` is fresh by its generation, to check that it is. Returns the entry that was loaded, if
+    /// any.
     #[cold]
     pub(super) fn verify(&self, entry: &Entry<T>) -> Option<Arc<Entry<T>>> {
         let single_flight = self.single_flight.get();
         self.load(single_flight.try_start()?, Some(entry)).ok()
     }
 
-    /// Reports two values if they differ and should not: no update has come between their loads, and none is in flight.
+    /// Reports two values if they differ although no key was updated between their loads, and no update is in flight.
     pub(super) fn compare(&self, cached: &Entry<T>, loaded: &Entry<T>) {
         if let Some(verification) = &self.policy.verification
             && (cached.ticket, &cached.dependencies) == (loaded.ticket, &loaded.dependencies)

@@ -1,9 +1,9 @@
-//! Lengths of time on the coarse clock.
+//! Periods of time on the coarse clock.
 
 use std::time::{Duration, Instant};
 
-/// What is not due before it is over. Times are milliseconds of the coarse clock, which all that waits for a due time reads as
-/// well: a finer one would be ahead of it, by up to a tick.
+/// A period of time. Times are milliseconds of the coarse clock. Everything that waits for the end of a period must read the same
+/// clock, as a finer clock is ahead of it by up to a tick.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Period {
     start: u64,
@@ -15,35 +15,37 @@ impl Period {
         Self { start, length: milliseconds(length) }
     }
 
-    /// One that starts later than `now` is over: the clock was set back, and nothing may stand still until it has caught up.
+    /// Whether the period is over at `now`. A period that starts later than `now` is over as well: the clock was set back, and
+    /// nothing may stand still until it has caught up.
     pub(super) fn is_over(self, now: u64) -> bool {
         now.wrapping_sub(self.start) >= self.length
     }
 
-    /// When it will be over, as far as can be said at `now`; `None` if never.
+    /// When the period will be over, estimated at `now`; `None` if that is too far ahead for an `Instant`.
     pub(super) fn end(self, now: u64) -> Option<Instant> {
         let left = if self.is_over(now) { 0 } else { self.length - now.wrapping_sub(self.start) };
         Instant::now().checked_add(Duration::from_millis(left))
     }
 
-    /// When it will be over, unless the clock is set back.
+    /// When the period will be over, unless the clock is set back.
     pub(super) fn due(self) -> u64 {
         self.start.saturating_add(self.length)
     }
 }
 
-/// That tasks were told of a value which is expired, so that a loop that does not load it goes slowly.
+/// A report to tasks that the value in place is expired. It begins a pause, so that a loop that does not load the value is slowed
+/// down.
 #[cfg(feature = "async")]
 #[derive(Debug)]
 pub(super) struct Report {
-    /// Of what is in place; zero for nothing.
+    /// The address of the entry in place; zero if there is none.
     address: usize,
     pause: Period,
 }
 
 #[cfg(feature = "async")]
 impl Report {
-    /// Before the second report of one value, in milliseconds; each further one is twice as late, up to `LONGEST`.
+    /// The pause before the second report of a value, in milliseconds. Each further pause is twice as long, up to `LONGEST`.
     const SHORTEST: u64 = 10;
     const LONGEST: u64 = 1000;
 
@@ -62,7 +64,7 @@ impl Report {
     }
 }
 
-/// A fraction is cut off. The longest durations are as good as for ever.
+/// The whole milliseconds of `duration`. Durations that do not fit last for ever in practice.
 fn milliseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

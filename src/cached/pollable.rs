@@ -11,11 +11,12 @@ use crate::wait::notifier::Registration;
 use crate::wait::pollable::Pollable;
 
 impl<T: ?Sized> Cached<T> {
-    /// A descriptor that becomes readable when the value may be expired: with each update of its key and of those that it
+    /// A descriptor that becomes readable when the value may be expired: with each update of its key and of the keys that it
     /// [depends on](crate::CachedBuilder::depends_on), and when the value in place reaches its
-    /// [age](crate::CachedBuilder::max_age); at once if it is expired, or there is none. Several of these may be told as one.
+    /// [age](crate::CachedBuilder::max_age); at once if the value is expired, or there is none. Several of these events may be
+    /// reported as one.
     ///
-    /// It does not load. That a value is loaded anew, which gives it another age, is noticed by itself.
+    /// It does not load. When a new value is loaded, the descriptor follows the age of that value.
     ///
     /// ```
     /// use gensync::{Cached, GenerationSynchronizer, Table};
@@ -28,7 +29,7 @@ impl<T: ?Sized> Cached<T> {
     /// let routes = Cached::new(GenerationSynchronizer::new(&table, "routes")?, load_routes);
     /// let pollable = routes.pollable()?;
     /// loop {
-    ///     // A load that failed is tried again by and by, as nothing else asks for it.
+    ///     // A load that failed must be tried again after a while, as the descriptor does not become readable for it.
     ///     let timeout = if routes.peek().is_fresh() { PollTimeout::NONE } else { PollTimeout::from(1000u16) };
     ///     poll(&mut [PollFd::new(pollable.as_fd(), PollFlags::POLLIN)], timeout)?; // among others
     ///     pollable.acknowledge();
@@ -59,7 +60,7 @@ impl<T: ?Sized> Cached<T> {
         if let Some(registration) = pollable.first() {
             self.single_flight.get().add_alarm(registration);
         }
-        // What was loaded since knows of it.
+        // A value that was loaded before the alarm was added did not set it; a later one does.
         match self.current.load_full() {
             None => pollable.make_readable(),
             Some(present) if entry.is_none() || !self.is_fresh(&present) => pollable.make_readable(),
@@ -68,14 +69,14 @@ impl<T: ?Sized> Cached<T> {
         Ok(pollable)
     }
 
-    /// Has all descriptors told at `due`, in milliseconds of the coarse clock.
+    /// Makes all descriptors readable at `due`, in milliseconds of the coarse clock.
     pub(super) fn set_alarms(&self, due: u64) {
         let alarms: Vec<Arc<Registration>> = self.single_flight.get().alarms();
         let due = (due < u64::MAX).then_some(due);
         alarms.iter().for_each(|registration| registration.set_due(due));
     }
 
-    /// Tells all descriptors and tasks.
+    /// Notifies all descriptors and tasks now.
     pub(super) fn ring_alarms(&self) {
         self.set_alarms(coarse_now());
         #[cfg(feature = "async")]

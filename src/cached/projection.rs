@@ -9,9 +9,9 @@ use std::time::Instant;
 use super::Cached;
 use crate::error::Error;
 
-/// A [`Cached`] of which only a part is of interest, for code that need not know of the rest.
+/// A view of one part of a [`Cached`] value, for code that need not know the rest.
 ///
-/// It keeps nothing: loads, freshness and counters are those of the `Cached`, and an update expires the value as a whole.
+/// It keeps no value of its own: loads, freshness and counters are those of the `Cached`, and an update expires the whole value.
 ///
 /// ```
 /// use gensync::{Cached, GenerationSynchronizer, Table};
@@ -32,12 +32,13 @@ pub struct CachedProjection<T: ?Sized, U: ?Sized, C: Deref<Target = Cached<T>>, 
 }
 
 impl<T: ?Sized, U: ?Sized, C: Deref<Target = Cached<T>>, F: Fn(&T) -> &U + Clone> CachedProjection<T, U, C, F> {
-    /// Of a reference to a `Cached`, as by [`Cached::map`], or of an `Arc` of one. `project` runs whenever the part is used.
+    /// A view of a `Cached`, given as a reference (as by [`Cached::map`]) or as an `Arc`. `project` runs whenever the part is
+    /// used.
     pub fn new(cached: C, project: F) -> Self {
         Self { cached, project, part: PhantomData }
     }
 
-    /// The part of the value that [`Cached::get`] gives.
+    /// The part of the value that [`Cached::get`] returns.
     ///
     /// # Errors
     ///
@@ -50,7 +51,7 @@ impl<T: ?Sized, U: ?Sized, C: Deref<Target = Cached<T>>, F: Fn(&T) -> &U + Clone
         self.cached.get().map(|value| self.part(value))
     }
 
-    /// The part of the value that [`Cached::get_stale_ok`] gives.
+    /// The part of the value that [`Cached::get_stale_ok`] returns.
     ///
     /// # Errors
     ///
@@ -63,7 +64,7 @@ impl<T: ?Sized, U: ?Sized, C: Deref<Target = Cached<T>>, F: Fn(&T) -> &U + Clone
         self.cached.get_stale_ok().map(|value| self.part(value))
     }
 
-    /// The part of the value that [`Cached::get_fresh`] gives.
+    /// The part of the value that [`Cached::get_fresh`] returns.
     ///
     /// # Errors
     ///
@@ -76,7 +77,7 @@ impl<T: ?Sized, U: ?Sized, C: Deref<Target = Cached<T>>, F: Fn(&T) -> &U + Clone
         self.cached.get_fresh(deadline).map(|value| self.part(value))
     }
 
-    /// The part of the value that [`Cached::get_if_fresh`] gives.
+    /// The part of the value that [`Cached::get_if_fresh`] returns.
     ///
     /// # Progress
     ///
@@ -105,7 +106,7 @@ impl<T: ?Sized, U: ?Sized, C: Deref<Target = Cached<T>>, F: Fn(&T) -> &U + Clone
     }
 }
 
-/// A part of a value, from a [`CachedProjection`]. It keeps the whole value for as long as it lives.
+/// A part of a value, from a [`CachedProjection`]. It keeps the whole value alive.
 pub struct Part<T: ?Sized, U: ?Sized, F: Fn(&T) -> &U> {
     value: Arc<T>,
     project: F,

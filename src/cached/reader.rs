@@ -1,4 +1,4 @@
-//! What one thread keeps of a `Cached`.
+//! A reader of a `Cached` for one thread.
 
 use std::fmt;
 use std::ops::Deref;
@@ -9,11 +9,11 @@ use crate::error::Error;
 use crate::os::clock::coarse_now;
 use crate::synchronizer::{CheckBudget, Ticket};
 
-/// One thread's hold on a [`Cached`], for values that are used many times between updates: a check of the generation is all
-/// that a use costs, while [`Cached::get`] also takes part in the count of the value's users.
+/// A reader of a [`Cached`] for one thread, for values that are used many times between updates: a use costs only a check of the
+/// generation, while [`Cached::get`] also changes the reference count that all users of the value share.
 ///
-/// Several readers of one `Cached` share its loads. Each keeps the value that it gave last, until it is asked again or dropped;
-/// so an old value may live on with a reader that nobody uses.
+/// Several readers of one `Cached` share its loads. Each keeps the value that it returned last until it is used again or dropped;
+/// so a reader that is not used may keep an old value alive.
 ///
 /// ```
 /// use gensync::{Cached, CachedReader, GenerationSynchronizer, Table};
@@ -39,25 +39,25 @@ use crate::synchronizer::{CheckBudget, Ticket};
 pub struct CachedReader<T: ?Sized, C: Deref<Target = Cached<T>>> {
     cached: C,
     value: Option<Arc<T>>,
-    /// What tells that the value is fresh; void if that takes more than a ticket.
+    /// The ticket that the value was loaded with; void if a ticket alone cannot show that the value is fresh.
     ticket: Ticket,
     budget: CheckBudget,
-    /// Uses that are not among the hits of the `Cached` yet, which other threads count, too.
+    /// Uses that have not been added to the hits of the `Cached` yet, as that writes to memory which other threads use.
     uncounted: u64,
-    /// When they were last counted, in milliseconds.
+    /// When uses were last added to the hits, in milliseconds.
     counted: u64,
 }
 
-/// So many milliseconds pass between two times at which a reader writes to what other threads use.
+/// The least time between two writes of a reader to the shared count of hits, in milliseconds.
 const PAUSE: u64 = 100;
 
 impl<T: ?Sized, C: Deref<Target = Cached<T>>> CachedReader<T, C> {
-    /// Of a reference to a `Cached`, or an `Arc` of one. Nothing is loaded yet.
+    /// A reader of a `Cached`, given as a reference or as an `Arc`. Nothing is loaded yet.
     pub fn new(cached: C) -> Self {
         Self { cached, value: None, ticket: Ticket::VOID, budget: CheckBudget::new(), uncounted: 0, counted: 0 }
     }
 
-    /// The value, loaded if it is not fresh: what [`Cached::get`] would give.
+    /// The value, loaded if it is not fresh: what [`Cached::get`] would return.
     ///
     /// # Errors
     ///
@@ -69,7 +69,7 @@ impl<T: ?Sized, C: Deref<Target = Cached<T>>> CachedReader<T, C> {
     ///
     /// # Progress
     ///
-    /// Wait-free while the value is fresh, if it was built without
+    /// Wait-free while the value is fresh, if the `Cached` was built without
     /// [`depends_on`](crate::CachedBuilder::depends_on), [`max_age`](crate::CachedBuilder::max_age) and
     /// [`verify`](crate::CachedBuilder::verify); otherwise as [`Cached::get`].
     #[inline]
@@ -102,7 +102,7 @@ impl<T: ?Sized, C: Deref<Target = Cached<T>>> CachedReader<T, C> {
             self.uncounted += 1;
             return Ok(());
         }
-        // Counts this use.
+        // This counts the use.
         let entry = self.cached.entry()?;
         self.value = Some(entry.value());
         if self.cached.policy.is_plain {
@@ -111,7 +111,7 @@ impl<T: ?Sized, C: Deref<Target = Cached<T>>> CachedReader<T, C> {
         Ok(())
     }
 
-    /// Another thread may have invalidated it.
+    /// Whether the value of this reader is still in place: another thread may have replaced or invalidated it.
     fn has_value_in_place(&self) -> bool {
         let current = self.cached.current.load();
         let present = current.as_ref().map(|entry| &entry.value);

@@ -1,6 +1,9 @@
-//! The loads of one value in one process: who may load, who waits for it, and how the last load ended.
+//! The loads of one value in one process: which thread loads, which threads wait for its load, and how the last load ended.
 //!
-//! No code of the user's runs under the mutex: an error is neither shown nor dropped there, and values never come here.
+//! The thread that loads is the *leader*. It stays the leader while it runs the callbacks after the load.
+//!
+//! No code of the user runs under the mutex, as it may ask for the value and would deadlock: errors are neither formatted nor
+//! dropped there, and values are not kept here.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -20,35 +23,35 @@ use crate::wait::notifier::Registration;
 pub(super) struct SingleFlight {
     process: u64,
     state: Mutex<State>,
-    /// Goes on with each change. Threads sleep on it for a length of time: a condition variable would have them sleep until a
-    /// point in time, which a clock that is set back puts off.
+    /// Counts the changes of the state. Threads sleep on it for a length of time. A condition variable would make them sleep
+    /// until a point in time, and so for too long if the clock is set back meanwhile.
     changes: AtomicU32,
 }
 
 #[derive(Default)]
 struct State {
-    /// Who is loading, or running the callbacks after it.
+    /// The thread that is loading, or running the callbacks after a load.
     leader: Option<ThreadId>,
-    /// When the pilot took off, in milliseconds of the coarse clock.
+    /// When the last load began, in milliseconds of the coarse clock.
     began: u64,
-    /// The number of the last load that lasted longer than it may.
+    /// The number of the last load that lasted longer than allowed.
     overdue: u64,
     /// How often the value was invalidated.
     invalidations: u64,
-    /// Descriptors that are told of the value's age.
+    /// The registrations of descriptors that become readable when the value reaches its age.
     alarms: Vec<Weak<Registration>>,
     log: Log,
-    /// The loads in a row, up to the last one, that were overtaken by updates.
+    /// How many loads in a row, up to the last one, were overtaken by updates.
     overtaken: u64,
-    /// If the last load failed.
+    /// The failure of the last load, if it failed.
     failure: Option<Failure>,
 }
 
-/// The numbers of the last loads; the first one is 1.
+/// The numbers of the last loads that have begun, ended and succeeded. The first load is number 1.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Log {
     begun: u64,
-    /// Ended, well or not.
+    /// The last load that has ended, successfully or not.
     completed: u64,
     succeeded: u64,
 }
@@ -69,29 +72,28 @@ pub(super) struct Failure {
     pub(super) error: Source,
     /// When the first of the loads that failed in a row began, in milliseconds of the coarse clock.
     pub(super) since: u64,
-    /// When this one ended.
+    /// When this load ended.
     pub(super) ended: u64,
-    /// What passes before it may be tried again.
+    /// The pause before the next load.
     pub(super) retry: Period,
-    /// The number of the load.
+    /// The number of this load.
     pub(super) load: u64,
 }
 
-/// What is left to do for a call that found no fresh value.
+/// What a call must do that found no fresh value.
 pub(super) enum Next<'a> {
-    /// To look again: a load has landed meanwhile.
-    Look,
+    /// Check the value again: a load has ended meanwhile.
+    Recheck,
+    /// Load the value: this thread is the leader now.
     Load(Load<'a>),
+    /// Fail as the last load did.
     Fail(Failure),
-    /// To wait: another thread is the pilot. When it took off, and since when the source has not been read, in milliseconds
-    /// of the coarse clock.
-    Wait {
-        began: u64,
-        unread_since: u64,
-    },
-    /// To do with what is in place: the call comes from a callback.
+    /// Wait for another thread, which is the leader. `began` is when its load began, and `unread_since` since when the source has
+    /// not been read, both in milliseconds of the coarse clock.
+    Wait { began: u64, unread_since: u64 },
+    /// Take the value in place: the call comes from a callback.
     Rest,
-    /// To fail: the call comes from the loader.
+    /// Fail: the call comes from the loader.
     Recurse,
 }
 
@@ -119,11 +121,11 @@ impl SingleFlight {
         self.lock().log
     }
 
-    /// For a call that began at `before`, and found no fresh value after `seen`.
+    /// What a call must do that began at `before`, and found no fresh value after it had read the log as `seen`.
     pub(super) fn next(&self, before: Log, seen: Log) -> Next<'_> {
         let mut state = self.lock();
         if state.log.completed != seen.completed {
-            return Next::Look;
+            return Next::Recheck;
         }
         let is_in_flight = state.log.is_in_flight();
         let is_own = state.leader == Some(std::thread::current().id());
@@ -144,7 +146,7 @@ impl SingleFlight {
         }
     }
 
-    /// Makes this thread the pilot, if there is none.
+    /// Makes this thread the leader, if there is none.
     pub(super) fn try_start(&self) -> Option<Load<'_>> {
         let mut state = self.lock();
         state.leader.is_none().then(|| self.start(&mut state))
@@ -157,14 +159,13 @@ impl SingleFlight {
         Load { single_flight: self, number: state.log.begun, invalidations: state.invalidations, past: None }
     }
 
-    /// The thread that a wait which ends when the state has gone on from `seen` still waits for.
+    /// The thread that a wait for the first load to end after `seen` still waits for; `None` if the wait is over.
     pub(super) fn awaited(&self, seen: Log) -> Option<ThreadId> {
         self.lock().awaited(seen)
     }
 
-    /// Waits until a load has landed that had not in `seen`, or nobody is the pilot, or for that matter until the deadline, or
-    /// less long than that.
-    /// Fails if the load waits for this thread.
+    /// Sleeps until a load has ended that had not ended in `seen`, or there is no leader. With a deadline, it returns at the
+    /// deadline at the latest, and may return sooner. Fails without sleeping if the load itself waits for this thread.
     pub(super) fn wait(self: &Arc<Self>, seen: Log, deadline: Option<Instant>, key: &str) -> Result<(), Circle> {
         let this = Arc::clone(self);
         let _waiting = Waiting::new(move || this.awaited(seen), key)?;
@@ -172,16 +173,19 @@ impl SingleFlight {
         Ok(())
     }
 
-    /// Sleeps until no load has succeeded since the one that failed last, which was to be tried again later, or until the
-    /// deadline, or less long than that.
+    /// Sleeps until the last failure is cleared, as a load that succeeds or an invalidation does. With a deadline, it returns at
+    /// the deadline at the latest, and may return sooner.
     pub(super) fn rest(&self, deadline: Option<Instant>) {
         self.sleep(deadline, |state| state.failure.is_some());
     }
 
-    /// Sleeps as long as `is_early`; if there is a deadline, it may return before, and does twice a second.
+    /// Sleeps while `is_early`. With a deadline, it returns after one sleep, which lasts half a second at most.
     fn sleep(&self, deadline: Option<Instant>, is_early: impl Fn(&State) -> bool) {
         loop {
-            // ORDERING: acquire pairs with the release in `announce`; a change that comes after this is one that the futex sees.
+            // ORDERING: acquire pairs with the release of the addition in `announce`. If this reads a count that `announce`
+            // wrote, the state as it was changed before is what `is_early` sees. If the state is changed after `is_early` has
+            // read it, `announce` comes later still, so the count differs from `changes`, and the futex does not sleep or is
+            // woken. Both hold through the mutex as well, which `is_early` takes after this load.
             let changes = self.changes.load(Ordering::Acquire);
             if !is_early(&self.lock()) {
                 return;
@@ -195,7 +199,8 @@ impl SingleFlight {
     }
 
     fn announce(&self) {
-        // ORDERING: release pairs with the acquire in `sleep`. The state was changed under its lock before.
+        // ORDERING: release pairs with the acquire load of the count in `sleep`: a sleeper that reads the new count sees the
+        // state, which was changed under its lock before this.
         self.changes.fetch_add(1, Ordering::Release);
         wake_all(&self.changes);
     }
@@ -210,12 +215,13 @@ impl SingleFlight {
         self.lock().alarms.iter().filter_map(Weak::upgrade).collect()
     }
 
-    /// The load that is in flight after `seen` has lasted longer than it may. Returns whether that was not known.
+    /// Notes that the load which is in flight in `seen` has lasted longer than allowed. Returns whether this call is the first to
+    /// note that, so that each such load is counted once.
     pub(super) fn is_first_to_find_overdue(&self, seen: Log) -> bool {
         std::mem::replace(&mut self.lock().overdue, seen.begun) != seen.begun
     }
 
-    /// Runs `change`, which makes the value in place void. A load that is in flight loads a void one as well.
+    /// Runs `change`, which makes the value in place void. The value of a load that is in flight will be void as well.
     pub(super) fn invalidate<R>(&self, change: impl FnOnce() -> R) -> R {
         let mut state = self.lock();
         state.invalidations += 1;
@@ -234,12 +240,14 @@ impl State {
     }
 }
 
-/// A load under way, and the callbacks after it. Dropped, as when one of them panics, it lets the next one begin.
+/// A load that is under way, with the callbacks after it. Dropping it lets the next load begin, also when the loader or a
+/// callback panics.
 pub(super) struct Load<'a> {
     single_flight: &'a SingleFlight,
     number: u64,
     invalidations: u64,
-    /// The failure that this flight has put an end to. As a field, it is dropped when the next flight may begin.
+    /// The failure that this load has replaced. It is a field so that it is dropped last, when the next load may already begin:
+    /// dropping the user's error may take time, or ask for the value.
     past: Option<Failure>,
 }
 
@@ -248,14 +256,15 @@ impl Load<'_> {
         self.number
     }
 
-    /// Whether the load has lasted longer than it may, which was counted then.
+    /// Whether the load has lasted longer than allowed. If so, it has been counted as failed already.
     pub(super) fn is_overdue(&self) -> bool {
         !self.single_flight.is_inherited() && self.single_flight.lock().overdue == self.number
     }
 
-    /// Runs `place`, which puts the value in place; and tells it whether the value was invalidated since the load began.
+    /// Runs `place`, which puts the value in place, with whether the value was invalidated since the load began. Both happen
+    /// under the lock, so that no invalidation comes in between.
     pub(super) fn place<R>(&self, place: impl FnOnce(bool) -> R) -> R {
-        // As in `record`.
+        // In a child that the loader forked, the mutex may be held by a thread that does not exist there.
         if self.single_flight.is_inherited() {
             return place(false);
         }
@@ -263,8 +272,8 @@ impl Load<'_> {
         place(state.invalidations != self.invalidations)
     }
 
-    /// The load succeeded, and the value is in place. Returns how many in a row have been overtaken; `None` in a child that
-    /// the loader forked.
+    /// Notes that the load succeeded and the value is in place. Returns how many loads in a row have been overtaken; `None` in a
+    /// child that the loader forked.
     pub(super) fn succeed(&mut self, is_overtaken: bool) -> Option<u64> {
         let (overtaken, past) = self.record(|state| {
             state.log.succeeded = state.log.begun;
@@ -275,7 +284,7 @@ impl Load<'_> {
         Some(overtaken)
     }
 
-    /// The load failed, perhaps not as the first one.
+    /// Notes that the load failed. If the load before it failed as well, the failure dates from the first one in the row.
     pub(super) fn fail(&mut self, failure: &mut Failure) {
         let past = self.record(|state| {
             failure.since = state.failure.as_ref().map_or(failure.since, |earlier| earlier.since);
@@ -284,13 +293,14 @@ impl Load<'_> {
         self.past = past.flatten();
     }
 
-    /// The load ended, and nobody need know how.
+    /// Notes that the load ended, without recording its outcome.
     pub(super) fn complete(&self) {
         self.record(|_| ());
     }
 
     fn record<R>(&self, record: impl FnOnce(&mut State) -> R) -> Option<R> {
-        // In a child that the loader forked, there is nobody to tell, and the mutex may be anyone's.
+        // In a child that the loader forked, no thread waits for this load, and the mutex may be held by a thread that does not
+        // exist there.
         if self.single_flight.is_inherited() {
             return None;
         }

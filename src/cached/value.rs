@@ -1,4 +1,4 @@
-//! A value, and what it was loaded at.
+//! A value, and the tickets that it was loaded with.
 
 use std::sync::Arc;
 
@@ -6,47 +6,47 @@ use super::period::Period;
 use crate::generation::Generation;
 use crate::synchronizer::Ticket;
 
-/// A value and what it was loaded at, never changed.
+/// A value and the tickets that it was loaded with. It is never changed, only replaced as a whole.
 pub(crate) struct Entry<T: ?Sized> {
     pub(super) value: Arc<T>,
     pub(super) ticket: Ticket,
-    /// As many as the policy has dependencies.
+    /// One for each dependency of the policy, in the same order.
     pub(super) dependencies: Box<[Ticket]>,
-    /// For how long it is not too old.
+    /// The period after which it is too old.
     pub(super) age: Period,
 }
 
-/// A value, and the generation that it was loaded at. From [`Cached::snapshot`](crate::Cached::snapshot).
+/// A value, and the generation that it was loaded at. Returned by [`Cached::snapshot`](crate::Cached::snapshot).
 ///
-/// Every announced update of the key makes the generation another one. It does not name the value, as an `ETag` must, if
-/// other things expire the value too: [`depends_on`](crate::CachedBuilder::depends_on), [`max_age`](crate::CachedBuilder::max_age) and
-/// [`verify`](crate::CachedBuilder::verify) give several values of one generation.
+/// Every announced update of the key changes the generation. The generation does not identify the value, as an `ETag` must, if
+/// anything else expires the value as well: with [`depends_on`](crate::CachedBuilder::depends_on), [`max_age`](crate::CachedBuilder::max_age)
+/// or [`verify`](crate::CachedBuilder::verify), several values may have one generation.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Snapshot<T: ?Sized> {
     /// The value.
     pub value: Arc<T>,
-    /// The generation of the key when the load of the value began; `None` if no table could be attached to, or the value was
+    /// The generation of the key when the load of the value began; `None` if no table could be attached to, or if the value was
     /// [invalidated](crate::Cached::invalidate).
     pub generation: Option<Generation>,
 }
 
 impl<T: ?Sized> Clone for Snapshot<T> {
-    /// The same value, which is not cloned itself.
+    /// Another snapshot of the same value; the value itself is not cloned.
     fn clone(&self) -> Self {
         Self { value: Arc::clone(&self.value), generation: self.generation }
     }
 }
 
-/// What is in place in a [`Cached`](crate::Cached), from [`Cached::peek`](crate::Cached::peek).
+/// What is in place in a [`Cached`](crate::Cached). Returned by [`Cached::peek`](crate::Cached::peek).
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Peek<T: ?Sized> {
-    /// No value: none was loaded yet.
+    /// No value has been loaded yet.
     Nothing,
-    /// A value that the next [`get`](crate::Cached::get) loads again.
+    /// An expired value, which the next [`get`](crate::Cached::get) loads again.
     Expired(Snapshot<T>),
-    /// A value that `get` would give as it is.
+    /// A fresh value, which `get` would return as it is.
     Fresh(Snapshot<T>),
 }
 
@@ -82,9 +82,6 @@ impl<T: ?Sized> Clone for Peek<T> {
         }
     }
 }
-
-// A loader or a callback that panics leaves the value that was in place, whole, and lets the next thread load; see
-// `Flight`. What a closure of the user's keeps for itself is not seen through a `Cached`.
 
 impl<T: ?Sized> Entry<T> {
     pub(super) fn value(&self) -> Arc<T> {

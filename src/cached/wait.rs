@@ -10,7 +10,8 @@ use crate::error::{Error, ErrorKind};
 use crate::os::clock::{Deadline, coarse_now};
 use crate::wait::{Awaited, SLICE, wait_for_any};
 
-/// Even if no pause is asked for, a loop of waits does not keep the processor busy with loads that fail.
+/// The least pause after a load that failed, so that a loop of waits does not keep the processor busy even if the `retry_pause`
+/// is zero.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(10);
 
 impl<T: ?Sized> Cached<T> {
@@ -32,16 +33,16 @@ impl<T: ?Sized> Cached<T> {
     /// # Ok(()) }
     /// ```
     ///
-    /// As [`GenerationSynchronizer::wait`](crate::GenerationSynchronizer::wait), it ends at once if the value is expired
-    /// already, and several updates may be told as one; it also ends when the value is too old, or a key that it depends on is
-    /// updated. What counts as in place is up to all threads: one that must act on each new value while others may load it
-    /// calls [`wait_past`](Self::wait_past) with the one that it has.
+    /// As [`GenerationSynchronizer::wait`](crate::GenerationSynchronizer::wait), this ends at once if the value is expired
+    /// already, and several updates may be reported as one. It also ends when the value is too old, or when a key that it depends
+    /// on is updated. Any thread may replace the value in place: a thread that must act on each new value while other threads may
+    /// load calls [`wait_past`](Self::wait_past) with the value that it has.
     ///
     /// # Errors
     ///
-    /// As [`get`](Self::get), whatever was built to hide errors. The next wait does not try again before the
-    /// [`retry_pause`](crate::CachedBuilder::retry_pause) has passed, and 10 milliseconds at least, so that a loop does not storm
-    /// a broken source.
+    /// As [`get`](Self::get), even if this `Cached` was built to serve old values after errors. The next wait does not try again
+    /// before the [`retry_pause`](crate::CachedBuilder::retry_pause) has passed, and at least 10 milliseconds, so that a loop
+    /// does not flood a broken source with loads.
     ///
     /// # Progress
     ///
@@ -54,9 +55,9 @@ impl<T: ?Sized> Cached<T> {
         }
     }
 
-    /// As [`wait`](Self::wait), no longer than `timeout`: `None` says that the time was up, also while another thread loads or a broken
-    /// source rests. A load that this call runs itself is not cut short. A value that is expired already is told of even
-    /// without a timeout.
+    /// As [`wait`](Self::wait), no longer than `timeout`. `None` means that the timeout has passed, possibly while another thread
+    /// was loading, or in the pause after a load that failed. A load that this call runs itself is not interrupted. If the value
+    /// is expired already, it is loaded even if the timeout is zero.
     ///
     /// # Errors
     ///
@@ -82,8 +83,8 @@ impl<T: ?Sized> Cached<T> {
         self.wait_until(None, Some(Deadline::at(deadline)))
     }
 
-    /// Blocks until there is a fresh value other than `known`, which this `Cached` gave, and returns it. What a loader
-    /// [shares](Self::new_shared) is another value only if it is another `Arc`.
+    /// Blocks until there is a fresh value other than `known`, which this `Cached` has returned before, and returns it. Values of
+    /// a loader that [shares](Self::new_shared) them are different only if they are different `Arc`s.
     ///
     /// # Errors
     ///
@@ -100,9 +101,10 @@ impl<T: ?Sized> Cached<T> {
         }
     }
 
-    /// Until there is a fresh value that is not `known`; any other than the present one if none is.
+    /// Waits until there is a fresh value other than `known`, or other than the value in place if `known` is `None`. Returns
+    /// `None` at the deadline.
     fn wait_until(&self, known: Option<&Arc<T>>, deadline: Option<Deadline>) -> Result<Option<Arc<T>>, Error> {
-        // Nobody need keep an old value for this one's sake.
+        // Weak, as a call that waits must not keep an old value alive.
         let present = self.current.load_full().as_ref().map_or_else(Weak::new, Arc::downgrade);
         let is_known = |entry: &Arc<Entry<T>>| match known {
             Some(known) => Arc::ptr_eq(known, &entry.value),
@@ -126,7 +128,7 @@ impl<T: ?Sized> Cached<T> {
         }
     }
 
-    /// Sleeps until `entry` is expired, or no longer in place; `false` if that is not so at the deadline.
+    /// Sleeps until `entry` is expired or no longer in place; returns `false` if it is neither at the deadline.
     fn is_outlived(&self, entry: Arc<Entry<T>>, deadline: Option<Deadline>) -> bool {
         let awaited: Vec<_> = self.tickets(&entry).map(|(sync, ticket)| Awaited { sync, ticket }).collect();
         let age = self.policy.max_age.map(|_| entry.age);
@@ -142,7 +144,7 @@ impl<T: ?Sized> Cached<T> {
             if wait_for_any(&awaited, end).is_changed() {
                 return true;
             }
-            // By another thread's invalidation, of which no key tells.
+            // Another thread may have loaded or invalidated the value, which no key reports.
             if !self.current.load().as_ref().is_some_and(|entry| ptr::eq(Arc::as_ptr(entry), address)) {
                 return true;
             }
@@ -152,11 +154,12 @@ impl<T: ?Sized> Cached<T> {
         }
     }
 
-    /// Sleeps until a load that failed may be tried again, or another thread has loaded well; `false` if that is not so at the
-    /// deadline.
+    /// Sleeps until the load may be tried again after a failure, or another thread has loaded successfully; returns `false` if
+    /// the deadline comes first.
     fn rest_after_failure(&self, deadline: Option<Deadline>) -> bool {
         let single_flight = self.single_flight.get();
-        // Not a later one's pause as well: threads that do not wait may fail again and again.
+        // Only the pause of this failure counts: threads that do not wait may fail again and again, and each failure would
+        // prolong it.
         let Some(ended) = single_flight.last_failure() else { return true };
         let pause = Period::new(ended, self.policy.retry_pause.max(SHORTEST_PAUSE));
         while single_flight.last_failure().is_some() {

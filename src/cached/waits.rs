@@ -1,9 +1,11 @@
-//! Which thread of this process waits for which load: loads that wait for each other in a circle would never end.
+//! Records which thread of this process waits for which load, to detect loads that wait for each other in a circle and would
+//! never end.
 //!
-//! A thread says what it is about to wait for, and then follows the waits from there: to the thread that makes that load, to
-//! the load which that thread waits for, and so on. If it comes back to itself, it fails instead of waiting. All this is
-//! done under one lock, so the last thread of a circle finds the others' waits, and nobody finds a circle that is none: a
-//! thread that is woken is on the list for a moment longer, but the load that it waited for has ended, which ends the path.
+//! Before a thread waits for a load, it follows the waits from there: to the leader of that load, to the load which that thread
+//! waits for, and so on. If the path leads back to the thread itself, it fails instead of waiting; otherwise it records its wait.
+//! All this is done under one lock, so the last thread of a circle finds the waits of the others. No thread finds a circle where
+//! there is none: the wait of a thread that was woken stays on record for a moment, but the load that it waited for has ended,
+//! which ends the path.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -20,13 +22,13 @@ pub(super) struct Waits {
 }
 
 struct Wait {
-    /// The thread that makes the load, until it has ended.
+    /// Returns the leader of the load; `None` when the load has ended.
     leader: Box<dyn Fn() -> Option<ThreadId> + Send>,
-    /// For people.
+    /// The key of the value, for the error's text.
     key: String,
 }
 
-/// The keys of loads that wait for each other, each for the next one, and the last for the first.
+/// The keys of loads that wait for each other, each for the next one, and the last one for the first.
 #[derive(Debug)]
 pub(super) struct Circle(Vec<String>);
 
@@ -51,7 +53,7 @@ impl OfOneProcess for Waits {
 }
 
 impl Waits {
-    /// This process's. Made at the first wait, without a lock that a child could inherit.
+    /// The waits of this process. They are made at the first wait, without a lock, as a child could inherit a lock that is held.
     fn get() -> Arc<Self> {
         static WAITS: ArcSwapOption<Waits> = ArcSwapOption::const_empty();
         loop {
@@ -60,7 +62,7 @@ impl Waits {
                 return present;
             }
             WAITS.compare_and_swap(&present, Some(Arc::new(Self::new())));
-            // Never dropped, as it may be in any state.
+            // Inherited from a parent: it may be half changed by a thread of the parent, so it must not be dropped.
             std::mem::forget(present);
         }
     }
@@ -70,11 +72,11 @@ impl Waits {
     }
 }
 
-/// This thread's wait, until it is dropped.
+/// Keeps the wait of this thread on record until it is dropped.
 pub(super) struct Waiting(Arc<Waits>);
 
 impl Waiting {
-    /// For a wait that ends when there is no `pilot` any more, which is the thread that makes the load.
+    /// Records a wait for the load that `leader` returns the leader of, until it returns `None`.
     pub(super) fn new(leader: impl Fn() -> Option<ThreadId> + Send + 'static, key: &str) -> Result<Self, Circle> {
         let (waits, this) = (Waits::get(), std::thread::current().id());
         let mut threads = waits.lock();
@@ -97,7 +99,7 @@ impl Waiting {
 impl Drop for Waiting {
     fn drop(&mut self) {
         let wait = self.0.lock().remove(&std::thread::current().id());
-        // Not under the lock: it may be the last hold of its flights, and of an error of the user's in them.
+        // Not under the lock: this may drop the last reference to a `SingleFlight`, and with it an error of the user.
         drop(wait);
     }
 }

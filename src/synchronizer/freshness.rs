@@ -1,4 +1,4 @@
-//! Whether what a holder has seen is what there is, and attaching to the successor of a table that was replaced.
+//! Whether the state of a holder is fresh, and attaching to the successor of a table that was replaced.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use crate::protocol::word::Word;
 use crate::table::incarnation::Place;
 use crate::table::retry::retry;
 
-/// How often to ask for a pending update's lock while others take it and let go of it.
+/// How often to ask for the lock of a pending update while other processes take and release it.
 const ROUNDS: u32 = 16;
 
 impl GenerationSynchronizer {
@@ -27,7 +27,7 @@ impl GenerationSynchronizer {
 
     #[cold]
     pub(super) fn is_expired_slow(&self, seen: Observed, word: Word) -> bool {
-        // A pending update brings every check here, and so does an outage.
+        // During a pending update or an outage, every check comes here, so it must not read the clock each time.
         let may_wait = seen.is_before_updates_of(word) || seen.is_of_no_slot() || seen.is_in_doubt();
         if !(may_wait && self.budget.spend()) {
             self.revalidate();
@@ -35,7 +35,7 @@ impl GenerationSynchronizer {
         self.is_overtaken(seen)
     }
 
-    /// A ticket of another slot: of a place that this holder has moved on from, or of another key.
+    /// For a ticket of another slot: of a place that this holder has moved on from, or of another key.
     #[cold]
     pub(super) fn is_expired_elsewhere(&self) -> bool {
         if !self.budget.spend() {
@@ -55,16 +55,18 @@ impl GenerationSynchronizer {
             if self.try_to_move_on(now) {
                 return true;
             }
-            // It may have come to another table.
+            // The attempt may have led to another table, in which the key is missing.
             missing = self.missing();
         }
         missing.map_or_else(|| !seen.outlives_outage(now, self.table.outage_ttl()), |missing| seen != missing)
     }
 
-    /// Attaches to the key in the latest incarnation, unless it was tried in vain just now.
+    /// Attaches to the key in the latest incarnation, unless that has just failed and nothing has changed since. Returns whether
+    /// it attached.
     pub(super) fn try_to_move_on(&self, now: u64) -> bool {
         let latest = self.table.latest();
-        // What another holder of this process has attached to is there; and so is the successor of what is retired for good.
+        // Either change makes an attempt worthwhile before it is due: another holder of this process has opened a newer
+        // incarnation, or the latest one is retired for good, so that its successor must exist.
         let found = Arc::as_ptr(latest).addr() | usize::from(latest.slots().header().is_retired());
         if !self.retry.is_due(now) && !self.tried.differs(found) {
             return false;
@@ -87,8 +89,8 @@ impl GenerationSynchronizer {
         seen.is(word) || seen.is_before_updates_of(word) && self.is_in_flight(seen, word)
     }
 
-    /// Whether the updates that `word` says are pending have a maker who may still finish them, so that what was `seen` is
-    /// as fresh as before. If not, this is their end: the key is updated in their place.
+    /// Whether the updates that are pending in `word` may still be finished by their makers, so that what was `seen` is as fresh
+    /// as before. If all of the makers are dead, this recovers the updates: it updates the key in their place.
     pub(super) fn is_in_flight(&self, seen: Observed, word: Word) -> bool {
         let now = precise_now();
         let is_old = || u128::from(self.monitor.age(word, now)) >= self.table.pending_limit().as_micros();
@@ -108,24 +110,27 @@ impl GenerationSynchronizer {
             }
             match mapping.held(place) {
                 Some(Held::Update | Held::Unknown) if !is_old() => return true,
-                // They have taken too long for this process. Others have limits of their own, and may go on.
+                // The updates have exceeded this process's limit. Other processes have limits of their own, and may still wait.
                 Some(Held::Update | Held::Unknown) => break,
-                // Somebody else is about to recover them.
+                // Another process is about to recover them, or to reset the table.
                 Some(Held::Exclusive) => std::thread::yield_now(),
-                // Whoever made them may have abandoned them just before: so it is asked again.
+                // This process cannot recover them. But their makers may have ended them after the word was read and before the
+                // lock was asked for, so both are read again.
                 Some(Held::Foreign) | None if self.read_only => std::thread::yield_now(),
-                // If that fails for now, somebody else was faster, or another update has begun.
+                // Recovering succeeds without effect if another process was faster, or another update has begun: the next round
+                // reads the word again.
                 Some(Held::Foreign) | None if place.owner().recover(place).is_err() => break,
                 Some(Held::Foreign) | None => {}
             }
         }
-        // They are lost, but not for all. Should one have been abandoned and another begun each time that this process looked,
-        // then the loss is none, and hides one that comes later. So it holds no longer than the limit.
+        // They count as lost for this process only. That may be wrong: if in each round an update was abandoned and another one
+        // begun, the word was the same each time and no update is lost, and this false loss would hide a true one that comes
+        // later. So a loss counts no longer than the limit.
         self.monitor.lose(word, now);
         false
     }
 
-    /// To be called when the budget is spent.
+    /// Renews the budget, and checks the table's path if it is time. To be called when the budget is spent.
     #[cold]
     pub(crate) fn revalidate(&self) {
         let now = coarse_now();
@@ -133,10 +138,12 @@ impl GenerationSynchronizer {
         self.table.revalidate_if_due(now);
     }
 
-    /// Attaches to the key in the latest incarnation of the table. Nothing seen before counts there.
+    /// Attaches to the key in the latest incarnation of the table. What was seen before is void there, as generations of two
+    /// incarnations are not compared.
     pub(super) fn move_on(&self) -> Result<&Place, Error> {
         let place = self.table.attach(&self.key);
-        // What was seen in an outage serves as long as that lasts.
+        // State that was loaded during an outage, or while the key was missing, must keep what it has seen for as long as that
+        // lasts; otherwise each failed attempt would expire it.
         if place.is_ok() || !self.seen.get().is_of_no_slot() {
             self.seen.adopt(Observed::NOTHING);
         }
@@ -145,6 +152,7 @@ impl GenerationSynchronizer {
         Ok(self.places.latest())
     }
 
+    /// A ticket of what the key has now; this moves on if the table was retired.
     pub(super) fn present(&self) -> Result<Ticket, Error> {
         let observed = |place: &Place| {
             let word = place.word();
@@ -161,30 +169,31 @@ impl GenerationSynchronizer {
         }
     }
 
-    /// What to load the state with while there is no slot to attach to.
+    /// The ticket to load the state with while there is no slot to attach to.
     pub(super) fn unattached(&self) -> Ticket {
         Ticket::of(self.missing().unwrap_or_else(|| Observed::outage(coarse_now())), self.places.slot())
     }
 
-    /// What there is to be seen while the table has no such key, which this holder may not create. Every process that could
-    /// update the key attaches to it first.
+    /// What a holder that may not create the key sees while the key is missing; `None` if it is not missing. A missing key cannot
+    /// be updated unnoticed, as a process must attach to it, and so create it, before it can update it.
     pub(super) fn missing(&self) -> Option<Observed> {
         let latest = self.table.latest();
         let may_be_missing = self.read_only && !self.table.is_doubtful() && latest.slots().header().is_live();
         (may_be_missing && matches!(latest.find(&self.key), Ok(None))).then(|| Observed::missing(latest.number()))
     }
 
-    /// Moves on until `action` succeeds, as the table may be replaced again and again.
+    /// Moves on until `action` returns something, as the table may be replaced again and again.
     pub(super) fn in_successor<R>(&self, action: impl Fn(&Place) -> Option<R>) -> Result<R, Error> {
         retry(|| Ok(action(self.move_on()?))).map_err(|error| self.explain(error))
     }
 }
 
-/// What was last tried.
+/// What the last attempt was made with, as a number.
 #[derive(Debug, Default)]
 pub(crate) struct LastTried(AtomicU64);
 
-// ORDERING: relaxed throughout: a thread that finds an old one tries once more.
+// ORDERING: relaxed throughout: the number is only compared, and never used as an address. A thread that finds an old number
+// makes one more attempt.
 impl LastTried {
     pub(crate) fn differs(&self, what: usize) -> bool {
         self.0.load(Ordering::Relaxed) != what as u64

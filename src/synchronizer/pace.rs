@@ -3,25 +3,27 @@
 use crate::protocol::atomic::{AtomicU32, AtomicU64, Ordering};
 use crate::protocol::observed::Observed;
 
-/// What one holder was last told, so that a loop that does not adopt it, as its loads fail, goes slowly.
+/// The last report of a change to one holder. A loop that does not adopt the change, because its loads fail, is slowed down by
+/// reporting the same change again only after a pause.
 ///
-/// Threads that overlap may take one report for another, which costs or saves a pause.
+/// Threads that overlap may mix up two reports, which adds or saves one pause.
 #[derive(Debug)]
 pub(crate) struct Pace {
-    /// What the holder had seen at the last report, what was there instead, and when that was, in milliseconds.
+    /// What the holder had seen at the last report, what the key had by then, and the time of the report in milliseconds.
     seen: AtomicU64,
     present: AtomicU64,
     last: AtomicU64,
-    /// How often that was reported.
+    /// How often this change was reported.
     reports: AtomicU32,
-    /// How many reports tasks were given in a row without a pause.
+    /// How many reports tasks got in a row without a pause.
     #[cfg(feature = "async")]
     row: AtomicU32,
 }
 
-// ORDERING: relaxed throughout: it orders nothing.
+// ORDERING: relaxed throughout: the fields only decide how soon a report is repeated. The state that a report is about is ordered
+// by the generation word, which the waiter reads itself (`Slot::word`).
 impl Pace {
-    /// Before the second report of a change, in milliseconds; each further one is twice as late, up to `LONGEST`.
+    /// The pause before the second report of a change, in milliseconds. Each further pause is twice as long, up to `LONGEST`.
     const SHORTEST: u64 = 10;
     const LONGEST: u64 = 1000;
 
@@ -41,19 +43,20 @@ impl Pace {
         self.seen.load(Ordering::Relaxed) == seen.bits() && self.present.load(Ordering::Relaxed) == present.bits()
     }
 
-    /// For how long a change from `seen` to `present` is not to be reported again; `None` if it was not reported yet.
+    /// How many milliseconds must pass before a change from `seen` to `present` may be reported again; `None` if it has not been
+    /// reported yet.
     pub(crate) fn pause(&self, seen: Observed, present: Observed, now: u64) -> Option<u64> {
         let reports = self.reports.load(Ordering::Relaxed);
         if reports == 0 || !self.is_same(seen, present) {
             return None;
         }
         let pause = (Self::SHORTEST << (reports - 1).min(10)).min(Self::LONGEST);
-        // A clock that was set back ends the pause.
+        // If the clock was set back, the pause is over: it must not last until the clock has caught up.
         let elapsed = now.checked_sub(self.last.load(Ordering::Relaxed)).unwrap_or(pause);
         Some(pause.saturating_sub(elapsed))
     }
 
-    /// The change from `seen` to `present` is reported.
+    /// Notes that the change from `seen` to `present` is reported at `now`.
     pub(crate) fn report(&self, seen: Observed, present: Observed, now: u64) {
         let before = if self.is_same(seen, present) { self.reports.load(Ordering::Relaxed) } else { 0 };
         self.seen.store(seen.bits(), Ordering::Relaxed);
@@ -63,14 +66,14 @@ impl Pace {
     }
 }
 
-// ORDERING: as above.
+// ORDERING: relaxed throughout: `row` only decides when a task yields, and publishes nothing.
 #[cfg(feature = "async")]
 impl Pace {
-    /// A task that is given so many reports in a row lets others run.
+    /// After this many reports in a row, a task yields to others.
     const MOST_IN_A_ROW: u32 = 128;
 
-    /// Whether a task lets others run before it is given a report, which `is_repeated` if it was given it before. If so,
-    /// it need not do so again for this one.
+    /// Whether a task must yield to others before it gets its next report; `is_repeated` says that it got the same report before.
+    /// A `true` ends the row, so that the task yields once only for this report.
     pub(crate) fn yields(&self, is_repeated: bool) -> bool {
         let row = self.row.load(Ordering::Relaxed);
         let yields = row >= if is_repeated { 1 } else { Self::MOST_IN_A_ROW };
@@ -80,12 +83,12 @@ impl Pace {
         yields
     }
 
-    /// A task is given a report. Returns whether it was given one just before.
+    /// Counts a report to a task. Returns whether another report came before it in this row.
     pub(crate) fn continue_row(&self) -> bool {
         self.row.fetch_add(1, Ordering::Relaxed) > 0
     }
 
-    /// A task has nothing to do.
+    /// Ends the row: a task has nothing to do, or yields.
     pub(crate) fn end_row(&self) {
         self.row.store(0, Ordering::Relaxed);
     }

@@ -1,4 +1,4 @@
-//! Updates that are pending, as a holder follows them.
+//! What a holder knows of updates that are pending: since when, and whether their makers are dead.
 
 use crate::generation::GENERATION;
 use crate::os::pause::Throttle;
@@ -6,54 +6,58 @@ use crate::protocol::atomic::{AtomicU64, Ordering};
 use crate::protocol::observed::Observed;
 use crate::protocol::word::{WAITING_BIT, Word};
 
-/// What a holder and its clones know of updates that are pending. Times are microseconds.
+/// What a holder and its clones know of pending updates. Times are microseconds of the precise clock.
 ///
-/// Threads that overlap may take one update's time for another's, which costs a load of the state.
+/// Its fields are not read and written in one atomic step. Threads that overlap may therefore take the age of one update for that
+/// of another, or miss a loss; then the state is loaded once more than necessary, or a loss is found again.
 #[derive(Debug)]
 pub(crate) struct PendingMonitor {
-    /// When the next look for their makers may be had.
-    look: Throttle,
-    /// The generation at which they were found pending, and when that was.
+    /// Limits how often the kernel is asked for the locks of their makers.
+    throttle: Throttle,
+    /// The generation at which updates were found pending, and when they were first found.
     generation: AtomicU64,
     since: AtomicU64,
-    /// A word whose updates nobody will finish, and which could not be recovered; zero if there is none.
+    /// The word of updates that no process will finish and that could not be recovered; zero if there is none. They are
+    /// called *lost*.
     lost: AtomicU64,
-    /// How many such losses were found.
+    /// How many losses were found. The number distinguishes state that was loaded before a loss from state that was loaded
+    /// after it.
     losses: AtomicU64,
 }
 
-// ORDERING: relaxed throughout: what is known orders nothing.
+// ORDERING: relaxed throughout: no memory is published through these fields. The state itself is ordered by the load of the
+// generation word (`Slot::word`) and by `LastObserved`, and each decision that is made here is checked against that word.
 impl PendingMonitor {
-    /// A reader asks the kernel no more often than this.
+    /// The least time between two questions to the kernel.
     const PAUSE: u64 = 1000;
 
     pub(crate) fn new() -> Self {
         let zero = || AtomicU64::new(0);
-        Self { look: Throttle::every(Self::PAUSE), generation: zero(), since: zero(), lost: zero(), losses: zero() }
+        Self { throttle: Throttle::every(Self::PAUSE), generation: zero(), since: zero(), lost: zero(), losses: zero() }
     }
 
-    /// Whether it is time to look for the makers of what is pending.
+    /// Whether it is time to ask for the locks of the makers again. If so, the next time comes a pause later.
     pub(crate) fn is_due(&self, now: u64) -> bool {
-        self.look.take(now)
+        self.throttle.take(now)
     }
 
-    /// How long the updates of `word` have been pending, or have been known to be lost, as far as this holder has seen.
+    /// How long this holder has known that the updates of `word` are pending, or that they are lost.
     pub(crate) fn age(&self, word: Word, now: u64) -> u64 {
         let is_other = self.generation.swap(word.bits() & GENERATION, Ordering::Relaxed) != word.bits() & GENERATION;
-        // If the clock was set back since, the time begins anew.
+        // If the clock was set back, the age starts again at zero.
         if is_other || self.since.load(Ordering::Relaxed) > now {
             self.since.store(now, Ordering::Relaxed);
         }
         now.saturating_sub(self.since.load(Ordering::Relaxed))
     }
 
-    /// Nothing is pending: what is next is another update, though the generation may be the same.
+    /// No update is pending: the next one is another one, even at the same generation, as an abandoned update leaves it.
     pub(crate) fn end(&self) {
         self.generation.store(0, Ordering::Relaxed);
         self.lost.store(0, Ordering::Relaxed);
     }
 
-    /// The updates of `word` are lost, and whoever has not loaded the state since is expired.
+    /// Notes that the updates of `word` are lost: state that was loaded before is expired from here on.
     pub(crate) fn lose(&self, word: Word, now: u64) {
         self.losses.fetch_add(1, Ordering::Relaxed);
         self.generation.store(word.bits() & GENERATION, Ordering::Relaxed);
@@ -65,7 +69,7 @@ impl PendingMonitor {
         self.lost.load(Ordering::Relaxed) == word.bits() & !WAITING_BIT
     }
 
-    /// What a ticket for the present `word` is to say.
+    /// What a ticket holds that is taken at the present `word`.
     pub(crate) fn observed(&self, word: Word) -> Observed {
         match self.has_lost(word) {
             true => Observed::after_loss(word, self.losses.load(Ordering::Relaxed) as u8),

@@ -1,4 +1,4 @@
-//! What is taken before a load.
+//! Tickets: what is taken before a load and adopted after it.
 
 use crate::generation::Generation;
 use crate::protocol::layout::Slot;
@@ -7,18 +7,19 @@ use crate::protocol::word::Word;
 
 /// The generation from before a load, to be [adopted](crate::GenerationSynchronizer::adopt) after it.
 ///
-/// An update during the load makes the generation another one, so that state loaded with this ticket stays expired. It serves
-/// synchronizers of one key and one [`Table`](crate::Table) (clones included): adopted by any other, it leaves the state expired.
+/// An update during the load changes the generation, so that state that was loaded with this ticket is expired from the start. A
+/// ticket is valid for synchronizers of one key and one [`Table`](crate::Table) (clones included): adopted by any other, it leaves the state
+/// expired.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use = "a ticket does nothing until it is adopted"]
 pub struct Ticket {
     pub(super) observed: Observed,
-    /// The address of the slot that it was taken of, which no other key of this process has.
+    /// The address of the slot that it was taken from. No other key of this process has that address.
     slot: usize,
 }
 
 impl Ticket {
-    /// Of which nothing is fresh.
+    /// A ticket with which no state is fresh.
     pub(crate) const VOID: Self = Self { observed: Observed::NOTHING, slot: 0 };
 
     #[inline]
@@ -35,14 +36,14 @@ impl Ticket {
         self.observed.may_sleep_on(word)
     }
 
-    /// Whether it was taken while freshness could not be known: what is loaded with it serves for the
+    /// Whether it was taken while freshness could not be known: state that is loaded with it counts as fresh for the
     /// [`outage_ttl`](crate::TableOptions::outage_ttl).
     pub(crate) fn is_unconfirmed(self) -> bool {
         self.observed.is_in_doubt()
     }
 
-    /// The generation that it stands for; `None` if there was no table to attach to, none that could be
-    /// [confirmed](crate::TableOptions::outage_ttl) to be the one at its path, or no such key in a table that is read only.
+    /// The generation at which it was taken; `None` if there was no table to attach to, none that could be
+    /// [confirmed](crate::TableOptions::outage_ttl) to be the one at its path, or no such key in a read-only table.
     ///
     /// # Progress
     ///

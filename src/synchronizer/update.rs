@@ -1,27 +1,30 @@
 //! Crash-safe updates: a change of the source that cannot outlive its announcement.
 //!
-//! An update counts itself in before the source is changed, and out afterwards, and the step that counts it out is the
-//! update of the generation. In between it holds a lock on the key's slot in the file, which the kernel lets go of when
-//! the process dies. Readers that find an update pending go on with what they have, as the update has not completed; at
-//! most once a millisecond each asks the kernel whether the lock is held. When it is not, and only then, the reader takes
-//! the lock for itself alone, clears the count and updates the generation.
+//! The process that makes an update is called its *maker*. The slot of the key counts the updates that are *pending*: begun
+//! and not ended. The maker raises this count before the source is changed and lowers it afterwards, and the atomic step that
+//! lowers the count also updates the generation. In between, the maker holds a shared lock on the key's slot in the file, which
+//! the kernel releases when the process dies. A reader that finds an update pending goes on with the state that it has, as the
+//! update has not completed; at most once a millisecond, it asks the kernel whether the lock is held. Only if it is not, the
+//! reader takes the lock exclusively, clears the count and updates the generation. This is called *recovering* the update.
 //!
 //! The maker may be killed at any step:
 //!
-//! - before it has counted itself in: nothing has happened;
-//! - before or after the source is changed: the lock is gone, the count is left, and the first reader to notice updates
-//!   the generation, whether the source was changed or not;
-//! - after it has counted itself out: the update is complete.
+//! - before it has raised the count: the source was not touched, and there is nothing to announce;
+//! - after that, and before it has lowered the count: the lock is released, the count stays, and the first reader that notices
+//!   updates the generation, whether the source was changed or not, as no process can know that;
+//! - after it has lowered the count: the update is complete and announced.
 //!
-//! The lock is taken before the count is raised, and let go of after it is lowered. So who holds the lock for itself
-//! alone knows that everybody who is counted is dead.
+//! The lock is taken before the count is raised, and released after the count is lowered. So as long as a maker is alive, each
+//! of its updates that is counted is covered by a shared lock. A process that holds the lock exclusively therefore knows that the
+//! makers of all updates that are counted are dead.
 //!
-//! While another update of the same key is in flight, its lock hides that a dead one's is gone: readers notice when it has
-//! ended.
+//! While another update of the same key is in flight, its lock hides that the lock of a dead maker is gone. Readers notice the
+//! dead maker when the other update has ended.
 //!
-//! Whoever resets the table takes a lock on all of its slots first, so that no update is in flight while there are two
-//! tables: a maker that is killed then would leave its count in the one that nobody looks at. As updates may overlap
-//! without end, those that are about to begin let him go first, if they come upon his other lock, on the header's state.
+//! A process that resets the table first takes a lock on all of its slots, so that no update is in flight while there are two
+//! tables: a maker that was killed then would leave its count in the old table, where no process looks any more. Updates may
+//! overlap without end, and then the slots may never be free all at once. So the resetting process also holds a lock on the
+//! header's state, and an update that is about to begin waits for a moment if it finds this lock held.
 
 use std::any::Any;
 use std::fmt;
@@ -36,9 +39,9 @@ use crate::synchronizer::GenerationSynchronizer;
 use crate::table::incarnation::Place;
 use crate::table::retry::retry;
 
-/// How long an update that is about to begin lets somebody go first who waits to reset the table.
+/// How long an update that is about to begin waits for a process that is about to reset the table.
 ///
-/// Not for ever: what he waits for may be another update of this same thread.
+/// Not for ever: that process may be waiting for another update of this same thread to end.
 const COURTESY: Duration = Duration::from_millis(50);
 
 /// Why an update failed, and what that means for the source.
@@ -47,18 +50,17 @@ const COURTESY: Duration = Duration::from_millis(50);
 pub enum UpdateError<E> {
     /// The update could not begin: the source was not touched.
     Begin(Error),
-    /// Changing the source failed, with this error. As some of it may have been changed nevertheless, the update was
-    /// announced.
+    /// The commit failed with this error. The update was announced nevertheless, as a part of the source may have been changed.
     Commit(E),
-    /// The source was changed, but that could not be announced: call
+    /// The source was changed, but the update could not be announced: call
     /// [`mark_updated`](GenerationSynchronizer::mark_updated) until it succeeds.
     #[non_exhaustive]
     Announce {
-        /// Why not.
+        /// Why it could not be announced.
         error: Error,
         /// The errors of further keys of an [`update_all`] that could not be announced.
         further: Vec<Error>,
-        /// The error of changing the source, if that failed as well.
+        /// The error of the commit, if that failed as well.
         commit: Option<E>,
     },
 }
@@ -81,11 +83,11 @@ impl<E: fmt::Display> fmt::Display for UpdateError<E> {
 }
 
 /// The [`source`](std::error::Error::source) of a [`Commit`](UpdateError::Commit) is its error, if that is an
-/// [`std::io::Error`], an [`Error`] or a `Box<dyn std::error::Error>`, with or without `Send` and `Sync`. Of any other type, the
-/// text has all that is known here: match on the variant to have the error itself.
+/// [`std::io::Error`], an [`Error`] or a `Box<dyn std::error::Error>`, with or without `Send` and `Sync`. An error of any other
+/// type appears in the text only: match on the variant to get the error itself.
 ///
-/// That is so because `E` need not be an error, as `Box<dyn Error>` and `anyhow::Error` are none, and Rust cannot ask a
-/// type whether it is one. [`boxed`](Self::boxed) makes a source of every error.
+/// The reason is that `E` need not implement [`std::error::Error`] (`Box<dyn Error>` and `anyhow::Error` do not), and generic
+/// code cannot ask a type whether it does. [`boxed`](Self::boxed) makes every error available as a source.
 impl<E: fmt::Debug + fmt::Display + 'static> std::error::Error for UpdateError<E> {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
@@ -96,7 +98,7 @@ impl<E: fmt::Debug + fmt::Display + 'static> std::error::Error for UpdateError<E
 }
 
 impl<E> UpdateError<E> {
-    /// The same, with the error of changing the source in a box, which is the [`source`](std::error::Error::source) of a
+    /// The same error with the error of the commit in a box, so that it is the [`source`](std::error::Error::source) of a
     /// [`Commit`](Self::Commit) whatever its type is: for reports that print the causes of an error.
     ///
     /// ```
@@ -137,23 +139,23 @@ fn as_error(error: &dyn Any) -> Option<&(dyn std::error::Error + 'static)> {
 }
 
 impl GenerationSynchronizer {
-    /// Changes the source by `commit`, and announces it, whatever happens in between: every other holder's state is
-    /// expired afterwards, also if this process is killed on the way.
+    /// Changes the source by `commit` and announces the update, whatever happens in between: the state of every other holder is
+    /// expired afterwards, even if this process is killed on the way.
     ///
-    /// While `commit` runs, the update is *pending*: the others serve what they have, and do not load it again. It ends
-    /// when `commit` returns or panics, and also if that gives an error, as some of the source may have been changed; to
-    /// say that nothing was, use [`begin_update`](Self::begin_update) and [`abandon`](Update::abandon). If the process is
-    /// killed, every other one notices at its next check, or within a millisecond of its last look at the lock; while other
-    /// updates of the key are in flight, when they have ended.
+    /// While `commit` runs, the update is *pending*: other holders serve the state that they have, and do not load it again. The
+    /// update ends when `commit` returns or panics. It is announced even if `commit` returns an error, as a part of the source
+    /// may have been changed; to end an update that changed nothing, use [`begin_update`](Self::begin_update) and
+    /// [`abandon`](Update::abandon). If this process is killed, each other process notices at its next check, or up to a
+    /// millisecond later if it has just asked for the lock. If other updates of the key are in flight, it notices when they have
+    /// ended.
     ///
-    /// If `commit` succeeds, the caller's own state counts as up to date afterwards if it was before, as with
-    /// [`mark_updated`](Self::mark_updated). If it fails or panics, the caller's state is expired like everybody's, as nobody
-    /// knows what is in the source then.
+    /// If `commit` succeeds, the caller's own state counts as fresh afterwards if it was fresh before, as with
+    /// [`mark_updated`](Self::mark_updated). If it fails or panics, the caller's state is expired as well, as it is then unknown
+    /// what the source holds.
     ///
     /// Updates of one key may overlap, in threads and processes, and updates of several keys may be nested; gensync does
-    /// not put them in order, which is the source's business. A child that is forked meanwhile must not return from
-    /// `commit`: its copy of the update finishes nothing, and if the parent is killed, the others notice though the child lives
-    /// on.
+    /// not put them in order: that is up to the source. A child that is forked meanwhile must not return from `commit`: its copy
+    /// of the update finishes nothing. If the parent is killed, other processes notice even though the child lives on.
     ///
     /// ```
     /// # use gensync::{GenerationSynchronizer, Table};
@@ -167,23 +169,23 @@ impl GenerationSynchronizer {
     ///
     /// # Errors
     ///
-    /// See [`UpdateError`]. It cannot begin if the table is read-only, if no descriptor is left, or if this process may
+    /// See [`UpdateError`]. The update cannot begin if the table is read-only, if no descriptor is left, or if this process may
     /// not open the table's file any more.
     ///
     /// # Progress
     ///
-    /// Sleeps while another process resets the table, or recovers a killed one's update: at most for the
+    /// Sleeps while another process resets the table or recovers the update of a killed process: at most for the
     /// [`pending_limit`](crate::TableOptions::pending_limit). To sleep less or not at all, use
     /// [`update_deadline`](Self::update_deadline) or [`try_begin_update`](Self::try_begin_update).
     ///
-    /// It opens the table's file once more, takes a lock on it, and makes some ten system calls. If the table was replaced, it
-    /// opens the successor, or makes it.
+    /// This opens the table's file once more, takes a lock on it, and makes some ten system calls. If the table was replaced, it
+    /// opens the successor, or creates it.
     pub fn update<T, E>(&self, commit: impl FnOnce() -> Result<T, E>) -> Result<T, UpdateError<E>> {
         update_all(&[self], commit)
     }
 
-    /// As [`update`](Self::update), but gives up at the `deadline` if the update could not begin by then. `commit` may take as
-    /// long as it likes.
+    /// As [`update`](Self::update), but gives up at the `deadline` if the update could not begin by then. The time that `commit`
+    /// takes is not limited.
     ///
     /// # Errors
     ///
@@ -191,9 +193,9 @@ impl GenerationSynchronizer {
     ///
     /// # Progress
     ///
-    /// As [`update`](Self::update); sleeps no longer than until the deadline, or the
-    /// [`pending_limit`](crate::TableOptions::pending_limit) if that is sooner. If the table was replaced, the successor is opened,
-    /// or made; that may wait for another process which is making it, past the deadline.
+    /// As [`update`](Self::update); sleeps until the deadline at most, or for the
+    /// [`pending_limit`](crate::TableOptions::pending_limit) if that is shorter. If the table was replaced, this opens or creates
+    /// the successor, which may wait past the deadline for another process that is creating it.
     pub fn update_deadline<T, E>(
         &self,
         deadline: Instant,
@@ -203,7 +205,8 @@ impl GenerationSynchronizer {
         commit_all(vec![begun], commit)
     }
 
-    /// Begins a crash-safe update, to be finished when the source was changed: see [`update`](Self::update).
+    /// Begins a crash-safe update, to be [finished](Update::finish) when the source has been changed: see
+    /// [`update`](Self::update).
     ///
     /// # Errors
     ///
@@ -251,13 +254,13 @@ impl GenerationSynchronizer {
     ///
     /// # Errors
     ///
-    /// As [`begin_update`](Self::begin_update); [`ErrorKind::Locked`] if another process resets the table, or recovers a killed
-    /// one's update, just now.
+    /// As [`begin_update`](Self::begin_update); [`ErrorKind::Locked`] if another process is just resetting the table or
+    /// recovering the update of a killed process.
     ///
     /// # Progress
     ///
-    /// As [`update`](Self::update), without sleeping. If the table was replaced, the successor is opened, or made; that may wait
-    /// for another process which is making it.
+    /// As [`update`](Self::update), without sleeping. If the table was replaced, this opens or creates the successor, which may
+    /// wait for another process that is creating it.
     pub fn try_begin_update(&self) -> Result<Update<'_>, Error> {
         self.begin_update_within(Duration::ZERO, Duration::ZERO)
     }
@@ -270,33 +273,36 @@ impl GenerationSynchronizer {
         let lock = |place: &Place| {
             let mapping = place.owner().mapping();
             let is_let_in = with_patience(courtesy, || Ok::<_, Error>((!mapping.is_held_up()).then_some(())))?;
-            // Without the time for courtesy, it is not begun before the one that waits.
+            // A caller that has no time to wait for the reset must not begin ahead of it: callers that poll would keep it waiting
+            // for ever.
             if is_let_in.is_none() && courtesy < COURTESY {
                 return Err(locked());
             }
-            // Only who resets the table, or recovers an update, has it for itself, and not for long.
+            // Only a process that resets the table or recovers an update holds the lock exclusively, and not for long.
             with_patience(left(), || mapping.try_lock(place, Kind::Shared))?.ok_or_else(locked)
         };
         let (place, lock) = self.begin(lock, left)?;
         Ok(Update { sync: self, place, lock: Some(lock) })
     }
 
-    /// Counts an update in, in the latest incarnation, where `lock` must be taken first. Gives the place, and the lock.
+    /// Counts an update as pending in the latest incarnation, after taking `lock` there. Returns the place and the lock.
     ///
-    /// If the file is gone, waits for updates in flight there, for as long as `patience` says is left.
+    /// If the file of that incarnation is gone, this first waits for the updates in flight there, for as long as `patience`
+    /// says is left, so that this process can move on to the successor.
     pub(crate) fn begin<L>(
         &self,
         lock: impl Fn(&Place) -> Result<L, Error>,
         patience: impl Fn() -> Duration,
     ) -> Result<(&Place, L), Error> {
-        // In a file that is gone, as updates in flight keep this process there: `follow_update` announces it in the new one.
+        // Whether the update begins in a file that is gone, as updates of this process that are in flight keep it there. Then
+        // `follow_update` announces it in the new file as well.
         let mut stays = false;
         let begun = retry(|| {
             let place = self.places.latest();
-            // Whoever retires a table holds a lock against this one, so it does not happen from here on.
+            // A process that retires a table excludes this lock while it does, so the table is not retired from here on.
             let held = lock(place);
             if !stays && place.owner().is_gone() {
-                // A lock in the old file would keep this process there.
+                // No process leaves a file while an update's lock is held there, so this lock would keep this process there.
                 drop(held);
                 stays = !self.table.leave_for_update(place.owner(), patience())?;
                 if !stays {
@@ -304,9 +310,10 @@ impl GenerationSynchronizer {
                 }
                 return Ok(None);
             }
-            // The header is asked as well: whoever was retiring the table may have died before coming to this slot.
+            // The header is checked as well as the slot: a process that was retiring the table may have died after it marked the
+            // header and before it reached this slot.
             if place.owner().slots().header().is_live() && place.word().is_live() {
-                // Not asked before: it may be that there is nothing left to lock.
+                // An error of the lock counts only here: a table that is retired may have no file left to lock.
                 let held = held?;
                 if place.begin_update().is_live() {
                     place.owner().count_own_update();
@@ -319,8 +326,8 @@ impl GenerationSynchronizer {
         begun.map_err(|error| self.explain(error))
     }
 
-    /// Counts an update out that was begun at `place`, and announces it. The holder follows it if it `knows` what is in the
-    /// source now.
+    /// Ends an update that was begun at `place`: it is pending no more, and is announced. The holder follows it if it `knows`
+    /// what is in the source now.
     pub(crate) fn finish(&self, place: &Place, knows: bool) -> Result<Generation, Error> {
         place.owner().count_own_update_out();
         let before = self.announce(place, place.finish_update());
@@ -335,20 +342,20 @@ impl GenerationSynchronizer {
         }
     }
 
-    /// Counts an update out that was begun at `place`, and changed nothing.
+    /// Ends an update that was begun at `place` and changed nothing: it is pending no more, and is not announced.
     pub(crate) fn abandon(&self, place: &Place) {
         place.owner().count_own_update_out();
         place.abandon_update();
     }
 
-    /// Announces an update that was finished at `place`, and whose lock was let go of, in the file that the path names by now
-    /// as well.
+    /// If the path names another file by now, announces there as well an update that was finished at `place`. Its lock must
+    /// have been released.
     pub(crate) fn follow_update(&self, place: &Place) -> Result<(), Error> {
         self.table.follow_update(place.owner(), &self.key).map_err(|error| self.explain(error))
     }
 }
 
-/// Changes the source of several keys by one `commit`: [`update`](GenerationSynchronizer::update) for all of them.
+/// Changes the source of several keys by one `commit`: [`update`](GenerationSynchronizer::update) for all of them at once.
 ///
 /// ```
 /// use gensync::{GenerationSynchronizer, Table, update_all};
@@ -364,8 +371,8 @@ impl GenerationSynchronizer {
 ///
 /// # Errors
 ///
-/// As [`update`](GenerationSynchronizer::update). If one of the keys cannot begin, the source is not touched and none is
-/// announced; if one cannot be announced, the others are, and the error has all that went wrong.
+/// As [`update`](GenerationSynchronizer::update). If the update of one key cannot begin, `commit` is not called and none is
+/// announced. If one cannot be announced, the others are, and the error holds everything that went wrong.
 ///
 /// # Progress
 ///
@@ -388,7 +395,7 @@ pub fn update_all<T, E>(
 }
 
 fn commit_all<T, E>(updates: Vec<Update<'_>>, commit: impl FnOnce() -> Result<T, E>) -> Result<T, UpdateError<E>> {
-    // Should it panic, the updates are dropped, and so announced.
+    // If it panics, the updates are dropped, which announces them.
     let outcome = commit();
     let announce = |mut update: Update<'_>| update.close(outcome.is_ok()).err();
     let mut errors = updates.into_iter().filter_map(announce).collect::<Vec<_>>().into_iter();
@@ -400,9 +407,9 @@ fn commit_all<T, E>(updates: Vec<Update<'_>>, commit: impl FnOnce() -> Result<T,
 
 /// A crash-safe update in flight, from [`begin_update`](GenerationSynchronizer::begin_update).
 ///
-/// Dropped, as by `?` or when the thread panics, it is announced, and the synchronizer that began it is expired as well: nobody
-/// knows how far the change of the source got. A process that ends without dropping it is taken for killed: the update is
-/// announced by whoever notices.
+/// Dropping it, as `?` or a panic does, announces the update and expires the state of the synchronizer that began it as well, as
+/// it is unknown how far the change of the source got. A process that ends without dropping it counts as killed: the next process
+/// that checks the key announces the update.
 #[derive(Debug)]
 #[must_use = "dropping it at once announces an update that was not made"]
 pub struct Update<'a> {
@@ -414,7 +421,7 @@ pub struct Update<'a> {
 
 impl Update<'_> {
     /// Announces the update: to be called when the change of the source is complete. Returns the new generation, which the
-    /// synchronizer that began it has seen if it was up to date before.
+    /// synchronizer that began the update counts as seen if its state was fresh before.
     ///
     /// # Errors
     ///
@@ -424,14 +431,14 @@ impl Update<'_> {
     ///
     /// # Progress
     ///
-    /// Some system calls, none of which sleeps, but if the table was replaced: then the successor is opened, or made.
+    /// Some system calls, none of which sleeps unless the table was replaced: then this opens or creates the successor.
     pub fn finish(mut self) -> Result<Generation, Error> {
         self.close(true)
     }
 
-    /// Ends the update without announcing it, as nothing was changed: the generation stays. But if more than 254 updates of the
-    /// key were in flight at once, which is as many as are counted, one announcement is made when all have ended, though each of
-    /// them was abandoned.
+    /// Ends the update without announcing it, as nothing was changed: the generation stays the same. There is one exception. At
+    /// most 254 pending updates of a key can be counted exactly; if more were in flight at once, one announcement is made when
+    /// all have ended, even if each of them was abandoned.
     ///
     /// Does nothing in a child that was forked since the update began.
     ///
@@ -451,16 +458,17 @@ impl Update<'_> {
             return Err(self.sync.error(ErrorKind::Inherited));
         };
         let generation = self.sync.finish(self.place, knows)?;
-        // Nobody moves on to another file while there is a lock on this one.
+        // `follow_update` may have to move on to another file, and no process does so while a lock is held on this one.
         drop(lock);
         self.sync.follow_update(self.place)?;
         Ok(generation)
     }
 }
 
-/// The descriptor with the lock that tells of the update's maker. It is closed on `exec`, and in a forked child. A child that is
-/// to keep the update in flight for as long as it lives, should this process be killed, as a command that makes the commit,
-/// inherits it if its close-on-exec flag is cleared before the child is started.
+/// The descriptor of the lock that shows that the maker of the update is alive. It is closed on `exec` and in a forked child.
+/// Where a child makes the commit, as a command does, the update should stay in flight for as long as the child lives, even if
+/// this process is killed. To achieve this, clear the close-on-exec flag before the child is started, which then inherits the
+/// descriptor.
 impl AsFd for Update<'_> {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.lock.as_ref().expect("held until the update has ended").as_fd()

@@ -1,6 +1,6 @@
-//! Waiting in tasks: a future that is ready, and a stream that goes on, when a key was updated.
+//! Waiting in tasks: a future and a stream that are ready when a key was updated.
 //!
-//! Nothing here is tokio's own: they work in any runtime.
+//! They do not depend on tokio: they work in any runtime.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -16,19 +16,19 @@ use crate::os::clock::coarse_now;
 use crate::synchronizer::{GenerationSynchronizer, Ticket};
 use crate::wait::notifier::{Registration, Target};
 
-/// How long a poll blocks that fails as the one before did.
+/// How long a poll blocks if it fails as the poll before it did.
 const MOMENT: Duration = Duration::from_millis(1);
 
 impl GenerationSynchronizer {
-    /// Is ready when the generation is not the one seen, that is when [`is_expired`](Self::is_expired) is `true`:
+    /// A future that is ready when the generation is not the one seen, that is, when [`is_expired`](Self::is_expired) is `true`:
     /// [`wait`](Self::wait) for tasks.
     ///
-    /// All descriptors and tasks of a [`Table`](crate::Table) in one process share one thread, which begins with the first and
-    /// ends with the last.
+    /// All descriptors and tasks of a [`Table`](crate::Table) in one process share one thread, which starts with the first of
+    /// them and ends with the last.
     ///
-    /// A change is reported until it is adopted. So that a loop whose loads fail neither keeps the processor busy nor other
-    /// tasks from running, the same change is reported again only after the task has yielded once, and 10 milliseconds after
-    /// the last time; twice as long after each further one, up to a second. Another change ends the pause at once.
+    /// A change is reported until it is adopted. So that a loop of loads that fail neither keeps the processor busy nor keeps
+    /// other tasks from running, there is a pause before the same change is reported again: 10 milliseconds the first time, and
+    /// twice as long each further time, up to a second; and the task yields once. Another change ends the pause at once.
     ///
     /// ```
     /// # use gensync::{GenerationSynchronizer, Table};
@@ -52,8 +52,8 @@ impl GenerationSynchronizer {
     ///
     /// # Cancel safety
     ///
-    /// Cancel-safe: nothing is lost if the future is dropped before it is ready, as in another branch of a `select!`. What it
-    /// waits for is kept by the synchronizer, and the next call is ready at once if there was an update meanwhile.
+    /// Cancel-safe: no update is lost if the future is dropped before it is ready, as when another branch of a `select!` is
+    /// taken. The synchronizer keeps what it has seen, and the next call is ready at once if there was an update meanwhile.
     ///
     /// # Errors
     ///
@@ -61,42 +61,42 @@ impl GenerationSynchronizer {
     ///
     /// # Progress
     ///
-    /// This call does nothing. A `poll` of the future never sleeps until there is a change. It reads a clock, and up to twice
-    /// a second it looks at the file's path. If there is no change, it takes a lock that only threads of this process have,
-    /// which the thread holds while it looks at one word of each key that is waited for; the first such `poll` of a future
-    /// allocates, and may start the thread. While a change is paused, it may make one system call to wake the thread. If the
-    /// table was replaced, `poll` attaches to the successor, with all that this takes: opening, mapping and retiring files. If
-    /// a `poll` fails because no thread can be started, as the one before did, it blocks for a millisecond, since nothing
-    /// else could slow a loop down; each 128th yields. Dropping the future takes the same lock; the last one wakes the
-    /// thread, by one system call.
+    /// This call does nothing. A `poll` of the future never sleeps to wait for a change. It reads a clock, and up to twice a
+    /// second it checks the file's path. If there is no change, it takes a lock that is shared by the threads of this process
+    /// only; the shared thread holds this lock while it reads one word of each key that has waiters. The first such `poll` of a
+    /// future allocates, and may start the thread. During the pause before a repeated report, it may make one system call to wake
+    /// the thread. If the table was replaced, `poll` attaches to the successor: opening, mapping and retiring files. If no thread
+    /// can be started in two polls in a row, the second one blocks for a millisecond, since nothing else would slow a loop down;
+    /// each 128th yields. Dropping the future takes the same lock; dropping the last one wakes the thread, by one system call.
     pub fn changed(&self) -> Changed<'_> {
         Changed { sync: self, registration: None }
     }
 
-    /// The updates of the key, as a stream of the generations that they gave, beginning with the first one that this
-    /// synchronizer has not seen now. Several updates may be told as one, by the last one's generation.
+    /// The updates of the key as a stream of their generations, beginning with the first update that this synchronizer has not
+    /// seen at the time of this call. Several updates may be reported as one, by the generation of the last one.
     ///
-    /// The stream keeps what it has seen for itself.
+    /// The stream keeps its own record of what it has seen.
     ///
     /// # Cancel safety
     ///
-    /// Cancel-safe: `next` of the stream may be dropped before it is ready, and nothing is lost.
+    /// Cancel-safe: if `next` of the stream is dropped before it is ready, no update is lost.
     ///
     /// # Errors
     ///
-    /// An item is an error if the table was replaced and its successor cannot be attached to, twice a second as long as that
-    /// lasts; or if no thread can be started. The stream may be polled again.
+    /// An item is an error if the table was replaced and its successor cannot be attached to (twice a second for as long as that
+    /// lasts), or if no thread can be started. The stream may be polled again.
     ///
     /// # Progress
     ///
-    /// This call allocates. The stream's `poll_next` and dropping it are as those of [`changed`](Self::changed).
+    /// This call allocates. For the stream's `poll_next`, and for dropping the stream, see the future of
+    /// [`changed`](Self::changed).
     pub fn changes(&self) -> Changes {
         Changes { sync: self.clone(), registration: None }
     }
 
     fn poll_news(&self, context: &Context<'_>, registration: &mut Option<Registration>) -> Poll<Result<(), Error>> {
         let ticket = self.seen_ticket();
-        // Of what was reported before, there is news when that is due again, or when it has changed once more.
+        // A change that was reported before is news again when its pause is over, or when there is a further change.
         let repeat = self.repeat(ticket);
         let (awaited, pause) = repeat.map_or((ticket, None), |(pause, present)| (present, Some(pause)));
         if pause == Some(0) || self.is_news(awaited) {
@@ -112,7 +112,7 @@ impl GenerationSynchronizer {
         if let Some(registration) = registration {
             registration.set_waker(waker, awaited, pause.map(|pause| coarse_now() + pause));
         }
-        // There may have been an update just before it was registered.
+        // An update just before the registration wakes no one, so it must be found here.
         if self.is_news(awaited) {
             return self.report(context, ticket, pause.is_some());
         }
@@ -130,7 +130,7 @@ impl GenerationSynchronizer {
         Poll::Ready(Ok(()))
     }
 
-    /// Without a thread, nothing can wake the task later.
+    /// Fails at once: without the thread, nothing could wake the task later.
     pub(crate) fn fail(&self, context: &Context<'_>, error: Error) -> Poll<Result<(), Error>> {
         if self.pace().yields(false) {
             context.waker().wake_by_ref();

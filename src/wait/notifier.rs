@@ -1,15 +1,15 @@
-//! The one thread of a process that waits for all descriptors and tasks of a table.
+//! The notifier of a table: one thread in each process that waits on behalf of all descriptors and tasks.
 //!
-//! It sleeps on the table's wake word, as a [`WaitSet`](crate::WaitSet) does. It begins with the first registration and ends
-//! with the last.
+//! The thread sleeps on the table's wake word, as a [`WaitSet`](crate::WaitSet) does. It starts with the first registration and
+//! ends with the last. A *registration* is a descriptor or a task that is to be notified when one key is updated.
 //!
-//! Registrations are grouped by key. When the thread wakes, it cannot know which key was updated, so it compares one word
-//! of each key with what it left there; only a key whose word has moved costs more, and then as much as its own
-//! registrations. It reads the clock, and looks at the file, once for all keys.
+//! Registrations are grouped by key. When the thread wakes, it cannot know which key was updated, so it compares one word of each
+//! key with the word that it left there. A key costs more only if its word has changed, in proportion to its own registrations.
+//! The thread reads the clock and checks the file once for all keys.
 //!
-//! A registration need not wake the thread: it sets the waiting bit of its key itself. If the thread is asleep by then, its
-//! wake word is armed, and an update of the key wakes it; if it is not, it comes by all keys before it sleeps. Only one that
-//! is to be told at a certain time, whatever happens, wakes the thread if that would sleep longer.
+//! A new registration need not wake the thread: it sets the waiting bit of its key itself. If the thread is asleep by then, the
+//! table's wake word is armed, and an update of the key wakes the thread. If the thread is awake, it scans all keys before it
+//! sleeps again. Only a registration with a due time wakes the thread, if the thread would sleep past that time.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -40,59 +40,60 @@ pub(crate) struct Notifier {
 struct State {
     is_running: bool,
     last: u64,
-    /// The keys; None where there is room for another one, so that none need move.
+    /// The keys; `None` where there is room for another key, so that a group never moves to another index.
     groups: Vec<Option<Group>>,
     free: Vec<usize>,
     by_key: HashMap<CacheKey, usize>,
-    /// When to tell a registration at the latest, in milliseconds, by time and number; and the group that it is in.
+    /// The due times of registrations in milliseconds: by time and number, with the index of the group.
     timers: BTreeMap<(u64, u64), usize>,
-    /// When the timers were looked at last.
-    looked: u64,
-    /// How long the thread sleeps, if nobody wakes it.
+    /// When the timers were last scanned.
+    scanned: u64,
+    /// Until when the thread sleeps if it is not woken.
     sleeps_until: u64,
 }
 
 /// All registrations for one key.
 struct Group {
-    /// Its slot, and the word that was left there: as long as it is the same, there is nothing to tell. Zero if there may be.
+    /// Its slot, and the word that was left there: as long as the word stays the same, there is nothing to report. Zero if the
+    /// group must be scanned each time.
     place: Place,
     quiet: u64,
-    /// Boxed, so that little memory is between one group's word and the next one's.
+    /// Boxed, so that groups are small: a scan reads one word of each.
     members: Box<Members>,
 }
 
 struct Members {
-    /// Of the group's own; what it has seen does not matter.
+    /// The group's own synchronizer; what it has seen does not matter.
     sync: GenerationSynchronizer,
     entries: BTreeMap<u64, Entry>,
 }
 
-/// Somebody to tell when a key was updated.
+/// A registration, as its group keeps it.
 struct Entry {
-    /// What it was told of, or has seen itself.
+    /// What was last reported to it, or what it has seen itself.
     ticket: Ticket,
     target: Target,
-    /// When it is told in any case.
+    /// When it is notified in any case, in milliseconds of the coarse clock.
     due: Option<u64>,
 }
 
 pub(crate) enum Target {
     Descriptor(Arc<EventFd>),
-    /// None while it need not be told.
+    /// `None` while the task need not be notified.
     #[cfg_attr(not(feature = "async"), expect(dead_code, reason = "descriptors are for all"))]
     Task(Option<Waker>),
 }
 
 impl Entry {
-    fn is_armed(&self) -> bool {
+    fn is_waiting(&self) -> bool {
         !matches!(self.target, Target::Task(None))
     }
 
-    /// What is to be told. From here on, it has been.
+    /// What is to be notified; it counts as notified from here on.
     fn take_target(&mut self, sync: &GenerationSynchronizer) -> Target {
         match &mut self.target {
             Target::Descriptor(descriptor) => {
-                // Without a table, this is void, and it is told again with the next attempt to attach.
+                // While the table cannot be attached to, this ticket is void, and the next attempt to attach notifies it again.
                 self.ticket = sync.ticket();
                 Target::Descriptor(Arc::clone(descriptor))
             }
@@ -108,19 +109,20 @@ impl Group {
     }
 
     fn has_moved(&self) -> bool {
-        // A mapping that was given back reads as zero, too.
+        // A mapping that was detached reads as zero, which differs from any word that was left there.
         self.quiet == 0 || self.place.word().bits() != self.quiet
     }
 
-    /// Takes those that are to be told to `due`, and has the next update wake the thread for the others.
-    fn look(&mut self, due: &mut Vec<Target>) {
+    /// Adds the registrations that must be notified to `due`, and sets the waiting bit, so that the next update wakes the thread
+    /// for the others.
+    fn scan(&mut self, due: &mut Vec<Target>) {
         let Members { sync, entries } = &mut *self.members;
-        if !entries.values().any(Entry::is_armed) {
+        if !entries.values().any(Entry::is_waiting) {
             return;
         }
         let news = sync.await_news();
         for entry in entries.values_mut() {
-            if entry.is_armed() && news.is_for(sync, entry.ticket) {
+            if entry.is_waiting() && news.is_for(sync, entry.ticket) {
                 due.push(entry.take_target(sync));
             }
         }
@@ -133,25 +135,25 @@ impl Group {
 }
 
 impl Members {
-    /// Whether there is news for `ticket`. If not, the next update wakes the thread.
+    /// Whether there is news for `ticket`. If there is none, the next update wakes the thread.
     fn has_news(&self, ticket: Ticket) -> bool {
-        // The first look may find that the table was replaced, which is no news for a ticket of the successor.
+        // Asked twice: the first time may find that the table was replaced, which is no news for a ticket of the successor.
         (0..2).all(|_| self.sync.await_news().is_for(&self.sync, ticket))
     }
 }
 
 impl State {
-    /// Takes all that are to be told now to `due`.
-    fn look(&mut self, now: u64, due: &mut Vec<Target>) {
+    /// Adds all registrations that must be notified now to `due`.
+    fn scan(&mut self, now: u64, due: &mut Vec<Target>) {
         for group in self.groups.iter_mut().flatten() {
             if group.has_moved() {
-                group.look(due);
+                group.scan(due);
             }
         }
-        // If the clock was set back, as when a checkpoint is restored, nobody knows when they are due: each one that is told
-        // looks for itself.
-        let due_until = if now < self.looked { u64::MAX } else { now };
-        self.looked = now;
+        // If the clock was set back, as when a checkpoint is restored, it is unknown when the timers are due, so all of them are:
+        // a registration that is notified checks for itself.
+        let due_until = if now < self.scanned { u64::MAX } else { now };
+        self.scanned = now;
         while let Some(timer) = self.timers.first_entry().filter(|timer| timer.key().0 <= due_until) {
             let ((_, id), index) = timer.remove_entry();
             let Some(Group { members, .. }) = &mut self.groups[index] else { continue };
@@ -160,8 +162,8 @@ impl State {
         }
     }
 
-    /// Has the next update tell a registration. Gives the target if that is a descriptor and there is news now; a task looks
-    /// for itself after this.
+    /// Sets the waiting bit, so that the next update notifies a registration. Returns the target if it is a descriptor and there
+    /// is news now; a task checks for itself after this.
     fn arm(&mut self, id: u64, group: usize) -> Option<Target> {
         let members = &self.groups[group].as_ref()?.members;
         let has_news = members.has_news(members.entries.get(&id)?.ticket);
@@ -171,7 +173,8 @@ impl State {
             return Some(entry.take_target(sync));
         }
         if has_news {
-            // If the task finds none, it is asked to look again soon.
+            // The task may find no news when it checks, as its synchronizer is not the group's: while the table cannot be
+            // attached to, each has news at times of its own. Then nothing else would wake the task, so it is notified soon.
             let soon = coarse_now() + BLIND.as_millis() as u64;
             let due = entry.due.map_or(soon, |due| due.min(soon));
             self.set_timer(id, group, Some(due));
@@ -179,7 +182,7 @@ impl State {
         None
     }
 
-    /// Sets when a registration is told in any case; this need not wake the thread.
+    /// Sets when a registration is notified in any case. This does not wake the thread.
     fn set_timer(&mut self, id: u64, group: usize, due: Option<u64>) {
         let entry = self.groups[group].as_mut().and_then(|group| group.members.entries.get_mut(&id));
         let Some(entry) = entry else { return };
@@ -205,7 +208,7 @@ impl State {
         index
     }
 
-    /// What is to be dropped when the lock is released.
+    /// Removes a registration. Returns what must be dropped after the lock is released.
     fn remove(&mut self, id: u64, index: usize) -> (Option<Entry>, Option<Group>) {
         self.set_timer(id, index, None);
         let Some(group) = &mut self.groups[index] else { return (None, None) };
@@ -224,11 +227,11 @@ impl State {
 }
 
 impl Target {
-    fn tell(self) {
+    fn notify(self) {
         match self {
-            // It fails if nobody has read it for 2^64 - 2 times, and then it is readable.
+            // This fails only if the count is at its maximum, 2^64 - 2, and then the descriptor is readable.
             Self::Descriptor(descriptor) => _ = descriptor.write(1),
-            // A runtime's panic must not end the thread, which others rely on.
+            // A panic of a runtime's waker must not end the thread, which other registrations rely on.
             Self::Task(waker) => _ = catch_unwind(AssertUnwindSafe(|| waker.into_iter().for_each(Waker::wake))),
         }
     }
@@ -245,14 +248,15 @@ impl Notifier {
         self.process != token()
     }
 
-    /// No code of the user's runs under the lock, so wakers are neither called nor dropped there.
+    /// No code of the user runs under the lock, as it may call back into gensync and would deadlock: wakers are neither called
+    /// nor dropped there.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn start(self: &Arc<Self>, table: &Table) -> Result<(), Error> {
         let (this, table) = (Arc::clone(self), table.clone());
-        // Signals are for the program's own threads.
+        // Signals must reach the program's own threads: the new thread inherits a mask that blocks all of them.
         let mask = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK);
         let thread = std::thread::Builder::new().name("gensync".to_owned()).spawn(move || this.run(&table));
         if let Ok(mask) = mask {
@@ -261,7 +265,7 @@ impl Notifier {
         thread.map(drop).map_err(|error| Error::io("starting the thread that waits for updates", &error))
     }
 
-    /// Has the tasks that wait for `key` look for themselves.
+    /// Wakes the tasks that wait for `key`, so that they check for themselves.
     #[cfg(feature = "async")]
     pub(crate) fn wake_tasks(&self, key: &CacheKey) {
         let mut state = self.lock();
@@ -274,13 +278,14 @@ impl Notifier {
             })
             .collect();
         drop(state);
-        wakers.into_iter().for_each(Target::tell);
+        wakers.into_iter().for_each(Target::notify);
     }
 
     fn run(&self, table: &Table) {
         loop {
-            // Looks at the file, too, if it is time.
-            let armed = table.arm();
+            // The wake word is armed before the keys are scanned, so that an update which comes after its key was scanned ends
+            // the sleep. This also checks the file if it is time.
+            let wait_token = table.arm();
             let limit;
             let now = coarse_now();
             let mut due = vec![];
@@ -290,20 +295,20 @@ impl Notifier {
                     state.is_running = false;
                     return;
                 }
-                state.look(now, &mut due);
+                state.scan(now, &mut due);
                 let next = state.timers.first_key_value().map_or(u64::MAX, |(&(due, _), _)| due);
                 state.sleeps_until = if due.is_empty() { next.min(now + SLICE.as_millis() as u64) } else { now };
                 limit = Duration::from_millis(state.sleeps_until - now);
             }
             match due.is_empty() {
-                true => table.sleep(armed, limit),
-                false => due.into_iter().for_each(Target::tell),
+                true => table.sleep(wait_token, limit),
+                false => due.into_iter().for_each(Target::notify),
             }
         }
     }
 }
 
-/// A place on the list, until it is dropped.
+/// Keeps a descriptor or a task registered with the notifier until it is dropped.
 pub(crate) struct Registration {
     notifier: Arc<Notifier>,
     table: Table,
@@ -312,7 +317,7 @@ pub(crate) struct Registration {
 }
 
 impl Registration {
-    /// Puts `target` on the list, to be told when the key of `sync` is not what `ticket` saw.
+    /// Registers `target`, to be notified when the generation of `sync`'s key is not the one of `ticket`.
     pub(crate) fn new(sync: &GenerationSynchronizer, ticket: Ticket, target: Target) -> Result<Self, Error> {
         let table = sync.table().clone();
         let notifier: Arc<Notifier> = table.companion();
@@ -328,7 +333,7 @@ impl Registration {
         drop(state);
         let this = Self { notifier, table, group, id };
         started.map_err(|error| this.table.explain(error))?;
-        due.into_iter().for_each(Target::tell);
+        due.into_iter().for_each(Target::notify);
         Ok(this)
     }
 
@@ -336,8 +341,8 @@ impl Registration {
         self.notifier.is_inherited()
     }
 
-    /// Has `waker` called when the key is not what `ticket` saw, and when `due` has come, if there is one, in milliseconds of
-    /// the coarse clock. What has happened before this call is for the caller to look at.
+    /// Registers `waker`, to be called when the generation of the key is not the one of `ticket`, and at `due`, if given, in
+    /// milliseconds of the coarse clock. The caller must check afterwards for what happened before this call.
     #[cfg(feature = "async")]
     pub(crate) fn set_waker(&self, waker: Waker, ticket: Ticket, due: Option<u64>) {
         let mut target = Target::Task(Some(waker));
@@ -354,19 +359,19 @@ impl Registration {
         drop(target);
     }
 
-    /// Has it told when `due` has come as well, in milliseconds of the coarse clock.
+    /// Sets when it is notified in any case, in milliseconds of the coarse clock; `None` for never.
     pub(crate) fn set_due(&self, due: Option<u64>) {
         let mut state = self.notifier.lock();
         state.set_timer(self.id, self.group, due);
         self.wake_for_timers(state);
     }
 
-    /// Wakes the thread if it would sleep for too long.
+    /// Wakes the thread if it would sleep past the first due time.
     fn wake_for_timers(&self, mut state: MutexGuard<'_, State>) {
         let next = state.timers.first_key_value().map_or(u64::MAX, |(&(due, _), _)| due);
         let is_early = next < state.sleeps_until;
         if is_early {
-            // Others that come before the thread does need not wake it.
+            // Further registrations that are due no sooner than this one need not wake the thread once more.
             state.sleeps_until = next;
         }
         drop(state);
@@ -379,7 +384,7 @@ impl Registration {
 impl Drop for Registration {
     fn drop(&mut self) {
         if self.is_inherited() {
-            // In a forked child, the list may be in any state, and must not be dropped.
+            // In a forked child, the state may be half changed by a thread of the parent, so it must be neither used nor dropped.
             std::mem::forget(Arc::clone(&self.notifier));
             return;
         }
@@ -387,7 +392,7 @@ impl Drop for Registration {
         let removed = state.remove(self.id, self.group);
         let is_last = state.by_key.is_empty();
         drop(state);
-        // A task waits for a moment, and mostly again: only a descriptor that is gone is so for good.
+        // The waiting bit is cleared for descriptors only. A task often registers again soon, and would set the bit again.
         if let (Some(Entry { target: Target::Descriptor(_), .. }), Some(group)) = &removed
             && !self.table.is_read_only()
         {
@@ -422,15 +427,15 @@ mod tests {
         state.groups[group].as_mut().unwrap().members.entries.insert(1, entry);
         state.set_timer(1, group, Some(86_400_000));
         for now in [86_390_000, 86_399_999] {
-            state.look(now, &mut due);
+            state.scan(now, &mut due);
             assert!(due.is_empty(), "too early");
         }
-        state.look(1000, &mut due);
-        assert_eq!(due.len(), 1, "not told for a day");
+        state.scan(1000, &mut due);
+        assert_eq!(due.len(), 1, "not notified for a day");
         state.set_timer(1, group, Some(2000));
-        state.look(1999, &mut due);
+        state.scan(1999, &mut due);
         assert_eq!(due.len(), 1, "too early");
-        state.look(2000, &mut due);
+        state.scan(2000, &mut due);
         assert_eq!(due.len(), 2);
     }
 }

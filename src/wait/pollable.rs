@@ -9,13 +9,13 @@ use crate::error::Error;
 use crate::synchronizer::{GenerationSynchronizer, Ticket};
 use crate::wait::notifier::{Registration, Target};
 
-/// A descriptor that becomes readable when a key was updated: for `poll`, `epoll` and what is made of them.
+/// A descriptor that becomes readable when a key was updated: for `poll`, `epoll` and event loops that are built on them.
 ///
-/// It becomes so once for each change, or for several at a time, whether or not that is adopted; and twice a second while the
-/// table cannot be attached to. A load that fails must be tried again by a timer of the program's own.
+/// It becomes readable once for each change, or for several changes at a time, whether or not they are adopted; and twice a
+/// second while the table cannot be attached to. A load that fails must be tried again by a timer of the program.
 ///
-/// Made by [`GenerationSynchronizer::pollable`]. It is the process's own: a child that was forked since shares its parent's,
-/// and must make one for itself.
+/// Made by [`GenerationSynchronizer::pollable`]. It belongs to the process that made it: a child that is forked later shares the
+/// descriptor with its parent, and must make one of its own.
 ///
 /// ```
 /// use gensync::{GenerationSynchronizer, Table};
@@ -29,7 +29,7 @@ use crate::wait::notifier::{Registration, Target};
 /// let pollable = sync.pollable()?;
 /// # GenerationSynchronizer::new(&table, "routes")?.mark_updated()?;
 /// loop {
-///     // A load that failed is tried again by and by, as nothing else asks for it.
+///     // A load that failed must be tried again after a while, as the descriptor does not become readable for it.
 ///     let timeout = if sync.is_expired() { PollTimeout::from(1000u16) } else { PollTimeout::NONE };
 ///     poll(&mut [PollFd::new(pollable.as_fd(), PollFlags::POLLIN)], timeout)?; // among others
 ///     pollable.acknowledge();
@@ -49,7 +49,8 @@ pub struct Pollable {
 }
 
 impl Pollable {
-    /// Readable when one of the keys is not what its ticket saw. There must be one.
+    /// A descriptor that becomes readable when the generation of one of the keys is not the one of its ticket. There must be at
+    /// least one key.
     pub(crate) fn of_keys(keys: &[(&GenerationSynchronizer, Ticket)]) -> Result<Self, Error> {
         let descriptor = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
             .map_err(|errno| keys[0].0.explain(Error::system("making a descriptor to poll", errno)))?;
@@ -66,12 +67,12 @@ impl Pollable {
     }
 
     pub(crate) fn make_readable(&self) {
-        // It fails if nobody has read it for 2^64 - 2 times, and then it is readable.
+        // This fails only if the count is at its maximum, 2^64 - 2, and then the descriptor is readable.
         let _ = self.descriptor.write(1);
     }
 
-    /// Makes it unreadable until the next update; `false` if it was already. To be called before the state is loaded, so that
-    /// an update during the load makes it readable again.
+    /// Makes the descriptor unreadable until the next update; `false` if it was unreadable already. To be called before the state
+    /// is loaded, so that an update during the load makes the descriptor readable again.
     ///
     /// # Progress
     ///
@@ -94,11 +95,11 @@ impl AsRawFd for Pollable {
 }
 
 impl GenerationSynchronizer {
-    /// A descriptor that becomes readable with each update of the key, from the generation on that this synchronizer has seen
-    /// now: if it is expired, at once. Several updates may be told as one.
+    /// A descriptor that becomes readable with each update of the key that this synchronizer has not seen at the time of this
+    /// call: at once if the state is expired. Several updates may be reported as one.
     ///
-    /// All descriptors and tasks of a [`Table`](crate::Table) in one process share one thread, which begins with the first and
-    /// ends with the last. Its signals are blocked.
+    /// All descriptors and tasks of a [`Table`](crate::Table) in one process share one thread, which starts with the first of
+    /// them and ends with the last. The thread has all signals blocked.
     ///
     /// # Errors
     ///
@@ -106,10 +107,10 @@ impl GenerationSynchronizer {
     ///
     /// # Progress
     ///
-    /// Makes a descriptor, and takes a lock that only threads of this process have, which the thread holds while it looks at
-    /// one word of each key that is waited for. The first one starts the thread. If the table was replaced, it attaches to the
-    /// successor, which is opened and mapped. Dropping the [`Pollable`] takes the same lock, closes the descriptor, and wakes
-    /// the thread if it was the last one.
+    /// Makes a descriptor, and takes a lock that is shared by the threads of this process only; the shared thread holds this lock
+    /// while it reads one word of each key that has waiters. The first descriptor starts the thread. If the table was replaced,
+    /// this attaches to the successor: opening, mapping and retiring files. Dropping the [`Pollable`] takes the same lock, closes
+    /// the descriptor, and wakes the thread if it was the last one.
     pub fn pollable(&self) -> Result<Pollable, Error> {
         Pollable::of_keys(&[(self, self.seen_ticket())])
     }

@@ -1,4 +1,4 @@
-//! Watching a whole table, for tools.
+//! Watching all keys of a table, for tools.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -11,24 +11,24 @@ use crate::table::Table;
 use crate::table::incarnation::Incarnation;
 use crate::wait::{SLICE, time_left};
 
-/// The changes of a table's keys, as they come: an iterator that blocks until there is one, and never ends.
+/// The changes of a table's keys as they happen: an iterator that blocks until there is a change, and never ends.
 ///
 /// Made by [`Table::watch`].
 #[derive(Debug)]
 pub struct Watch {
     table: Table,
     incarnation: Arc<Incarnation>,
-    /// The generations that were told, by segment and slot; 0 for a slot without a key.
+    /// The generations that were reported last, by segment and slot; 0 for a slot without a key.
     seen: Vec<Vec<u64>>,
     found: VecDeque<SlotInfo>,
 }
 
 impl Table {
-    /// Watches all keys of the table: gives each change of a generation from now on, with the key's label. A key that is
-    /// created meanwhile is a change, too. Several updates of a key may be told as one; all keys that have changed at one time
-    /// are told in no order.
+    /// Watches all keys of the table: returns each change of a generation from now on, with the key's label. Creating a key is a
+    /// change, too. Several updates of one key may be reported as one. Keys that are found changed at the same time are reported
+    /// in no particular order.
     ///
-    /// After a [`reset`](Self::reset), the keys that are attached to in the new table are told as they come.
+    /// After a [`reset`](Self::reset), each key is reported when a process attaches to it in the new table.
     ///
     /// ```
     /// use std::time::Duration;
@@ -46,13 +46,14 @@ impl Table {
     ///
     /// # Progress
     ///
-    /// Each change costs a look at all slots of the table, and the update that makes it a call of the system. So does dropping
-    /// the watch, which takes back that somebody waits: those who really do are woken, and go back to sleep.
+    /// For each change, the watch scans all slots of the table, and the update that makes the change makes a system call to wake
+    /// the watch. Dropping the watch clears the waiting bits of all slots and wakes the waiters of these keys, by system calls:
+    /// other waiters set the bits again, and go back to sleep.
     #[must_use]
     pub fn watch(&self) -> Watch {
         let incarnation = Arc::clone(self.latest());
         let mut watch = Watch { table: self.clone(), incarnation, seen: Vec::new(), found: VecDeque::new() };
-        watch.look();
+        watch.scan_slots();
         watch.found.clear();
         watch
     }
@@ -63,14 +64,14 @@ impl Watch {
     ///
     /// # Progress
     ///
-    /// Blocking, without polling, as [`wait`](crate::GenerationSynchronizer::wait); with a read-only table, it looks every 10
-    /// milliseconds. Each look goes through all slots, allocates for what it finds, and asks for the locks of updates that
-    /// are pending. If the table was replaced, its successor is opened and mapped.
+    /// Blocking, without polling, as [`wait`](crate::GenerationSynchronizer::wait); a read-only table is scanned every 10
+    /// milliseconds. Each scan reads all slots, allocates for the changes that it finds, and asks for the locks of updates that
+    /// are pending. If the table was replaced, this opens and maps the successor.
     pub fn next_timeout(&mut self, timeout: Duration) -> Option<SlotInfo> {
         self.next_until(Deadline::after(timeout))
     }
 
-    /// The next change, if it comes until `deadline`.
+    /// The next change, if it comes before `deadline`.
     ///
     /// # Progress
     ///
@@ -85,19 +86,19 @@ impl Watch {
                 return Some(change);
             }
             let table = self.table.clone();
-            let armed = table.arm();
-            let has_moved = self.look();
+            let wait_token = table.arm();
+            let has_moved = self.scan_slots();
             if has_moved || !self.found.is_empty() {
                 continue;
             }
             let limit = time_left(deadline, SLICE)?;
-            table.sleep(armed, limit);
+            table.sleep(wait_token, limit);
         }
     }
 
-    /// Looks at every slot, and collects what has changed. Returns whether they are those of another incarnation than before.
-    fn look(&mut self) -> bool {
-        // If the successor cannot be opened now, that is tried again the next time.
+    /// Reads every slot, and collects what has changed. Returns whether the slots are those of another incarnation than before.
+    fn scan_slots(&mut self) -> bool {
+        // If the successor cannot be opened now, the next scan tries again.
         let next = self.table.current().ok().filter(|current| !Arc::ptr_eq(current, &self.incarnation)).cloned();
         let has_moved = next.is_some();
         if let Some(next) = next {
@@ -110,7 +111,7 @@ impl Watch {
             self.seen.push(vec![0; segment_slots(self.incarnation.fixed().capacity, segment) as usize]);
         }
         for (segment, index, slot) in slots.claimed(segments) {
-            // Told when it has a name.
+            // A key is reported only when its label has been written.
             if !slot.has_label() || !self.await_update(slot) {
                 continue;
             }
@@ -125,13 +126,13 @@ impl Watch {
         has_moved
     }
 
-    /// Has updates of the slot wake this watch; `false` if the slot is not to be looked at.
+    /// Sets the waiting bit, so that updates of the slot wake this watch; `false` if the slot is to be skipped.
     fn await_update(&self, slot: &Slot) -> bool {
         if self.table.is_read_only() {
             return slot.word().is_live();
         }
         let word = slot.await_update();
-        // It may be that nobody else looks whether its maker is alive.
+        // There may be no holder of the key left that would notice that the maker is dead.
         if word.pending() > 0 && self.incarnation.mapping().held(slot).is_none() {
             let _ = self.incarnation.recover(slot);
         }
