@@ -180,7 +180,7 @@ fn peeking_creates_nothing() {
 }
 
 #[test]
-fn slots_tell_labels_generations_and_updates() {
+fn slots_show_labels_generations_and_updates() {
     let table = anonymous();
     let long = "k".repeat(200);
     let sync = GenerationSynchronizer::new(&table, "short").unwrap();

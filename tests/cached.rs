@@ -188,7 +188,7 @@ fn an_error_goes_to_the_caller_and_the_value_stays_expired() {
 }
 
 #[test]
-fn who_waited_for_a_load_that_fails_gets_its_error() {
+fn a_waiter_for_a_load_that_fails_gets_its_error() {
     let table = anonymous();
     let begun = Arc::default();
     let (open, loader) = gated(&begun);
@@ -196,19 +196,19 @@ fn who_waited_for_a_load_that_fails_gets_its_error() {
     cached.get().unwrap();
     sync(&table).mark_updated().unwrap();
     thread::scope(|scope| {
-        let pilot = scope.spawn(|| cached.get().unwrap_err());
+        let leader = scope.spawn(|| cached.get().unwrap_err());
         await_value(&begun, 2);
         let waiter = scope.spawn(|| cached.get().unwrap_err());
         // It loads for itself should it come too late, and fails likewise.
         drop(open);
-        for error in [pilot.join().unwrap(), waiter.join().unwrap()] {
+        for error in [leader.join().unwrap(), waiter.join().unwrap()] {
             assert!(error.source().unwrap().is::<io::Error>(), "the loader's own error");
         }
     });
 }
 
 #[test]
-fn who_waits_for_a_load_is_not_given_an_earlier_ones_failure() {
+fn a_waiter_for_a_load_is_not_given_an_earlier_ones_failure() {
     let table = anonymous();
     let begun = Arc::default();
     let (open, loader) = gated(&begun);
@@ -218,12 +218,12 @@ fn who_waits_for_a_load_is_not_given_an_earlier_ones_failure() {
     });
     assert!(cached.get().is_err());
     thread::scope(|scope| {
-        let pilot = scope.spawn(|| *cached.get().unwrap());
+        let leader = scope.spawn(|| *cached.get().unwrap());
         await_value(&begun, 2);
         // It wakes at the deadline, when nothing has landed.
         let error = cached.get_fresh(Instant::now() + Duration::from_millis(5)).unwrap_err();
         open.send(()).unwrap();
-        assert_eq!(pilot.join().unwrap(), 2);
+        assert_eq!(leader.join().unwrap(), 2);
         assert_eq!(*error.kind(), ErrorKind::Deadline);
     });
 }
@@ -348,13 +348,13 @@ fn a_value_expires_with_each_key_that_it_depends_on() {
 }
 
 #[test]
-fn each_reload_is_told_with_the_old_value_and_the_new_one() {
+fn each_reload_is_reported_with_the_old_value_and_the_new_one() {
     let table = anonymous();
     let (source, _, loader) = source();
-    let told = Arc::new(Mutex::new(Vec::new()));
-    let tell = told.clone();
+    let reported = Arc::new(Mutex::new(Vec::new()));
+    let report = reported.clone();
     let cached = Cached::builder(sync(&table), loader)
-        .on_reload(move |old, new| tell.lock().unwrap().push((*old, *new)))
+        .on_reload(move |old, new| report.lock().unwrap().push((*old, *new)))
         .build()
         .unwrap();
     cached.get().unwrap();
@@ -362,7 +362,7 @@ fn each_reload_is_told_with_the_old_value_and_the_new_one() {
         cached.update(|| change(&source, value)).unwrap();
         cached.get().unwrap();
     }
-    assert_eq!(*told.lock().unwrap(), [(1, 2), (2, 3)]);
+    assert_eq!(*reported.lock().unwrap(), [(1, 2), (2, 3)]);
 }
 
 #[test]
@@ -629,7 +629,7 @@ fn a_value_is_marked_by_itself_in_other_processes_as_well() {
 }
 
 #[test]
-fn peeking_tells_what_is_there_and_loads_nothing() {
+fn peeking_shows_what_is_there_and_loads_nothing() {
     let table = anonymous();
     let (_, loads, loader) = source();
     let cached = Cached::builder(sync(&table), loader).max_age(HOUR).build().unwrap();
@@ -688,13 +688,13 @@ fn a_value_that_is_invalidated_while_it_is_loaded_is_loaded_again() {
     cached.get().unwrap();
     cached.mark_updated().unwrap();
     thread::scope(|scope| {
-        let pilot = scope.spawn(|| *cached.get().unwrap());
+        let leader = scope.spawn(|| *cached.get().unwrap());
         await_value(&begun, 2);
         cached.invalidate();
         let waiter = scope.spawn(|| *cached.get().unwrap());
         open.send(()).unwrap();
         open.send(()).unwrap();
-        assert_eq!((pilot.join().unwrap(), waiter.join().unwrap()), (2, 3));
+        assert_eq!((leader.join().unwrap(), waiter.join().unwrap()), (2, 3));
     });
     assert_eq!((*cached.get().unwrap(), cached.counters().reloads), (3, 3));
 }

@@ -23,7 +23,7 @@ fn is_readable(pollable: &Pollable, patience: Duration) -> bool {
 }
 
 /// Whether it becomes readable; then it is so no longer.
-fn tells(pollable: &Pollable) -> bool {
+fn reports_change(pollable: &Pollable) -> bool {
     is_readable(pollable, support::LIMIT) && pollable.acknowledge() && !is_readable(pollable, Duration::ZERO)
 }
 
@@ -32,20 +32,20 @@ fn is_silent(pollable: &Pollable) -> bool {
 }
 
 #[test]
-fn a_descriptor_tells_of_each_key_in_all_processes() {
+fn a_descriptor_reports_each_key_in_all_processes() {
     let table = anonymous();
     let other = GenerationSynchronizer::new(&table, "other").unwrap();
     let elsewhere = sync(&anonymous());
     let (_, _, loader) = source();
     let cached = Cached::builder(sync(&table), loader).depends_on(&other).depends_on(&elsewhere).build().unwrap();
     let pollable = cached.pollable().unwrap();
-    assert!(tells(&pollable), "there is no value");
+    assert!(reports_change(&pollable), "there is no value");
     cached.get().unwrap();
     assert!(is_silent(&pollable));
     for _ in 0..3 {
         for key in [&other, &elsewhere, &sync(&table), cached.synchronizer()] {
             in_child(|| _ = key.mark_updated().unwrap()).succeeds();
-            assert!(tells(&pollable));
+            assert!(reports_change(&pollable));
             cached.get().unwrap();
             assert!(is_silent(&pollable));
         }
@@ -53,21 +53,21 @@ fn a_descriptor_tells_of_each_key_in_all_processes() {
             as [&dyn Fn() -> Result<(), gensync::Error>; 3]
         {
             mark().unwrap();
-            assert!(tells(&pollable), "this process must load as well");
+            assert!(reports_change(&pollable), "this process must load as well");
             cached.get().unwrap();
         }
     }
     cached.begin_update().unwrap().finish().unwrap();
     assert!(is_readable(&cached.pollable().unwrap(), support::LIMIT), "expired before it was made");
-    assert!(tells(&pollable));
+    assert!(reports_change(&pollable));
     cached.get().unwrap();
     cached.invalidate();
-    assert!(tells(&pollable));
+    assert!(reports_change(&pollable));
     assert!(is_readable(&cached.pollable().unwrap(), support::LIMIT));
 }
 
 #[test]
-fn a_descriptor_tells_of_each_age() {
+fn a_descriptor_reports_each_age() {
     let table = anonymous();
     let (_, _, loader) = source();
     let cached = Cached::builder(sync(&table), loader).max_age(Duration::from_millis(100)).build().unwrap();
@@ -75,7 +75,7 @@ fn a_descriptor_tells_of_each_age() {
     let pollable = cached.pollable().unwrap();
     for _ in 0..3 {
         assert!(is_readable(&pollable, support::LIMIT), "older than its age");
-        assert!(!cached.peek().is_fresh(), "told too early");
+        assert!(!cached.peek().is_fresh(), "reported too early");
         pollable.acknowledge();
         assert!(is_silent(&pollable));
         cached.get().unwrap();
@@ -141,7 +141,7 @@ mod tasks {
                     tokio::join!(async { timeout(LIMIT, cached.changed()).await.unwrap().unwrap() }, async {
                         cached.counters().reloads
                     });
-                assert!(!cached.peek().is_fresh(), "told too early");
+                assert!(!cached.peek().is_fresh(), "reported too early");
                 assert_eq!(cached.counters().reloads, reloads);
             }
             cached.get().unwrap();
@@ -154,7 +154,7 @@ mod tasks {
     }
 
     #[test]
-    fn a_task_is_told_that_others_have_replaced_the_value() {
+    fn a_task_notices_that_others_have_replaced_the_value() {
         let table = anonymous();
         let (_, _, loader) = source();
         let cached = Cached::new(sync(&table), loader);
@@ -244,17 +244,17 @@ mod tasks {
                 cached.get().unwrap();
                 cached.mark_updated().unwrap();
             }
-            let mut told = 0;
+            let mut reports = 0;
             run(async {
                 let looping = async {
                     loop {
                         cached.changed().await.unwrap();
-                        told += 1;
+                        reports += 1;
                     }
                 };
                 let _: Result<(), _> = timeout(Duration::from_millis(300), looping).await;
             });
-            assert!((1..=6).contains(&told), "{told}");
+            assert!((1..=6).contains(&reports), "{reports}");
         }
     }
 

@@ -48,7 +48,7 @@ fn a_wait_for_a_value_that_ages_loads_another_one_each_time() {
 }
 
 #[test]
-fn a_wait_without_patience_tells_of_an_age() {
+fn a_wait_without_patience_reports_an_age() {
     let cached = numbered(AGE);
     cached.get().unwrap();
     for expected in (2..30).step_by(4) {
@@ -77,7 +77,7 @@ fn each_error_of_a_loop_of_waits_is_that_of_a_load_of_its_own() {
         cached.mark_updated().unwrap();
         for errors in 1..30 {
             assert!(cached.wait().is_err());
-            assert_eq!(loads.load(SeqCst), 1 + errors, "told twice");
+            assert_eq!(loads.load(SeqCst), 1 + errors, "reported twice");
         }
     }
 }
@@ -91,7 +91,7 @@ fn a_wait_ends_at_its_deadline_while_another_thread_loads() {
     let known = cached.get().unwrap();
     cached.mark_updated().unwrap();
     thread::scope(|scope| {
-        let pilot = scope.spawn(|| *cached.get().unwrap());
+        let leader = scope.spawn(|| *cached.get().unwrap());
         await_value(&begun, 2);
         // The gate opens when these have ended.
         assert!(cached.wait_timeout(AGE).unwrap().is_none());
@@ -99,7 +99,7 @@ fn a_wait_ends_at_its_deadline_while_another_thread_loads() {
         assert!(cached.wait_deadline(Instant::now() + AGE).unwrap().is_none());
         let waiter = scope.spawn(|| *cached.wait_past(&known).unwrap());
         open.send(()).unwrap();
-        assert_eq!((pilot.join().unwrap(), waiter.join().unwrap()), (2, 2));
+        assert_eq!((leader.join().unwrap(), waiter.join().unwrap()), (2, 2));
     });
 }
 

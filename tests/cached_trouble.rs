@@ -42,7 +42,7 @@ fn a_loader_that_marks_a_key_of_its_value_is_reported_and_does_not_loop() {
 }
 
 #[test]
-fn a_loader_that_asks_for_its_own_value_is_told_so() {
+fn a_loader_that_asks_for_its_own_value_gets_an_error() {
     let table = anonymous();
     let cached = Arc::new_cyclic(|itself: &Weak<Cached<u64>>| {
         let itself = itself.clone();
@@ -122,7 +122,7 @@ fn callbacks_come_one_at_a_time_and_in_the_order_of_the_loads() {
 }
 
 #[test]
-fn who_waits_for_a_load_does_not_wait_for_its_callbacks() {
+fn a_waiter_for_a_load_does_not_wait_for_its_callbacks() {
     let table = anonymous();
     let begun = Arc::default();
     let (open, loader) = gated(&begun);
@@ -135,7 +135,7 @@ fn who_waits_for_a_load_does_not_wait_for_its_callbacks() {
     cached.get().unwrap();
     sync(&table).mark_updated().unwrap();
     thread::scope(|scope| {
-        let pilot = scope.spawn(|| *cached.get().unwrap());
+        let leader = scope.spawn(|| *cached.get().unwrap());
         await_value(&begun, 2);
         let waiter = scope.spawn(|| {
             let value = *cached.get().unwrap();
@@ -143,7 +143,7 @@ fn who_waits_for_a_load_does_not_wait_for_its_callbacks() {
             value
         });
         open.send(()).unwrap();
-        assert_eq!((pilot.join().unwrap(), waiter.join().unwrap()), (2, 2));
+        assert_eq!((leader.join().unwrap(), waiter.join().unwrap()), (2, 2));
     });
 }
 
@@ -299,7 +299,7 @@ fn a_forked_child_goes_its_own_way_whatever_the_parents_threads_were_doing() {
         sync(&table).mark_updated().unwrap();
         let started = &AtomicU64::new(0);
         thread::scope(|scope| {
-            let pilot = scope.spawn(|| *cached.get().unwrap());
+            let leader = scope.spawn(|| *cached.get().unwrap());
             await_value(&begun, 2);
             let wait = || {
                 started.fetch_add(1, SeqCst);
@@ -327,7 +327,7 @@ fn a_forked_child_goes_its_own_way_whatever_the_parents_threads_were_doing() {
             // Its updates have overtaken the load, so those who came after it began need another one.
             open.send(()).unwrap();
             open.send(()).unwrap();
-            assert_eq!(pilot.join().unwrap(), 2);
+            assert_eq!(leader.join().unwrap(), 2);
             assert!(waiters.into_iter().all(|thread| (2..=3).contains(&thread.join().unwrap())));
         });
     });
@@ -417,7 +417,7 @@ fn errors_of(values: &Values, spawn: impl Fn(Box<dyn FnOnce() + Send>)) -> Vec<g
 }
 
 #[test]
-fn loaders_that_ask_for_each_others_values_in_several_threads_are_told_so() {
+fn loaders_that_ask_for_each_others_values_in_several_threads_get_an_error() {
     for length in [2, 3, 7] {
         let errors = errors_of(&circle(length), |work| _ = thread::spawn(work));
         assert!(errors.iter().all(is_recursion), "{errors:?}");
@@ -428,13 +428,13 @@ fn loaders_that_ask_for_each_others_values_in_several_threads_are_told_so() {
 }
 
 #[test]
-fn loaders_that_ask_for_each_others_values_in_one_thread_are_told_so() {
+fn loaders_that_ask_for_each_others_values_in_one_thread_get_an_error() {
     let values = circle(1);
     assert!(is_recursion(&values.get().unwrap()[0].get().unwrap_err()));
 }
 
 #[test]
-fn loads_in_tasks_that_wait_for_each_other_are_told_so() {
+fn loads_in_tasks_that_wait_for_each_other_get_an_error() {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let errors = errors_of(&circle(2), |work| _ = runtime.spawn_blocking(work));
     assert!(errors.iter().all(is_recursion), "{errors:?}");
@@ -451,7 +451,7 @@ fn a_forked_child_finds_its_own_circles_whatever_the_parents_threads_wait_for() 
         sync(&table).mark_updated().unwrap();
         let (started, stop) = (AtomicU64::new(0), AtomicU64::new(0));
         thread::scope(|scope| {
-            let pilot = scope.spawn(|| cached.get().unwrap());
+            let leader = scope.spawn(|| cached.get().unwrap());
             await_value(&begun, 2);
             // These go on and off the list all the time.
             let waiters = [(); 2].map(|()| {
@@ -473,13 +473,13 @@ fn a_forked_child_finds_its_own_circles_whatever_the_parents_threads_wait_for() 
             stop.store(1, SeqCst);
             waiters.into_iter().for_each(|waiter| waiter.join().unwrap());
             open.send(()).unwrap();
-            pilot.join().unwrap();
+            leader.join().unwrap();
         });
     });
 }
 
 #[test]
-fn loads_that_wait_for_each_other_in_no_circle_are_not_told_so() {
+fn loads_that_wait_for_each_other_in_no_circle_get_no_error() {
     const VALUES: usize = 4;
     let table = anonymous();
     let values = Values::default();
@@ -540,7 +540,7 @@ fn a_load_that_lasts_longer_than_an_old_value_may_be_served_counts_as_failed() {
         thread::sleep(Duration::from_millis(40));
         thread::scope(|scope| {
             let start = Instant::now();
-            let pilot = scope.spawn(|| *cached.get().unwrap());
+            let leader = scope.spawn(|| *cached.get().unwrap());
             await_value(&begun, 2);
             // The gate is closed all the time.
             let error = loop {
@@ -561,7 +561,7 @@ fn a_load_that_lasts_longer_than_an_old_value_may_be_served_counts_as_failed() {
             open.send(()).unwrap();
             // In case the patient one came too late.
             let _ = open.send(());
-            assert_eq!(pilot.join().unwrap(), 2);
+            assert_eq!(leader.join().unwrap(), 2);
             assert!(patient.join().unwrap() >= 2);
         });
         assert_eq!(cached.counters().errors, 1);
@@ -577,11 +577,11 @@ fn a_load_that_hangs_and_fails_in_the_end_is_counted_once() {
     cached.get().unwrap();
     cached.mark_updated().unwrap();
     thread::scope(|scope| {
-        let pilot = scope.spawn(|| cached.get());
+        let leader = scope.spawn(|| cached.get());
         await_value(&begun, 2);
         assert!(matches!(cached.get().unwrap_err().kind(), ErrorKind::Overdue { .. }));
         drop(open);
-        let error = pilot.join().unwrap().unwrap_err();
+        let error = leader.join().unwrap().unwrap_err();
         assert!(matches!(error.kind(), ErrorKind::Load { .. }), "an old value was served for too long");
     });
     assert_eq!(cached.counters().errors, 1);
@@ -604,12 +604,12 @@ fn a_first_load_may_last_as_long_as_it_does() {
     .build()
     .unwrap();
     thread::scope(|scope| {
-        let pilot = scope.spawn(|| *cached.get().unwrap());
+        let leader = scope.spawn(|| *cached.get().unwrap());
         await_value(&begun, 1);
         let waiter = scope.spawn(|| *cached.get().unwrap());
         thread::sleep(Duration::from_millis(30));
         open.send(()).unwrap();
-        assert_eq!((pilot.join().unwrap(), waiter.join().unwrap()), (1, 1));
+        assert_eq!((leader.join().unwrap(), waiter.join().unwrap()), (1, 1));
     });
     assert_eq!(cached.counters().errors, 0);
 }

@@ -79,7 +79,7 @@ fn a_reader_on_overlayfs_sees_the_file_that_writers_use() {
 }
 
 #[test]
-fn a_reader_on_overlayfs_who_may_not_write_is_told_why_he_is_refused() {
+fn a_reader_on_overlayfs_that_may_not_write_is_refused_with_the_reason() {
     let prepare = |lower: &Path| drop(attach(&Table::options().mode(0o644).open(lower.join("table")).unwrap()));
     with_overlay(prepare, |merged| {
         let path = merged.join("table");

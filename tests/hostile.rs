@@ -309,7 +309,7 @@ fn slot_of(file: &[u8]) -> usize {
 }
 
 #[test]
-fn a_generation_that_is_none_is_told_and_mended_by_a_reset() {
+fn a_number_that_is_no_generation_is_reported_and_repaired_by_a_reset() {
     let mut patient = Patient::new(4);
     let offset = slot_of(&patient.good);
     let good = u64::from_le_bytes(patient.good[offset..offset + 8].try_into().unwrap());
@@ -495,7 +495,7 @@ fn a_table_with_two_names_is_one_until_a_reset() {
 }
 
 #[test]
-fn a_missing_table_or_folder_is_told() {
+fn a_missing_table_or_folder_is_reported() {
     let (folder, path) = path();
     assert_eq!(*Table::options().create(false).open(&path).unwrap_err().kind(), ErrorKind::NotFound);
     assert!(!path.exists());

@@ -351,7 +351,7 @@ impl Program<'_> {
             assert!(Command::new("setcap").arg(capabilities).arg(&copy).status().unwrap().success());
         }
         let output = Command::new(&copy)
-            .args(["--exact", "tells_which_table_is_the_default", "--ignored", "--nocapture"])
+            .args(["--exact", "the_default_table_is_named", "--ignored", "--nocapture"])
             .env("XDG_RUNTIME_DIR", self.runtime)
             .current_dir("/")
             .uid(caller)
@@ -368,7 +368,7 @@ impl Program<'_> {
 
 #[test]
 #[ignore = "run by a_set_uid_program_does_not_believe_its_callers_environment, with other rights"]
-fn tells_which_table_is_the_default() {
+fn the_default_table_is_named() {
     let table = Table::open_default("set-uid-test").unwrap();
     println!("the default is {}", table.path().unwrap().display());
 }

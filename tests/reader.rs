@@ -64,7 +64,7 @@ fn readers_of_several_threads_share_loads() {
 }
 
 #[test]
-fn a_reader_tells_of_errors_and_tries_again() {
+fn a_reader_reports_errors_and_tries_again() {
     let table = anonymous();
     let (source, loads, loader) = source();
     let cached = Cached::new(sync(&table), loader);

@@ -97,7 +97,7 @@ fn names(folder: &Path) -> BTreeSet<String> {
 }
 
 #[test]
-fn who_may_not_write_to_the_folder_can_only_expire_the_table() {
+fn without_a_right_to_the_folder_a_process_can_only_expire_the_table() {
     if !is_root() {
         return;
     }
@@ -119,7 +119,7 @@ fn who_may_not_write_to_the_folder_can_only_expire_the_table() {
 }
 
 #[test]
-fn a_retiring_table_stays_as_it_is_for_who_cannot_replace_it() {
+fn a_retiring_table_stays_as_it_is_for_a_process_that_cannot_replace_it() {
     if !is_root() {
         return;
     }
@@ -256,7 +256,7 @@ fn small_disk(folder: &Path, size: u32) -> bool {
 }
 
 #[test]
-fn many_who_check_during_a_reset_do_not_each_make_a_successor() {
+fn many_processes_that_check_during_a_reset_do_not_each_make_a_successor() {
     const CHECKERS: u64 = 6;
     const ROUNDS: u64 = 8;
     let folder = tempfile::tempdir().unwrap();

@@ -95,7 +95,7 @@ fn a_local_file_system_is_accepted_with_allow_fuse_as_well() {
 }
 
 #[test]
-fn each_error_about_a_path_says_what_is_wrong_with_the_path() {
+fn each_path_that_leads_to_no_table_is_reported_with_what_is_wrong_with_it() {
     let folder = tempfile::tempdir().unwrap();
     let within = |name: &str| folder.path().join(name).into_os_string().into_string().unwrap();
     std::fs::write(within("file"), "hello").unwrap();

@@ -70,7 +70,7 @@ fn nothing_is_lost_by_a_future_that_is_dropped() {
         let (sync, writer) = (attach(&table, "key"), attach(&table, "key"));
         let mut changes = sync.changes();
         for round in 0..200 {
-            // Dropped in any state: not polled, registered, told.
+            // Dropped in any state: not polled, registered, woken.
             if round % 3 > 0 {
                 let _ = timeout(Duration::from_micros(round * 10), sync.changed()).await;
                 let _ = timeout(Duration::from_micros(round * 10), changes.next()).await;
@@ -111,7 +111,7 @@ fn a_stream_gives_each_generation_once_and_the_last_one_surely() {
         while seen < last {
             let generation =
                 timeout(LIMIT, changes.next()).await.expect("the last update was missed").unwrap().unwrap();
-            assert!(generation.get() > seen, "told twice");
+            assert!(generation.get() > seen, "reported twice");
             seen = generation.get();
         }
         assert_eq!(seen, last);
@@ -128,13 +128,13 @@ fn ten_thousand_tasks_wait_for_a_thousand_keys_on_one_thread() {
     let (_folder, path) = path();
     let table = Table::open(&path).unwrap();
     let words = shared_words(2);
-    let (ready, told) = (&words[0], &words[1]);
+    let (ready, woken) = (&words[0], &words[1]);
     let writer = in_child(|| {
         let syncs: Vec<_> = (0..KEYS).map(|key| attach(&table, format!("key {key}"))).collect();
         for round in 1..=ROUNDS {
             await_value(ready, round * TASKS as u64);
             syncs.iter().for_each(|sync| _ = sync.mark_updated().unwrap());
-            await_value(told, round * TASKS as u64);
+            await_value(woken, round * TASKS as u64);
         }
     });
     in_runtime(async || {
@@ -145,13 +145,13 @@ fn ten_thousand_tasks_wait_for_a_thousand_keys_on_one_thread() {
             tasks.spawn(async move {
                 for round in 1..=ROUNDS {
                     // All of them have seen the round before.
-                    while told.load(SeqCst) < (round - 1) * TASKS as u64 {
+                    while woken.load(SeqCst) < (round - 1) * TASKS as u64 {
                         tokio::task::yield_now().await;
                     }
                     ready.fetch_add(1, SeqCst);
                     timeout(LIMIT, sync.changed()).await.expect("a task sleeps for good").unwrap();
                     sync.refresh().unwrap();
-                    told.fetch_add(1, SeqCst);
+                    woken.fetch_add(1, SeqCst);
                 }
             });
         }
@@ -287,7 +287,7 @@ fn a_loop_whose_loads_fail_lets_others_run_and_goes_slowly() {
 }
 
 #[test]
-fn a_loop_that_is_told_of_ever_new_changes_lets_others_run() {
+fn a_loop_that_gets_ever_new_changes_lets_others_run() {
     let table = Table::options().anonymous().unwrap();
     let (sync, writer) = (attach(&table, "key"), attach(&table, "key"));
     in_runtime(async || {
@@ -332,7 +332,7 @@ fn a_select_whose_other_branch_is_always_ready_does_not_keep_a_repeated_change_b
 }
 
 #[test]
-fn a_stream_is_told_of_the_first_update_after_a_reset_without_delay() {
+fn a_stream_reports_the_first_update_after_a_reset_without_delay() {
     let (_folder, path) = path();
     let table = Table::open(&path).unwrap();
     let (sync, writer) = (attach(&table, "key"), attach(&table, "key"));
@@ -398,7 +398,7 @@ fn a_runtime_that_ends_while_its_tasks_wait_leaves_nothing_behind() {
                 });
                 match round % 2 {
                     0 => drop(runtime),
-                    // Told while nobody runs them any more.
+                    // Woken while nobody runs them any more.
                     _ => {
                         writer.mark_updated().unwrap();
                         sync.refresh().unwrap();

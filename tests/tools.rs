@@ -61,7 +61,7 @@ fn what_is_cleared_while_the_table_is_reset_is_cleared_in_its_successor() {
 }
 
 #[test]
-fn who_waits_is_woken_by_what_is_cleared_by_its_label() {
+fn a_waiter_is_woken_when_its_key_is_cleared_by_its_label() {
     tables(|table| {
         let waiter = sync(table, "routes");
         let change = &shared_words(1)[0];
@@ -92,7 +92,7 @@ fn a_key_is_looked_up_whatever_its_length() {
 }
 
 #[test]
-fn occupancy_and_header_are_told() {
+fn occupancy_and_header_are_reported() {
     let (_folder, path) = path();
     let table = Table::options().capacity(4).open(&path).unwrap();
     (0..40).for_each(|key| drop(sync(&table, format!("{key}"))));
@@ -199,7 +199,7 @@ fn a_removed_table_is_gone_and_its_users_move_on_to_another() {
 }
 
 #[test]
-fn who_may_not_create_a_table_does_not_bring_a_removed_one_back() {
+fn a_process_that_may_not_create_a_table_does_not_bring_a_removed_one_back() {
     let (folder, path) = path();
     sync(&Table::open(&path).unwrap(), "key");
     let table = Table::options().create(false).open(&path).unwrap();
@@ -224,7 +224,7 @@ fn a_removal_waits_for_updates_in_flight_and_gives_up_at_the_limit() {
 }
 
 #[test]
-fn what_cannot_be_removed_is_told_and_left() {
+fn what_cannot_be_removed_is_reported_and_left() {
     let anonymous = Table::options().anonymous().unwrap();
     assert!(matches!(anonymous.remove().unwrap_err().kind(), ErrorKind::InvalidInput { .. }));
     let (_folder, path) = path();

@@ -761,7 +761,7 @@ fn a_dead_update_is_noticed_when_a_living_one_beside_it_has_ended() {
 }
 
 #[test]
-fn who_cannot_recover_does_not_take_another_update_for_the_lost_one() {
+fn a_process_that_cannot_recover_does_not_take_another_update_for_the_lost_one() {
     const LIMIT: Duration = Duration::from_millis(60);
     let (_folder, path) = path();
     let table = Table::open(&path).unwrap();
@@ -805,7 +805,7 @@ fn an_update_is_no_older_than_itself() {
 }
 
 #[test]
-fn nobody_loads_because_an_update_was_abandoned() {
+fn an_abandoned_update_makes_no_process_load() {
     let (_folder, path) = path();
     let table = Table::open(&path).unwrap();
     let read_only = Table::options().read_only(true).open(&path).unwrap();

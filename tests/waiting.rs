@@ -132,7 +132,7 @@ fn an_update_of_another_key_ends_no_wait() {
 }
 
 #[test]
-fn several_updates_are_told_as_one() {
+fn several_updates_are_reported_as_one() {
     tables(|table| {
         let syncs = ["key", "other"].map(|key| attach(table, key));
         in_child(|| (0..100).for_each(|_| _ = attach(table, "key").mark_updated().unwrap())).succeeds();
@@ -275,7 +275,7 @@ fn no_wake_up_is_lost_between_two_updaters_and_many_waiters() {
 }
 
 #[test]
-fn a_set_tells_which_have_changed() {
+fn a_set_reports_which_keys_have_changed() {
     let (_folder, path) = path();
     let (file, other) = (Table::open(&path).unwrap(), anonymous());
     let keys = [(&file, "a"), (&file, "b"), (&other, "a"), (&other, "b"), (&file, "c")];
@@ -286,21 +286,21 @@ fn a_set_tells_which_have_changed() {
     for changed in [vec![0], vec![3], vec![1, 2], vec![0, 1, 2, 3, 4], vec![4]] {
         let waiter = in_child(|| {
             // Some may be updated when it is awake again.
-            let mut told = vec![];
-            while told.len() < changed.len() {
+            let mut reported = vec![];
+            while reported.len() < changed.len() {
                 for position in set.wait_timeout(LIMIT) {
                     syncs[position].refresh().unwrap();
-                    told.push(position);
+                    reported.push(position);
                 }
             }
-            told.sort_unstable();
-            assert_eq!(told, changed);
+            reported.sort_unstable();
+            assert_eq!(reported, changed);
         });
         waiter.await_sleep();
         changed.iter().for_each(|&position| _ = attach(keys[position].0, keys[position].1).mark_updated().unwrap());
         waiter.succeeds();
         assert_eq!(set.wait(), changed);
-        assert_eq!(set.wait_timeout(LIMIT), changed, "they are told until they are loaded");
+        assert_eq!(set.wait_timeout(LIMIT), changed, "they are reported until they are loaded");
         changed.iter().for_each(|&position| _ = syncs[position].refresh().unwrap());
         assert!(set.wait_timeout(Duration::ZERO).is_empty());
     }
@@ -346,7 +346,7 @@ fn an_empty_set_can_be_waited_for_with_a_limit_only() {
 }
 
 #[test]
-fn who_can_only_read_a_table_waits_for_others_updates() {
+fn a_process_that_can_only_read_a_table_waits_for_others_updates() {
     let (_folder, path) = path();
     let table = Table::open(&path).unwrap();
     let other = anonymous();
@@ -359,7 +359,7 @@ fn who_can_only_read_a_table_waits_for_others_updates() {
         waiters.iter().for_each(Child::await_sleep);
         writer.mark_updated().unwrap();
         waiters.into_iter().for_each(Child::succeeds);
-        // It does not keep others from being told.
+        // It does not keep others from being reported.
         let waiter = in_child(|| assert_eq!(syncs[1..].iter().collect::<WaitSet<'_>>().wait_timeout(LIMIT), [1]));
         waiter.await_sleep();
         attach(&other, "other").mark_updated().unwrap();
@@ -519,7 +519,7 @@ fn a_child_forked_while_threads_wait_can_wait_itself() {
 }
 
 #[test]
-fn an_abandoned_update_wakes_nobody_and_one_that_is_finished_everybody() {
+fn an_abandoned_update_wakes_no_waiter_and_a_finished_one_wakes_all() {
     tables(|table| {
         let words = shared_words(3);
         let (returned, overslept, change) = (&words[0], &words[1], &words[2]);
@@ -593,8 +593,8 @@ fn waiters_find_out_that_the_file_was_deleted_or_replaced() {
         let other = anonymous();
         let syncs = [attach(&table, "key"), attach(&table, "other"), attach(&other, "key")];
         let set = |members: &[GenerationSynchronizer]| {
-            let told = members.iter().collect::<WaitSet<'_>>().wait_timeout(LIMIT);
-            assert!(!told.is_empty() && !told.contains(&2));
+            let reported = members.iter().collect::<WaitSet<'_>>().wait_timeout(LIMIT);
+            assert!(!reported.is_empty() && !reported.contains(&2));
         };
         let waiters = [
             in_child(|| assert!(syncs[0].wait_timeout(LIMIT).is_changed())),
@@ -661,7 +661,7 @@ fn without_a_table_waits_end_twice_a_second_and_not_more_often() {
 }
 
 #[test]
-fn a_state_that_cannot_be_known_to_be_fresh_is_never_told_to_be_when_the_time_is_up() {
+fn a_state_that_cannot_be_known_to_be_fresh_is_never_reported_fresh_when_the_time_is_up() {
     let (_folder, path) = path();
     let table = Table::open(&path).unwrap();
     drop((attach(&table, "key"), attach(&table, "other")));
@@ -746,7 +746,7 @@ fn a_member_of_a_set_that_cannot_be_loaded_does_not_delay_the_others() {
 }
 
 #[test]
-fn threads_that_wait_with_one_synchronizer_are_all_told_at_once() {
+fn threads_that_wait_with_one_synchronizer_are_all_woken_at_once() {
     let table = anonymous();
     let (sync, writer) = (attach(&table, "key"), attach(&table, "key"));
     for _ in 0..10 {
@@ -773,7 +773,7 @@ fn threads_that_wait_with_one_synchronizer_are_all_told_at_once() {
 }
 
 #[test]
-fn who_waits_costs_a_handful_of_system_calls() {
+fn a_wait_makes_a_handful_of_system_calls() {
     const TIME: Duration = Duration::from_secs(2);
     let (_folder, path) = path();
     let (file, other) = (Table::open(&path).unwrap(), anonymous());

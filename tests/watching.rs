@@ -44,7 +44,7 @@ fn eventually(otherwise: &str, is_so: impl Fn() -> bool) {
 }
 
 #[test]
-fn a_watch_tells_changes_of_other_processes_and_new_keys() {
+fn a_watch_reports_changes_of_other_processes_and_new_keys() {
     let (_folder, path) = path();
     let table = Table::options().capacity(4).open(&path).unwrap();
     let known = attach(&table, "known");
@@ -88,7 +88,7 @@ fn a_watch_ends_with_the_last_generation_of_each_key() {
         match watch.next_timeout(LIMIT / 10) {
             Some(change) => {
                 let generation = last.get_mut(&*change.label()).unwrap();
-                assert!(change.generation() > *generation, "told twice");
+                assert!(change.generation() > *generation, "reported twice");
                 *generation = change.generation();
                 slow += u64::from(!is_over && start.elapsed() > Duration::from_millis(400));
             }
@@ -153,7 +153,7 @@ fn is_awaited(table: &Table, key: &str) -> bool {
 }
 
 #[test]
-fn who_ends_in_order_does_not_leave_a_mark_that_somebody_waits() {
+fn an_orderly_end_leaves_no_mark_of_a_waiter() {
     let (_folder, path) = path();
     for table in [anonymous(), Table::open(&path).unwrap()] {
         let syncs = ["key", "other"].map(|key| attach(&table, key));
@@ -179,7 +179,7 @@ fn who_ends_in_order_does_not_leave_a_mark_that_somebody_waits() {
 }
 
 #[test]
-fn who_ends_in_order_does_not_keep_those_who_go_on_from_being_woken() {
+fn an_orderly_end_does_not_keep_other_waiters_from_being_woken() {
     let (_folder, path) = path();
     let table = Table::open(&path).unwrap();
     let words = shared_words(3);
@@ -286,27 +286,27 @@ fn descriptors_and_watches_notice_a_file_that_was_deleted_and_made_again() {
 }
 
 #[test]
-fn a_descriptor_is_told_once_of_a_change_that_is_not_adopted_and_twice_a_second_of_a_lost_table() {
+fn a_descriptor_reports_a_change_that_is_not_adopted_once_and_a_lost_table_twice_a_second() {
     let (folder, path) = path();
     let table = Table::open(&path).unwrap();
     let (sync, writer) = (attach(&table, "key"), attach(&table, "key"));
     let pollable = sync.pollable().unwrap();
     writer.mark_updated().unwrap();
     assert!(is_readable(&pollable, LIMIT) && pollable.acknowledge());
-    assert!(!is_readable(&pollable, NOT_YET), "the same change is told again");
+    assert!(!is_readable(&pollable, NOT_YET), "the same change is reported again");
     drop(folder);
-    let (start, mut told) = (Instant::now(), 0);
+    let (start, mut reports) = (Instant::now(), 0);
     while start.elapsed() < Duration::from_secs(2) {
         if is_readable(&pollable, Duration::from_millis(100)) {
             assert!(pollable.acknowledge() && sync.refresh().is_err());
-            told += 1;
+            reports += 1;
         }
     }
-    assert!((1..=5).contains(&told), "{told} times");
+    assert!((1..=5).contains(&reports), "{reports} times");
 }
 
 #[test]
-fn many_descriptors_of_one_key_and_of_many_are_each_told_of_their_own() {
+fn many_descriptors_of_one_key_and_of_many_each_report_their_own() {
     const KEYS: usize = 50;
     let table = anonymous();
     let syncs: Vec<_> = (0..KEYS).map(|key| attach(&table, &key.to_string())).collect();
@@ -319,7 +319,7 @@ fn many_descriptors_of_one_key_and_of_many_are_each_told_of_their_own() {
             assert!(pollable.as_ref().unwrap().acknowledge());
         }
         let disturbed = pollables.iter().flatten().filter(|pollable| pollable.acknowledge()).count();
-        assert_eq!(disturbed, 0, "others were told");
+        assert_eq!(disturbed, 0, "others were notified");
         // Some go, at times the last one of a key, and others come.
         for i in 0..=round % 3 {
             pollables[key + i * KEYS] = None;

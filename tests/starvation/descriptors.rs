@@ -192,7 +192,7 @@ fn each_operation_succeeds_or_fails_whole_however_few_descriptors_are_left() {
 }
 
 #[test]
-fn a_deleted_file_is_noticed_by_who_can_open_nothing() {
+fn a_deleted_file_is_noticed_by_a_process_that_can_open_nothing() {
     let privileges_dropped = || nix::unistd::setuid(Uid::from_raw(STRANGER)).unwrap();
     let descriptors_gone = || std::mem::forget(Hoard::leaving(0));
     let ways: [&dyn Fn(); 2] = [&descriptors_gone, &privileges_dropped];

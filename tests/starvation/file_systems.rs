@@ -21,7 +21,7 @@ fn is_read_only(error: &Error) -> bool {
 }
 
 #[test]
-fn a_read_only_mount_is_told() {
+fn a_read_only_mount_is_reported() {
     let Some(disk) = Mount::tmpfs("size=1m") else { return };
     let path = disk.path("table");
     let table = Table::options().capacity(16).open(&path).unwrap();

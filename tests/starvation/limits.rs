@@ -189,7 +189,7 @@ fn with_little_address_space_a_table_grows_less_and_works() {
 }
 
 #[test]
-fn who_cannot_map_all_of_a_table_notices_that_it_is_deleted() {
+fn a_process_that_cannot_map_all_of_a_table_notices_that_it_is_deleted() {
     let (_folder, path) = path();
     in_child(|| {
         let table = Table::options().capacity(16).open(&path).unwrap();

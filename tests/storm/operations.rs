@@ -425,19 +425,19 @@ impl Worker {
 
     fn watch(&mut self) {
         let mut watch = self.table.watch();
-        let mut told = [0; KEYS];
+        let mut reported = [0; KEYS];
         for _ in 0..self.random(20) {
             let Some(change) = watch.next_timeout(Duration::from_millis(1)) else { return };
             let Some(key) = change.label().strip_prefix("key").and_then(|key| key.parse::<usize>().ok()) else {
                 continue;
             };
             let generation = change.generation().get();
-            if generation <= told[key] {
-                let told = told[key];
-                let what = format_args!("a watch told {generation} of key {key} after {told}");
+            if generation <= reported[key] {
+                let reported = reported[key];
+                let what = format_args!("a watch reported {generation} of key {key} after {reported}");
                 self.oracle().accuse(Count::Backwards, what);
             }
-            told[key] = generation;
+            reported[key] = generation;
         }
     }
 

@@ -30,7 +30,7 @@ pub(crate) fn options() -> TableOptions {
 }
 
 /// An outcome may be an error, which names the table that it came from.
-fn told<T>(table: &Table, outcome: Result<T, Error>) -> Option<T> {
+fn checked<T>(table: &Table, outcome: Result<T, Error>) -> Option<T> {
     let error = match outcome {
         Ok(value) => return Some(value),
         Err(error) => error,
@@ -40,10 +40,10 @@ fn told<T>(table: &Table, outcome: Result<T, Error>) -> Option<T> {
     None
 }
 
-fn told_update<T>(table: &Table, outcome: Result<T, UpdateError<Error>>) {
+fn checked_update<T>(table: &Table, outcome: Result<T, UpdateError<Error>>) {
     match outcome {
         Ok(_) | Err(UpdateError::Commit(_)) => {}
-        Err(UpdateError::Begin(error) | UpdateError::Announce { error, .. }) => drop(told::<T>(table, Err(error))),
+        Err(UpdateError::Begin(error) | UpdateError::Announce { error, .. }) => drop(checked::<T>(table, Err(error))),
         Err(other) => panic!("an update gave {other}"),
     }
 }
@@ -51,7 +51,8 @@ fn told_update<T>(table: &Table, outcome: Result<T, UpdateError<Error>>) {
 /// Every operation on `table`, each followed by `between`. A reset replaces its file.
 pub(crate) fn exercise(table: &Table, between: &mut dyn FnMut()) {
     look(table, between);
-    let syncs: Vec<_> = KEYS.iter().filter_map(|key| told(table, GenerationSynchronizer::new(table, *key))).collect();
+    let syncs: Vec<_> =
+        KEYS.iter().filter_map(|key| checked(table, GenerationSynchronizer::new(table, *key))).collect();
     between();
     // What is pending is seen and recovered here, before an update changes the word.
     for sync in &syncs {
@@ -72,11 +73,11 @@ pub(crate) fn exercise(table: &Table, between: &mut dyn FnMut()) {
     for sync in &syncs {
         cached(sync, between);
     }
-    told(table, table.reset());
+    checked(table, table.reset());
     between();
     for sync in &syncs {
         let _ = sync.is_expired();
-        told(table, sync.mark_updated());
+        checked(table, sync.mark_updated());
         between();
     }
     let _ = watch.next_timeout(Duration::ZERO);
@@ -85,7 +86,7 @@ pub(crate) fn exercise(table: &Table, between: &mut dyn FnMut()) {
 
 fn look(table: &Table, between: &mut dyn FnMut()) {
     for key in KEYS {
-        told(table, table.generation(key));
+        checked(table, table.generation(key));
     }
     between();
     let count = table.slots().map(|slot| {
@@ -108,45 +109,45 @@ fn single(sync: &GenerationSynchronizer, between: &mut dyn FnMut()) {
     sync.adopt(ticket);
     let _ = sync.is_expired();
     between();
-    told(table, sync.refresh());
+    checked(table, sync.refresh());
     between();
-    told(table, sync.refresh_with(|| Ok::<_, Error>(())));
+    checked(table, sync.refresh_with(|| Ok::<_, Error>(())));
     between();
-    if let Some(generation) = told(table, sync.mark_updated()) {
+    if let Some(generation) = checked(table, sync.mark_updated()) {
         assert!(generation.get() < 1 << 54);
     }
     between();
-    told(table, sync.clear());
+    checked(table, sync.clear());
     between();
     let commit = |between: &mut dyn FnMut()| {
         between();
         Ok(())
     };
-    told_update(table, sync.update(|| commit(between)));
-    if let Some(update) = told(table, sync.begin_update()) {
+    checked_update(table, sync.update(|| commit(between)));
+    if let Some(update) = checked(table, sync.begin_update()) {
         between();
         update.abandon();
     }
-    if let Some(update) = told(table, sync.begin_update()) {
+    if let Some(update) = checked(table, sync.begin_update()) {
         between();
         let _ = sync.is_expired();
-        told(table, update.finish());
+        checked(table, update.finish());
     }
     let other = sync.clone();
-    told(table, other.mark_updated());
+    checked(table, other.mark_updated());
     let _ = (sync.is_expired(), sync.wait_timeout(Duration::ZERO));
     between();
 }
 
 fn several(table: &Table, syncs: &[GenerationSynchronizer], between: &mut dyn FnMut()) {
     let all: Vec<_> = syncs.iter().collect();
-    told_update(table, update_all(&all, || Ok(7)));
+    checked_update(table, update_all(&all, || Ok(7)));
     let set: WaitSet<'_> = syncs.iter().collect();
     let changed = set.wait_timeout(Duration::ZERO);
     assert!(changed.iter().all(|position| *position < syncs.len()));
     between();
     // One is enough: each begins a thread.
-    if let Some(pollable) = syncs.first().and_then(|sync| told(table, sync.pollable())) {
+    if let Some(pollable) = syncs.first().and_then(|sync| checked(table, sync.pollable())) {
         between();
         pollable.acknowledge();
     }
@@ -160,7 +161,7 @@ fn cached(sync: &GenerationSynchronizer, between: &mut dyn FnMut()) {
     }
     let (stale, snapshot) = (cached.get_stale_ok().unwrap(), cached.snapshot().unwrap());
     assert_eq!((*stale, *snapshot.value, cached.get_if_fresh().is_none_or(|value| *value == 7)), (7, 7, true));
-    told_update(sync.table(), cached.update(|| Ok(())));
+    checked_update(sync.table(), cached.update(|| Ok(())));
     between();
     let _ = cached.wait_timeout(Duration::ZERO).unwrap();
     assert!(cached.counters().reloads > 0);
