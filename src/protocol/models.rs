@@ -3,8 +3,8 @@
 //! Under loom (`RUSTFLAGS="--cfg loom" cargo test --lib --release`) each model runs all executions with at most three
 //! preemptions, or as many as it says. Without it, the same functions run on threads, many times.
 
-// ORDERING in models: what a model keeps beside the table (a source, a loaded state) is accessed relaxed, and pairs with nothing. So
-// the protocol alone orders it, and an ordering of the protocol that is too weak shows as an old state beside a new generation.
+// ORDERING in models: what a model keeps beside the table (a source, a loaded state) is accessed relaxed, and pairs with nothing.
+// So the protocol alone orders it, and one of its orderings that is too weak shows as an old state beside a new generation.
 
 mod claiming;
 mod marking;

@@ -271,9 +271,9 @@ impl Slot {
 
     /// The digest of the key that holds this slot, once the claim is complete.
     pub(crate) fn digest(&self) -> Option<Digest> {
-        // ORDERING: acquire, by relaxed loads and a fence, since memory that is mapped read-only allows no other loads. Pairs with
-        // the release half of the compare-exchange in `take`. Each word changes once, from zero, so two words that are not zero
-        // are those of one complete claim; a stale zero passes for a claim that is not complete yet.
+        // ORDERING: acquire, by relaxed loads and a fence, since memory that is mapped read-only allows no other loads. Pairs
+        // with the release half of the compare-exchange in `take`. Each word changes once, from zero, so two words that are not
+        // zero are those of one complete claim; a stale zero passes for a claim that is not complete yet.
         let a = self.digest_a.load(Ordering::Relaxed);
         let b = self.digest_b.load(Ordering::Relaxed);
         fence(Ordering::Acquire);

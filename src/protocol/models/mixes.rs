@@ -13,7 +13,8 @@ use crate::protocol::layout::Slot;
 use crate::protocol::observed::Observed;
 use crate::protocol::slots::{Memory, Slots};
 
-// ORDERING: relaxed throughout, for the protocol alone to order what is beside the table; shuttle takes it for sequentially consistent.
+// ORDERING: relaxed throughout, and paired with nothing: this is bookkeeping beside the table. shuttle takes it for sequentially
+// consistent.
 
 const SEGMENTS: u32 = 4;
 const WORKERS: usize = 3;
