@@ -70,10 +70,10 @@
 //! boot id and on all slots.
 //!
 //! A process that may only read the file cannot have any of the exclusive locks, but its shared locks can keep other processes
-//! from having them. So a shared lock means nothing unless it looks like an update's: of an open file description, on the bytes
-//! of exactly one slot. Beside foreign locks, pending updates are cleared by one compare-exchange: of the generation word that was
-//! read before `/proc/locks` was found to have no update's lock. A table is retired when nothing has been pending for a tenth
-//! of a second, and a file is replaced without the lock.
+//! from having them. So a shared lock means nothing unless it looks like an update's: of an open file description, on the
+//! bytes of exactly one slot. Beside foreign locks, pending updates are cleared by one compare-exchange: of the generation word
+//! that was read before `/proc/locks` was found to have no update's lock. A table is retired when nothing has been pending for a
+//! tenth of a second, and a file is replaced without the lock.
 //!
 //! A tag that is not zero says that the slot of the same index belongs for ever to a key with this first byte in word B (the
 //! most significant byte; a zero is replaced by 1). A tag may be missing. Tags save loads of slots: in a full segment, two or

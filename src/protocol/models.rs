@@ -2,9 +2,9 @@
 //!
 //! Under loom (`RUSTFLAGS="--cfg loom" cargo test --lib --release`) each model runs all executions with at most three
 //! preemptions, or as many as it says. Without it, the same functions run on threads, many times.
-//!
-//! Whatever a model keeps beside the table (a source, a loaded state) is accessed relaxed, so that nothing but the protocol orders it.
-//! An ordering of the protocol that is too weak then shows as an old state beside a new generation.
+
+// ORDERING in models: what a model keeps beside the table (a source, a loaded state) is accessed relaxed, and pairs with nothing.
+// So the protocol alone orders it, and one of its orderings that is too weak shows as an old state beside a new generation.
 
 mod claiming;
 mod marking;
@@ -177,8 +177,8 @@ struct Lock(AtomicU64);
 
 const ALONE: u64 = u64::MAX;
 
-// ORDERING: acquire to take it and to look at it, release to let it go, paired with one another: the kernel's locks order what their
-// holders do.
+// ORDERING: acquire to take the lock and to look at it, release to let it go, which pair with one another: a holder sees what the
+// holders before it did, as with a lock of the kernel.
 impl Lock {
     fn try_share(&self) -> bool {
         let shared = |holders: u64| (holders != ALONE).then(|| holders + 1);

@@ -115,13 +115,13 @@ impl Slot {
         self.change(|word| (word & PENDING != 0).then_some((word & !PENDING).wrapping_add(1)))
     }
 
-    /// As `recover`, for a process that cannot keep updates from beginning meanwhile: does nothing if an update was counted in
-    /// or out since the word was `found`. The caller read that word first, and only then found that no updater is alive.
+    /// As `recover`, for a process that cannot keep updates from beginning meanwhile: does nothing unless the word is as it was
+    /// `found`, apart from the waiting bit. The caller read that word first, and only then found that no updater is alive.
     /// Returns the word before it, if it made the update.
     pub(crate) fn recover_from(&self, found: Word) -> Option<Word> {
-        // Dead updaters never count themselves out. So if the count is the same as it was, at a generation that is the same,
-        // it still counts the dead alone. This does not go for a count at its greatest value, which a living updater may have
-        // found and left as it is.
+        // Dead updaters never count themselves out. So if the count and the generation are what they were, an update that
+        // began since then has been abandoned, and the count is that of the dead alone. This does not hold for a count at its
+        // greatest value, which a living updater may have found and left as it is.
         let is_exact = (ONE_PENDING..PENDING).contains(&found.0);
         let before =
             self.change(|word| (is_exact && Word(word).is_same(found)).then_some((word & !PENDING).wrapping_add(1)));
@@ -142,17 +142,18 @@ impl Slot {
         }
         // ORDERING: a read-modify-write, so it finds the latest word: an update before it is in what it returns, and an update
         // after it finds the bit. The acquire half pairs with the release half of `bump` and `change`, so that a waiter which
-        // finds an update here sees what the updater wrote. The release half pairs with the fence in `word`: a check may find this
-        // value instead of that of the update before it, and must see what the updater wrote all the same.
+        // finds an update here sees what the updater wrote. The release half pairs with the fence in `word`: a check may find
+        // this value instead of that of the update before it, and must see what the updater wrote all the same.
         Word(self.generation.fetch_or(WAITING_BIT, Ordering::AcqRel))
     }
 
     /// Clears the waiting bit. To be called before the waiters are woken: each that has to wait on sets it again.
     pub(crate) fn end_waiting(&self) {
-        // ORDERING: pairs with `await_update`. A waiter that sets the bit after this in the order of the word's changes keeps
-        // it, for the next updater. One that set it, or found it, before is woken by the caller: `WakeWord::wake`
-        // begins with a fence, after this change and paired with the one in `WakeWord::arm`, before the waiter's. Acquire and
-        // release, since a check may find this value instead of the update before it: it must see what the updater wrote all the same.
+        // ORDERING: pairs with `await_update`. A waiter that sets the bit later than this, in the order of the word's changes,
+        // keeps it for the next updater. A waiter that set or found the bit earlier is woken by the caller: `WakeWord::wake`
+        // begins with a fence, which comes after this change, and pairs with the one in `WakeWord::arm`, which comes before
+        // the waiter's. Acquire and release pair with `bump` and `change` before this and the fence in `word` after it: a check
+        // may find this value instead of that of the update before it, and must see what the updater wrote all the same.
         self.generation.fetch_and(!WAITING_BIT, Ordering::AcqRel);
     }
 
@@ -178,7 +179,7 @@ impl Slot {
         self.change(|word| (word & GENERATION != 0).then_some(word.wrapping_add(1)))
     }
 
-    /// The last update of this table: bumps, sets the retired bit. Does nothing the second time. Returns the word before
+    /// Makes the key's last update in this table, and sets the retired bit. Does nothing the second time. Returns the word before
     /// this call.
     pub(crate) fn retire(&self) -> Word {
         self.change(|word| (word & RETIRED_BIT == 0).then_some(word.wrapping_add(1) | RETIRED_BIT))
@@ -220,10 +221,10 @@ impl Slot {
     pub(crate) fn holder(&self, digest: Digest) -> Holder {
         // ORDERING: acquire, by relaxed loads and a fence, since only relaxed loads are defined on memory that is mapped
         // read-only. Pairs with the release half of the compare-exchange in `take`: a search that finds the key comes after
-        // all that its claimer saw and did before. The two loads need no order between them. Each word changes once, from
-        // zero, and is final then. So nonzero values of A and B belong together, whenever they are read. A stale
-        // zero makes the slot look free or half claimed, as it was: the search misses a claim made at the same time, and
-        // ends in `claim`, where a compare-exchange finds the latest value.
+        // all that its claimer saw and did before. The two loads need no order between them: each word changes once, from
+        // zero to what it is for ever, so nonzero values of A and B belong together, whenever they are read. A stale zero
+        // makes the slot look free or half claimed, as it was: the search misses a claim that is made at the same time, and a
+        // process that attaches then goes on to `claim`, where a compare-exchange finds the latest value.
         let a = self.digest_a.load(Ordering::Relaxed);
         let b = self.digest_b.load(Ordering::Relaxed);
         fence(Ordering::Acquire);
@@ -257,10 +258,11 @@ impl Slot {
             return present == mine;
         }
         // ORDERING: release on success, for the load above, this exchange's failure in other processes, and the fences in
-        // `holder` and `digest`. A claimer comes here only when it has seen all earlier slots of its probe sequence taken, and
-        // comes to word B only when A is set. So a process that sees this word cannot find one of those free any more, and
-        // that is what lets a search end at the first free slot. Acquire on failure, for the loser goes on from the
-        // winner's word as if it had loaded it above. On success there is nothing to acquire: the zero was never stored.
+        // `holder` and `digest`. A claimer comes here only when it has seen all earlier slots of its probe sequence taken, by
+        // their words or their tags, and comes to word B only when A is set. So a process that sees this word cannot find one of
+        // those slots free any more, and that is what lets a search end at the first free slot. Acquire on failure, as the
+        // loser goes on from the winner's word as if it had loaded it above. On success the acquire half has nothing to pair
+        // with: no process stored the zero.
         match word.compare_exchange(0, mine, Ordering::AcqRel, Ordering::Acquire) {
             Ok(_) => true,
             Err(winner) => winner == mine,
@@ -269,9 +271,9 @@ impl Slot {
 
     /// The digest of the key that holds this slot, once the claim is complete.
     pub(crate) fn digest(&self) -> Option<Digest> {
-        // ORDERING: acquire, by relaxed loads and a fence, since memory that is mapped read-only allows no other loads. Pairs with
-        // the release half of the compare-exchange in `take`. Each word changes once, from zero, so two words that are not zero
-        // are those of one complete claim; a stale zero passes for a claim that is not complete yet.
+        // ORDERING: acquire, by relaxed loads and a fence, since memory that is mapped read-only allows no other loads. Pairs
+        // with the release half of the compare-exchange in `take`. Each word changes once, from zero, so two words that are not
+        // zero are those of one complete claim; a stale zero passes for a claim that is not complete yet.
         let a = self.digest_a.load(Ordering::Relaxed);
         let b = self.digest_b.load(Ordering::Relaxed);
         fence(Ordering::Acquire);

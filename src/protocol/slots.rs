@@ -2,19 +2,20 @@
 //!
 //! # The protocol
 //!
-//! A table is shared by processes that do not trust each other to live: any of them may be stopped between two instructions
-//! and never run again. So no process ever waits for another one's next step. Each operation is a sequence of single atomic
-//! steps, and after each of these the table is in a state that every other process can work with, and can finish what was
-//! begun if that is needed. This is what happens at each step, and what a process that stops there leaves behind.
+//! A table is shared by processes that cannot rely on one another to live: any of them may be stopped between two instructions
+//! and never run again. So no operation here waits for the next step of another process. Each is a sequence of single atomic
+//! steps, and after each step the table is in a state from which every other process can work on, and finish what was begun if
+//! it needs to. This is what happens at each step, and what a process that stops there leaves behind.
 //!
 //! A key is named by its *digest*, two words A and B that are never zero. In each *segment* the key may stand in a few *slots*
 //! only, which are probed in a fixed order. A slot, once claimed, belongs to its key for ever, and nothing is moved or freed.
-//! So there is nothing to reclaim, no ABA, and the address of a slot, once found, serves as long as the memory is mapped.
+//! So there is nothing to reclaim and no ABA problem, and the address of a slot, once found, serves as long as the memory is
+//! mapped.
 //!
 //! ## Finding
 //!
-//! A search goes through the segments from the last to the first, as half of all slots are in the last one. Claims
-//! fill a segment's probe sequence in order, so the first empty slot ends the search of that segment.
+//! A search goes through the segments from the last to the first, as half of all keys are in the last one. Claims fill
+//! a segment's probe sequence in order, so the first empty slot ends the search of that segment.
 //!
 //! A search may miss a key that is being claimed at the same time. It does not miss a claim that happened before it: the
 //! claimer saw every earlier slot of the sequence taken, and the search, which comes later, cannot find them empty again.
@@ -36,8 +37,26 @@
 //! ## Beginning
 //!
 //! The first generation is decided by one compare-exchange of the slot's `first` word, then copied into the generation word by
-//! another one. All processes that attach do both, and each copies the value that won, so it does not matter which one of
-//! them was stopped where.
+//! another one. Every process that attaches and finds no generation does both, and copies the value that won, so it does not
+//! matter which process was stopped where.
+//!
+//! ## Checking and updating
+//!
+//! A load reads the generation word first, then the source, and keeps what it read of the word. The state is fresh while the
+//! word is still the same: an update between the two reads leaves the state expired, which costs a load, and never an old state
+//! that passes for a fresh one.
+//!
+//! A plain update is one `fetch_add`, made when the source has been changed. A process that is stopped between the two leaves
+//! a change that no holder learns of. A crash-safe update closes that gap: it counts itself in before the change, as a *pending*
+//! update in the same word, and afterwards counts itself out and moves the generation on, by one compare-exchange. A word
+//! with pending updates equals nothing that a holder has seen. Meanwhile the updater shares a lock on the slot, which the kernel
+//! releases when the process dies.
+//!
+//! - Stopped before it is counted in: nothing has happened.
+//! - Stopped while it is counted in: the count stays, and the lock does not. A process that finds a count, and can have the lock
+//!   for itself alone, knows that all updates in the count are dead. It replaces them by one update, as any of them may
+//!   have changed the source.
+//! - Stopped after it is counted out: the update is complete, except for the wakeup (see below).
 //!
 //! ## Growing
 //!
@@ -49,8 +68,8 @@
 //! ## Retiring
 //!
 //! Retiring ends a table: the state in its header says so, then a *sweep* bumps the generation of every claimed slot and sets
-//! its retired bit. The hazard is a slot that is claimed behind the sweep, where updates would reach nobody. So a claimer reads
-//! the state after its claim, with full fences on both sides:
+//! its retired bit. The hazard is a slot that is claimed behind the sweep, where updates would reach no holder. So a claimer
+//! reads the state after its claim, with full fences on both sides:
 //!
 //! ```text
 //! claimer                            sweeper
@@ -66,7 +85,7 @@
 //! ## Waiting
 //!
 //! A waiter sleeps until a generation moves on. An update must cost nothing more when no process waits: it is one
-//! `fetch_add`, and by what that returns the updater knows whether there is somebody to wake. Two words serve for this: the
+//! `fetch_add`, and by what that returns the updater knows whether there is a waiter to wake. Two words serve for this: the
 //! waiting bit of the generation word, and a *wake word* that is slept on.
 //!
 //! ```text
@@ -85,9 +104,9 @@
 //! wake word is armed and moves it on, so the kernel, which compares the wake word before it puts the waiter to sleep, either
 //! refuses, or has it in the queue that is woken next.
 //!
-//! - The bit may be cleared by an updater when the waiter has already seen that update. The updater moves the wake word on, too:
-//!   so a waiter that has lost its bit does not fall asleep, or is woken, and goes round again. The bit must be cleared
-//!   *before* the wakeup, as one that is set again in answer to the wakeup must not be lost.
+//! - An updater may be so slow to clear the bit that it clears one which a waiter has set after it saw that very update. The
+//!   updater then moves the wake word on: so the waiter does not fall asleep, or is woken, and goes round again. The bit must
+//!   be cleared *before* the wakeup, as one that is set again in answer to the wakeup must not be lost.
 //! - The wake word is a count, not a flag. Were it a flag, another waiter could arm it again between a wakeup and the sleep of
 //!   a waiter that had armed it before, which would find it as it was and sleep through the wakeup.
 //! - A waiter that leaves without a change may clear the bit, and then wakes the others as an updater does, so that each sets
@@ -95,8 +114,8 @@
 //!   through a whole slice and was the one to set the bit; by one that watches the whole table; and by the last descriptor of a
 //!   key in a process.
 //! - A waiter that died, or left sooner, leaves a bit and an armed wake word. They cost the next update one system call.
-//! - An updater that died after its change and before the wakeup leaves sleepers. So no sleep is long: each ends after a slice,
-//!   and the waiter looks again.
+//! - An updater that died after its change and before the wakeup leaves sleepers; and if it had cleared the bit, the next update
+//!   does not wake them either. So no sleep is long: each ends after a slice, and the waiter looks again.
 //!
 //! Each slot has a wake word for the waiters for its key, and the table has one for waiters for several keys.
 

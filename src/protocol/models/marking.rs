@@ -5,6 +5,9 @@ use crate::protocol::atomic::{Arc, AtomicU64, Ordering};
 use crate::protocol::observed::{LastObserved, Observed};
 use crate::protocol::slots::Slots;
 
+// ORDERING: the source and the state are accessed relaxed, and pair with nothing, so that the protocol's updates and checks alone
+// order them.
+
 #[test]
 fn an_update_during_a_load_leaves_the_state_expired() {
     model(|| {

@@ -13,6 +13,9 @@ use crate::protocol::layout::Slot;
 use crate::protocol::observed::Observed;
 use crate::protocol::slots::{Memory, Slots};
 
+// ORDERING: relaxed throughout, and paired with nothing: this is bookkeeping beside the table. shuttle takes it for sequentially
+// consistent.
+
 const SEGMENTS: u32 = 4;
 const WORKERS: usize = 3;
 const WAITERS: usize = 2;

@@ -4,6 +4,8 @@ use super::{START, both, key, model, model_with, slots, table_with_key};
 use crate::protocol::atomic::{Arc, AtomicU64, Ordering, thread};
 use crate::protocol::slot::Digest;
 
+// ORDERING: the sources are accessed relaxed, and pair with nothing, so that the updates and the sweep alone order them.
+
 #[test]
 fn a_process_that_attaches_to_a_retiring_table_knows_it_or_is_swept() {
     model(|| {

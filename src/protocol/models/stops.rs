@@ -1,8 +1,8 @@
-//! Every operation, stopped before each of its steps: afterwards another process can finish all operations, no update is lost and no
-//! key is there twice.
+//! Every operation, stopped before each of its steps: afterwards another process can finish all operations, no update is lost,
+//! and no key is there twice.
 //!
-//! A stop stands for a process that is killed: it takes no more steps, and the kernel releases its lock. What it has left in the
-//! memory, the others find. As a stop may leave something that only a second one brings to light, all pairs of stops are tried.
+//! A stop stands for a process that is killed: it takes no more steps, and the kernel releases its lock. The others find the
+//! memory as it left it. As a stop may leave something that only a second one brings to light, all pairs of stops are tried.
 
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -12,6 +12,8 @@ use crate::protocol::atomic::{Arc, AtomicU64, Ordering, steps};
 use crate::protocol::observed::Observed;
 use crate::protocol::slots::{Memory as _, Slots};
 use crate::protocol::wake::WaitToken;
+
+// ORDERING: relaxed: operations stop and go on in one thread, which sees what it has written.
 
 /// A table, the source of its first key, and a waiter that has loaded the source and sleeps until the key is updated.
 struct World {

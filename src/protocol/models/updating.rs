@@ -6,6 +6,8 @@ use crate::protocol::layout::Slot;
 use crate::protocol::observed::Observed;
 use crate::protocol::slots::Slots;
 
+// ORDERING: the source is accessed relaxed, and pairs with nothing, so that the protocol and the lock alone order it.
+
 /// A source behind a key of a table, and the lock on its slot.
 struct Place {
     table: Arc<Slots<Boxed>>,

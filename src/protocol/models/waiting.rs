@@ -8,6 +8,8 @@ use crate::protocol::observed::Observed;
 use crate::protocol::slot::Digest;
 use crate::protocol::slots::Slots;
 
+// ORDERING: the source is accessed relaxed, and pairs with nothing, so that the update and the end of the wait alone order it.
+
 /// Without loom, longer than any test: a waiter that sleeps through it is too late.
 const LIMIT: Duration = Duration::from_secs(100);
 
