@@ -30,7 +30,7 @@ impl Table {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::EmptyKey`]; or the table was replaced, and its successor cannot be opened.
+    /// [`ErrorKind::EmptyKey`](crate::ErrorKind::EmptyKey); or the table was replaced, and its successor cannot be opened.
     ///
     /// # Progress
     ///
