@@ -20,8 +20,8 @@
 //! ```
 //!
 //! [`Cached`] keeps a value; [`GenerationSynchronizer`], which it is built on, reports when any other state is expired, and can
-//! [wait](GenerationSynchronizer::wait) until it is. See [which call to use](guide::which_call), and [what can go
-//! wrong](guide::what_can_go_wrong).
+//! [wait](GenerationSynchronizer::wait) until it is. See [which call to use](guide::which_call), and
+//! [what can go wrong](guide::what_can_go_wrong).
 //!
 //! # Guarantees
 //!
@@ -41,8 +41,8 @@
 //! - A waiter is woken by each change that comes after the generation it has seen, without polling. An update makes a system
 //!   call for the wakeup only if there is a waiter for its key, or if a waiter was killed: that costs one call, once.
 //! - A child may be forked at any time, and may use what it inherits: no lock that a thread of the parent held stands in its
-//!   way. No thread is started, except one for each table of which [descriptors](GenerationSynchronizer::pollable) or tasks are
-//!   waiting; it ends with the last of them.
+//!   way. No thread is started, except one for each table that has [descriptors](GenerationSynchronizer::pollable) or waiting
+//!   tasks in this process; it ends with the last of them.
 //! - Where freshness cannot be known, the answer is "expired"; state that is loaded meanwhile counts as fresh for the
 //!   [`outage_ttl`](TableOptions::outage_ttl), a second unless set, so that not every use becomes a load.
 //! - Whatever another process writes into the file, it causes wrong answers at worst: no undefined behaviour and no panic. (The

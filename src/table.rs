@@ -109,7 +109,7 @@ impl Table {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::UnsafeFolder`] if the folder, which is made with mode 0700, belongs to someone else or is writable by
+    /// [`ErrorKind::UnsafeFolder`] if the folder, which is created with mode 0700, belongs to another user or is writable by
     /// others; [`ErrorKind::InvalidInput`] if `app` is not a plain file name; otherwise as [`TableOptions::open`].
     ///
     /// # Progress

@@ -146,7 +146,7 @@ impl TableFile {
     }
 }
 
-/// What [`TableFile::lock`] gives.
+/// What [`TableFile::lock`] returns.
 #[derive(Debug)]
 pub(crate) enum Lock<'a> {
     Own(#[expect(dead_code, reason = "held until it is dropped")] RangeLock),

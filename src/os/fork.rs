@@ -157,11 +157,11 @@ pub(crate) struct Companion {
 }
 
 impl Companion {
-    /// The companion, which is made at the first call.
+    /// The companion, which is created by the first call.
     ///
     /// # Panics
     ///
-    /// It was asked for as another type.
+    /// It is requested as another type than before.
     pub(crate) fn get<T: Default + Send + Sync + RefUnwindSafe + 'static>(&self) -> Arc<T> {
         let value: Arc<dyn Any + Send + Sync> = self.value.get_or_init(|| Arc::new(T::default())).clone();
         value.downcast().unwrap_or_else(|_| unreachable!("a companion of another type"))
@@ -241,7 +241,8 @@ extern "C" fn after_fork() {
     ENDED.fetch_add(1, Ordering::SeqCst);
 }
 
-/// Async-signal-safe, as what is done in a child of a process with threads must be: atomics and system calls only.
+/// Async-signal-safe, as everything must be that a forked child of a process with threads runs: it uses atomics and system
+/// calls only.
 extern "C" fn in_child() {
     ENDED.store(BEGUN.load(Ordering::SeqCst), Ordering::SeqCst);
     for entry in &KEPT_BACK {
@@ -373,7 +374,7 @@ mod tests {
     use super::*;
     use crate::tests::kills::support::{in_child, shared_words};
 
-    /// The tokens of this process, of a child that `fork` gives, and of its child, which `fork` gives as well.
+    /// The tokens of a process, of a child that `fork` makes, and of that child's own child.
     fn three_generations(fork: impl Fn() -> i32) -> [u64; 3] {
         let words = shared_words(3);
         let step = |index: usize| words[index].store(token(), Ordering::SeqCst);

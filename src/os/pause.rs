@@ -12,8 +12,9 @@ impl FirstSeen {
     }
 
     pub(crate) fn elapsed(&self, now: u64) -> u64 {
-        // ORDERING: relaxed, and so is the store below: the word holds a time and guards no other memory. That it is one word
-        // makes all threads agree on one start; a thread that reads an older one is late by no more than a pause.
+        // ORDERING: relaxed, and so is the store below: the word holds a time and guards no other memory. Only one exchange
+        // finds zero, so all threads agree on one start; if several find that the clock was set back, each starts the time anew
+        // at nearly the same moment.
         match self.0.compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed) {
             Err(start) if start <= now => now - start,
             // The clock was set back since: the time starts anew.

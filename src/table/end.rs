@@ -59,8 +59,8 @@ impl Table {
     /// Removes the table's file. Every key's state is expired in every process that has it open, and no update that any process
     /// makes meanwhile is lost.
     ///
-    /// A process that has the table open and may create one creates a new one when it uses the table again; so end all such
-    /// processes first if the file is to stay away. So does this `Table`, unless it was opened with
+    /// A process that has the table open, and may create one, creates a new table at its next use; so end all such processes
+    /// first if the file is to stay away. This `Table` does so as well, unless it was opened with
     /// [`create(false)`](crate::TableOptions::create).
     ///
     /// Waits for updates in flight as [`reset`](Self::reset) does. If the process is killed on the way, it leaves the table as
@@ -102,7 +102,7 @@ impl Table {
     }
 
     /// Whether this process can put another file in the place of the table's, as [`reset`](Self::reset) does, or
-    /// [remove](Self::remove) it. Changes nothing, and may be asked of a read-only table too.
+    /// [remove](Self::remove) it. Changes nothing, and may be called on a read-only table too.
     ///
     /// ```
     /// # use gensync::Table;

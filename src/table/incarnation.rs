@@ -70,7 +70,8 @@ impl Incarnation {
         Digest::new(word(0), word(1))
     }
 
-    /// The key's slot, which is created if it does not exist. `None` if the table is being retired.
+    /// The key's slot, which is created if it does not exist: for tables that this process may write to. `None` if the table is
+    /// being retired.
     pub(crate) fn attach(self: &Arc<Self>, key: &CacheKey) -> Result<Option<Place>, Error> {
         let digest = self.digest(key);
         let start = || self.fixed.start(now());

@@ -114,8 +114,8 @@ impl TableOptions {
     /// counts it as lost, although the process that makes it seems to be alive; 30 seconds unless set.
     ///
     /// State is served for this long before it is loaded again, by this process alone: other processes have limits of their
-    /// own. [`reset`](crate::Table::reset) waits for updates in flight for as long, and then fails. An update that is held up
-    /// waits for as long before it begins.
+    /// own. [`reset`](crate::Table::reset) waits for updates in flight for as long, and then fails. An update waits for at most
+    /// as long until it may begin.
     pub fn pending_limit(mut self, limit: Duration) -> Self {
         self.pending_limit = limit;
         self

@@ -47,7 +47,7 @@ pub(super) fn exclude_updates(table: &Incarnation, patience: Duration) -> Result
             quiet_since.set(None);
             return Ok::<_, Error>(None);
         }
-        // No update is pending, so the locks are not those of updates, or of updates that are about to be counted in.
+        // No update is pending, so the locks are either no updates', or those of updates that are about to be counted in.
         let since = quiet_since.get().unwrap_or_else(Instant::now);
         quiet_since.set(Some(since));
         Ok((since.elapsed() >= QUIET.min(patience / 2)).then_some(None))

@@ -20,7 +20,10 @@ impl ClosableMax {
     }
 
     pub(crate) fn is_closed(&self) -> bool {
-        // ORDERING: acquire pairs with the release in `close`: a thread that finds the count closed sees the final count.
+        // ORDERING: acquire pairs with the release in `close`: a thread that finds the count closed sees the final count. A
+        // thread that publishes a segment and then finds the count open may still be missed by the thread that closes, as
+        // nothing orders their stores before their loads. That costs memory only: the segment is not counted, so no reference
+        // to it is given out, and it is unmapped with the mapping.
         self.0.load(Ordering::Acquire) & Self::CLOSED != 0
     }
 
