@@ -184,16 +184,17 @@ impl<T: ?Sized> Cached<T> {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Load`] with the loader's error as source; every call that waited for that load gets it. The value stays
-    /// expired, and the next call tries again at once: a loop that calls this until it succeeds must pause by itself, call
-    /// [`wait`](Self::wait) instead, or use a value that was built with [`fail_safe`](CachedBuilder::fail_safe).
+    /// [`ErrorKind::Load`](crate::ErrorKind::Load) with the loader's error as source; every call that waited for that load gets
+    /// it. The value stays expired, and the next call tries again at once: a loop that calls this until it succeeds must pause by
+    /// itself, call [`wait`](Self::wait) instead, or use a value that was built with [`fail_safe`](CachedBuilder::fail_safe).
     ///
-    /// [`ErrorKind::Overdue`] if an old value may be served for some time, and another thread's load lasts longer than that.
+    /// [`ErrorKind::Overdue`](crate::ErrorKind::Overdue) if an old value may be served for some time, and another thread's load
+    /// lasts longer than that.
     ///
-    /// [`ErrorKind::Recursion`] if the loader itself calls this, or if the load that this call would wait for waits for this
-    /// thread, possibly through other values: otherwise all of these threads would wait for ever. Only waits in calls of this
-    /// kind are detected. If a loader waits by other means for a thread or a task that asks for the value which is being loaded,
-    /// the circle is not detected, and only [`get_fresh`](Self::get_fresh) returns, at its deadline.
+    /// [`ErrorKind::Recursion`](crate::ErrorKind::Recursion) if the loader itself calls this, or if the load that this call would
+    /// wait for waits for this thread, possibly through other values: otherwise all of these threads would wait for ever. Only
+    /// waits in calls of this kind are detected. If a loader waits by other means for a thread or a task that asks for the value
+    /// which is being loaded, the circle is not detected, and only [`get_fresh`](Self::get_fresh) returns, at its deadline.
     ///
     /// # Panics
     ///
@@ -240,7 +241,7 @@ impl<T: ?Sized> Cached<T> {
     ///
     /// # Errors
     ///
-    /// As [`get`](Self::get), and [`ErrorKind::Deadline`].
+    /// As [`get`](Self::get), and [`ErrorKind::Deadline`](crate::ErrorKind::Deadline).
     ///
     /// # Progress
     ///

@@ -15,7 +15,7 @@ pub(super) struct Metrics {
     pub(super) longest: Count,
 }
 
-/// Counts of what a [`Cached`] has done in this process. A forked child continues from its parent's counts.
+/// Counts of what a [`Cached`](crate::Cached) has done in this process. A forked child continues from its parent's counts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
@@ -25,7 +25,7 @@ pub struct Counters {
     pub hits: u64,
     /// Loads that succeeded, including the first one.
     pub reloads: u64,
-    /// Loads that failed, or lasted longer than [`fail_safe`](CachedBuilder::fail_safe) allows. Each load counts once.
+    /// Loads that failed, or lasted longer than [`fail_safe`](crate::CachedBuilder::fail_safe) allows. Each load counts once.
     pub errors: u64,
     /// Calls that returned an expired value: during a load, in a callback, or because a load failed.
     pub stale_answers: u64,

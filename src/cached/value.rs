@@ -15,18 +15,19 @@ pub(crate) struct Entry<T: ?Sized> {
     pub(super) age: Period,
 }
 
-/// A value, and the generation that it was loaded at. Returned by [`Cached::snapshot`].
+/// A value, and the generation that it was loaded at. Returned by [`Cached::snapshot`](crate::Cached::snapshot).
 ///
 /// Every announced update of the key changes the generation. The generation does not identify the value, as an `ETag` must, if
-/// anything else expires the value as well: with [`depends_on`](CachedBuilder::depends_on), [`max_age`](CachedBuilder::max_age)
-/// or [`verify`](CachedBuilder::verify), several values may have one generation.
+/// anything else expires the value as well: with [`depends_on`](crate::CachedBuilder::depends_on),
+/// [`max_age`](crate::CachedBuilder::max_age) or [`verify`](crate::CachedBuilder::verify), several values may have one
+/// generation.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Snapshot<T: ?Sized> {
     /// The value.
     pub value: Arc<T>,
     /// The generation of the key when the load of the value began; `None` if no table could be attached to, or if the value was
-    /// [invalidated](Cached::invalidate).
+    /// [invalidated](crate::Cached::invalidate).
     pub generation: Option<Generation>,
 }
 
@@ -37,13 +38,13 @@ impl<T: ?Sized> Clone for Snapshot<T> {
     }
 }
 
-/// What is in place in a [`Cached`]. Returned by [`Cached::peek`].
+/// What is in place in a [`Cached`](crate::Cached). Returned by [`Cached::peek`](crate::Cached::peek).
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Peek<T: ?Sized> {
     /// No value has been loaded yet.
     Nothing,
-    /// An expired value, which the next [`get`](Cached::get) loads again.
+    /// An expired value, which the next [`get`](crate::Cached::get) loads again.
     Expired(Snapshot<T>),
     /// A fresh value, which `get` would return as it is.
     Fresh(Snapshot<T>),
