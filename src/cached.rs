@@ -332,11 +332,11 @@ impl<T: ?Sized> Cached<T> {
     ///
     /// # Errors
     ///
-    /// As there.
+    /// As [`GenerationSynchronizer::update`].
     ///
     /// # Progress
     ///
-    /// As there.
+    /// As [`GenerationSynchronizer::update`].
     pub fn update<R, E>(&self, commit: impl FnOnce() -> Result<R, E>) -> Result<R, UpdateError<E>> {
         self.sync.update(commit)
     }
@@ -347,11 +347,11 @@ impl<T: ?Sized> Cached<T> {
     ///
     /// # Errors
     ///
-    /// As there.
+    /// As [`GenerationSynchronizer::begin_update`].
     ///
     /// # Progress
     ///
-    /// As there.
+    /// As [`GenerationSynchronizer::begin_update`].
     pub fn begin_update(&self) -> Result<Update<'_>, Error> {
         self.sync.begin_update()
     }
@@ -365,7 +365,7 @@ impl<T: ?Sized> Cached<T> {
     ///
     /// # Progress
     ///
-    /// As there, and reads a clock each time.
+    /// As [`GenerationSynchronizer::mark_updated`], and reads a clock each time.
     pub fn mark_updated(&self) -> Result<Generation, Error> {
         self.sync.mark_updated()
     }
