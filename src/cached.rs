@@ -184,16 +184,17 @@ impl<T: ?Sized> Cached<T> {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Load`](crate::ErrorKind::Load) with the loader's error as source; every call that waited for that load gets it. The value stays
-    /// expired, and the next call tries again at once: a loop that calls this until it succeeds must pause by itself, call
-    /// [`wait`](Self::wait) instead, or use a value that was built with [`fail_safe`](CachedBuilder::fail_safe).
+    /// [`ErrorKind::Load`](crate::ErrorKind::Load) with the loader's error as source; every call that waited for that load gets
+    /// it. The value stays expired, and the next call tries again at once: a loop that calls this until it succeeds must pause by
+    /// itself, call [`wait`](Self::wait) instead, or use a value that was built with [`fail_safe`](CachedBuilder::fail_safe).
     ///
-    /// [`ErrorKind::Overdue`](crate::ErrorKind::Overdue) if an old value may be served for some time, and another thread's load lasts longer than that.
+    /// [`ErrorKind::Overdue`](crate::ErrorKind::Overdue) if an old value may be served for some time, and another thread's load
+    /// lasts longer than that.
     ///
-    /// [`ErrorKind::Recursion`](crate::ErrorKind::Recursion) if the loader itself calls this, or if the load that this call would wait for waits for this
-    /// thread, possibly through other values: otherwise all of these threads would wait for ever. Only waits in calls of this
-    /// kind are detected. If a loader waits by other means for a thread or a task that asks for the value which is being loaded,
-    /// the circle is not detected, and only [`get_fresh`](Self::get_fresh) returns, at its deadline.
+    /// [`ErrorKind::Recursion`](crate::ErrorKind::Recursion) if the loader itself calls this, or if the load that this call would
+    /// wait for waits for this thread, possibly through other values: otherwise all of these threads would wait for ever. Only
+    /// waits in calls of this kind are detected. If a loader waits by other means for a thread or a task that asks for the value
+    /// which is being loaded, the circle is not detected, and only [`get_fresh`](Self::get_fresh) returns, at its deadline.
     ///
     /// # Panics
     ///
@@ -331,11 +332,11 @@ impl<T: ?Sized> Cached<T> {
     ///
     /// # Errors
     ///
-    /// As there.
+    /// As [`GenerationSynchronizer::update`].
     ///
     /// # Progress
     ///
-    /// As there.
+    /// As [`GenerationSynchronizer::update`].
     pub fn update<R, E>(&self, commit: impl FnOnce() -> Result<R, E>) -> Result<R, UpdateError<E>> {
         self.sync.update(commit)
     }
@@ -346,11 +347,11 @@ impl<T: ?Sized> Cached<T> {
     ///
     /// # Errors
     ///
-    /// As there.
+    /// As [`GenerationSynchronizer::begin_update`].
     ///
     /// # Progress
     ///
-    /// As there.
+    /// As [`GenerationSynchronizer::begin_update`].
     pub fn begin_update(&self) -> Result<Update<'_>, Error> {
         self.sync.begin_update()
     }
@@ -364,7 +365,7 @@ impl<T: ?Sized> Cached<T> {
     ///
     /// # Progress
     ///
-    /// As there, and reads a clock each time.
+    /// As [`GenerationSynchronizer::mark_updated`], and reads a clock each time.
     pub fn mark_updated(&self) -> Result<Generation, Error> {
         self.sync.mark_updated()
     }

@@ -164,7 +164,7 @@ pub enum ErrorKind {
     #[error(
         "is on a file system with the magic number {magic:#x}, which is none of those known to keep mappings coherent; use a \
          local one, such as /dev/shm, or allow_file_system({magic:#x}) if no other machine has it mounted and mappings of \
-         one file in several processes are one memory there"
+         one file in several processes share memory there"
     )]
     #[non_exhaustive]
     UnknownFileSystem {
@@ -173,9 +173,9 @@ pub enum ErrorKind {
     },
     /// The table is to be opened read-only on overlayfs by a process that may not write to it.
     #[error(
-        "is on overlayfs, where the first writer gives the path another file, which a process that reads the present one \
-         never sees; this process may not open it for writing, which would bring that about beforehand; put the table on a \
-         tmpfs or a volume, or let this process write to the file"
+        "is on overlayfs, where the first process that opens the file for writing puts a copy in its place, and a process that \
+         has the original open never sees the copy; this process may not open the file for writing, which would make the copy \
+         beforehand; put the table on a tmpfs or a volume, or let this process write to the file"
     )]
     ReadOnlyOverlay,
     /// The table's file can be neither replaced nor removed, at least not by this process.

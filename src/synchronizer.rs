@@ -386,8 +386,8 @@ impl GenerationSynchronizer {
         Ok(generation)
     }
 
-    /// Completes an update that found `before`, and must wake waiters, be made in the successor, or comes from a holder that does
-    /// not adopt it.
+    /// Completes an update that found `before` and is not plain: there are waiters to wake, it must be made in the successor, or
+    /// the holder does not adopt it.
     #[cold]
     fn bump_slow(&self, before: Word, follow: impl FnOnce(Word)) -> Result<Generation, Error> {
         let Some(generation) = before.updated() else { return self.bump_successor() };

@@ -88,9 +88,9 @@ impl GenerationSynchronizer {
     ///
     /// # Progress
     ///
-    /// Blocking, without polling: the thread sleeps on a futex, and checks for itself twice a second. So it also notices,
-    /// within a second, that the table's file was deleted, and, within half a second, that the maker of a pending update was
-    /// killed. Signals do not end the wait. A process that has the table open read-only cannot leave a mark there that it waits, so it
+    /// Blocking, without polling: the thread sleeps on a futex, and checks for itself twice a second. So it also notices, within
+    /// a second, that the table's file was deleted, and, within half a second, that the maker of a pending update was killed.
+    /// Signals do not end the wait. A process that has the table open read-only cannot leave a mark there that it waits, so it
     /// checks the key every 10 milliseconds instead. If the table was replaced, this attaches to the successor: opening, mapping
     /// and retiring files.
     pub fn wait(&self) {
@@ -156,8 +156,8 @@ pub(crate) fn wait_for_any(awaited: &[Awaited<'_>], deadline: Option<Deadline>) 
             if awaited.iter().any(Awaited::is_expired) {
                 return Waited::Changed;
             }
-            // Clearing a bit wakes the other waiters, so that each sets it again. After short waits the bits stay, as many of them
-            // would wake each other all the time.
+            // Clearing a bit wakes the other waiters, so that each sets it again. After short waits the bits stay, as many of
+            // them would wake each other all the time.
             if is_long {
                 leave(bits);
             }

@@ -49,7 +49,7 @@ impl<T: ?Sized> Cached<T> {
     ///
     /// # Progress
     ///
-    /// As there, for each key.
+    /// As [`GenerationSynchronizer::pollable`](crate::GenerationSynchronizer::pollable), for each key.
     pub fn pollable(&self) -> Result<Pollable, Error> {
         let entry = self.current.load_full();
         let keys = match &entry {

@@ -42,11 +42,11 @@ impl<T: ?Sized, U: ?Sized, C: Deref<Target = Cached<T>>, F: Fn(&T) -> &U + Clone
     ///
     /// # Errors
     ///
-    /// As there.
+    /// As [`Cached::get`].
     ///
     /// # Progress
     ///
-    /// As there.
+    /// As [`Cached::get`].
     pub fn get(&self) -> Result<Part<T, U, F>, Error> {
         self.cached.get().map(|value| self.part(value))
     }
@@ -55,11 +55,11 @@ impl<T: ?Sized, U: ?Sized, C: Deref<Target = Cached<T>>, F: Fn(&T) -> &U + Clone
     ///
     /// # Errors
     ///
-    /// As there.
+    /// As [`Cached::get_stale_ok`].
     ///
     /// # Progress
     ///
-    /// As there.
+    /// As [`Cached::get_stale_ok`].
     pub fn get_stale_ok(&self) -> Result<Part<T, U, F>, Error> {
         self.cached.get_stale_ok().map(|value| self.part(value))
     }
@@ -68,11 +68,11 @@ impl<T: ?Sized, U: ?Sized, C: Deref<Target = Cached<T>>, F: Fn(&T) -> &U + Clone
     ///
     /// # Errors
     ///
-    /// As there.
+    /// As [`Cached::get_fresh`].
     ///
     /// # Progress
     ///
-    /// As there.
+    /// As [`Cached::get_fresh`].
     pub fn get_fresh(&self, deadline: Instant) -> Result<Part<T, U, F>, Error> {
         self.cached.get_fresh(deadline).map(|value| self.part(value))
     }
@@ -81,7 +81,7 @@ impl<T: ?Sized, U: ?Sized, C: Deref<Target = Cached<T>>, F: Fn(&T) -> &U + Clone
     ///
     /// # Progress
     ///
-    /// As there.
+    /// As [`Cached::get_if_fresh`].
     #[must_use]
     pub fn get_if_fresh(&self) -> Option<Part<T, U, F>> {
         self.cached.get_if_fresh().map(|value| self.part(value))

@@ -130,6 +130,8 @@ impl SingleFlight {
         let is_in_flight = state.log.is_in_flight();
         let is_own = state.leader == Some(std::thread::current().id());
         if let Some(failure) = &state.failure {
+            // A call that waited for the load that failed fails with it. Otherwise each of many waiting calls would load in turn,
+            // and fail in turn.
             let has_waited_for_it = failure.load > before.completed;
             if has_waited_for_it || !is_in_flight && (is_own || !failure.retry.is_over(coarse_now())) {
                 return Next::Fail(failure.clone());

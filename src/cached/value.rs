@@ -19,8 +19,9 @@ pub(crate) struct Entry<T: ?Sized> {
 /// A value, and the generation that it was loaded at. Returned by [`Cached::snapshot`](crate::Cached::snapshot).
 ///
 /// Every announced update of the key changes the generation. The generation does not identify the value, as an `ETag` must, if
-/// anything else expires the value as well: with [`depends_on`](crate::CachedBuilder::depends_on), [`max_age`](crate::CachedBuilder::max_age)
-/// or [`verify`](crate::CachedBuilder::verify), several values may have one generation.
+/// anything else expires the value as well: with [`depends_on`](crate::CachedBuilder::depends_on),
+/// [`max_age`](crate::CachedBuilder::max_age) or [`verify`](crate::CachedBuilder::verify), several values may have one
+/// generation.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Snapshot<T: ?Sized> {

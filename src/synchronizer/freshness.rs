@@ -90,7 +90,8 @@ impl GenerationSynchronizer {
     }
 
     /// Whether the updates that are pending in `word` may still be finished by their makers, so that what was `seen` is as fresh
-    /// as before. If all of the makers are dead, this recovers the updates: it updates the key in their place.
+    /// as before. If all of the makers are dead, this recovers the updates: it updates the key in their place. If it cannot, or
+    /// the updates have been pending for longer than the `pending_limit`, they count as lost for this process.
     pub(super) fn is_in_flight(&self, seen: Observed, word: Word) -> bool {
         let now = precise_now();
         let is_old = || u128::from(self.monitor.age(word, now)) >= self.table.pending_limit().as_micros();

@@ -14,7 +14,7 @@ pub(crate) struct News {
     is_live: bool,
     /// Whether time alone may make the state expired.
     is_doubtful: bool,
-    /// Whether it is time to report to waiters that have seen nothing that the table cannot be attached to.
+    /// Whether it is time to report a table that cannot be attached to once more to the waiters that have seen nothing.
     may_retry: bool,
     read_only: bool,
 }

@@ -8,8 +8,8 @@ use crate::protocol::word::Word;
 /// The generation from before a load, to be [adopted](crate::GenerationSynchronizer::adopt) after it.
 ///
 /// An update during the load changes the generation, so that state that was loaded with this ticket is expired from the start. A
-/// ticket is valid for synchronizers of one key and one [`Table`](crate::Table) (clones included): adopted by any other, it leaves the state
-/// expired.
+/// ticket is valid for synchronizers of one key and one [`Table`](crate::Table) (clones included): adopted by any other, it
+/// leaves the state expired.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use = "a ticket does nothing until it is adopted"]
 pub struct Ticket {

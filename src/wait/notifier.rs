@@ -89,7 +89,7 @@ impl Entry {
         !matches!(self.target, Target::Task(None))
     }
 
-    /// What is to be notified; it counts as notified from here on.
+    /// Returns what the caller must notify. It counts as notified from here on.
     fn take_target(&mut self, sync: &GenerationSynchronizer) -> Target {
         match &mut self.target {
             Target::Descriptor(descriptor) => {
