@@ -239,7 +239,7 @@ impl Bench<'_> {
         let look_up = |key: &str| words.of_key(key).load(Acquire);
 
         let name = format!("attach to an existing key of {label}");
-        // So few that they are still in the cache when it comes to them, as with a caller who has just made the key.
+        // So few that they are still in the processor's cache when they are attached to, as after a caller has just made the key.
         let batch = BatchSize::NumIterations(100);
         let mut group = self.criterion.benchmark_group(&name);
         group.bench_function("gensync", |bencher| bencher.iter_batched_ref(random_key, |key| attach(key), batch));

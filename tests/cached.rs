@@ -220,7 +220,7 @@ fn a_waiter_for_a_load_is_not_given_an_earlier_ones_failure() {
     thread::scope(|scope| {
         let leader = scope.spawn(|| *cached.get().unwrap());
         await_value(&begun, 2);
-        // It wakes at the deadline, when nothing has landed.
+        // It wakes at the deadline, when no load has ended.
         let error = cached.get_fresh(Instant::now() + Duration::from_millis(5)).unwrap_err();
         open.send(()).unwrap();
         assert_eq!(leader.join().unwrap(), 2);
@@ -284,7 +284,7 @@ fn a_value_is_no_older_than_its_age_limit() {
     cached.get().unwrap();
     set(&source, Ok(2));
     thread::sleep(Duration::from_millis(60));
-    assert_eq!(*cached.get().unwrap(), 2, "changed by somebody who does not know of gensync");
+    assert_eq!(*cached.get().unwrap(), 2, "changed by a program that does not use gensync");
 }
 
 #[test]

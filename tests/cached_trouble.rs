@@ -324,7 +324,7 @@ fn a_forked_child_goes_its_own_way_whatever_the_parents_threads_were_doing() {
                 })
                 .succeeds();
             }
-            // Its updates have overtaken the load, so those who came after it began need another one.
+            // Its updates have overtaken the load, so the waiters that came after it began need another one.
             open.send(()).unwrap();
             open.send(()).unwrap();
             assert_eq!(leader.join().unwrap(), 2);
@@ -385,7 +385,7 @@ fn is_recursion(error: &gensync::Error) -> bool {
 
 type Values = Arc<OnceLock<Vec<Cached<u64>>>>;
 
-/// Values whose loaders each ask for the next one's, and the last one's for the first one's. The first loads all begin before
+/// Values in a ring: the loader of each asks for the next value, and the last one's for the first. The first loads all begin before
 /// one of them asks.
 fn circle(length: usize) -> Values {
     let table = anonymous();

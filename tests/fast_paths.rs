@@ -1,5 +1,5 @@
-//! Guards against allocations, system calls and threads where none may be: in checks, loads of what is fresh, and updates that
-//! nobody waits for.
+//! Guards against allocations, system calls and threads where none may be: in checks, loads of what is fresh, and updates of
+//! keys without a waiter.
 
 mod support;
 

@@ -1,5 +1,5 @@
-//! Guards against file systems and namespaces where a file is not what it seems: overlayfs, users who are not mapped, and file
-//! systems that nobody knows.
+//! Guards against file systems and namespaces where a file is not what it seems: overlayfs, user ids that are not mapped, and
+//! unknown file systems.
 
 mod support;
 
@@ -31,7 +31,7 @@ fn mount_at(kind: &str, folder: &Path, options: &str) -> bool {
     mounted.is_ok()
 }
 
-/// Runs `test` with a folder on overlayfs, whose lower layer was prepared by `prepare`.
+/// Runs `test` with a folder on overlayfs; `prepare` prepares its lower layer.
 fn with_overlay(prepare: impl FnOnce(&Path), test: impl FnOnce(&Path) + std::panic::UnwindSafe) {
     let base = tempfile::tempdir().unwrap();
     fs::set_permissions(base.path(), Permissions::from_mode(0o755)).unwrap();
@@ -145,7 +145,7 @@ fn a_table_that_its_maker_would_refuse_is_not_made() {
     assert!(matches!(error.kind(), ErrorKind::WrongOwner { .. }) && error.path() == Some(&path), "{error}");
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "it is left behind");
     in_child(|| {
-        // As a user who is not mapped, whose files show as another's.
+        // As a user that is not mapped: its files show as another's.
         let apart = setuid(Uid::from_raw(STRANGER)).and_then(|()| unshare(CloneFlags::CLONE_NEWUSER));
         if let Err(error) = apart {
             eprintln!("skipped, as no user namespace can be made here: {error}");
@@ -206,7 +206,7 @@ fn nobody_is_taken_for_the_owner_where_he_is_not_mapped() {
     if has_default {
         fs::remove_dir_all(&default).unwrap();
     }
-    // Where the number is somebody's, that one is the owner.
+    // Where the number is that of a user, that user is the owner.
     chown(&path, Some(overflow), Some(overflow)).unwrap();
     in_child(|| {
         setuid(Uid::from_raw(overflow)).unwrap();

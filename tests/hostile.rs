@@ -275,7 +275,7 @@ fn the_words_that_change_may_say_anything() {
         }
         patient.write(148, &1_u32.to_le_bytes());
     }
-    // In a process of its own, as nobody else is to have the table open, children of other tests included.
+    // In a process of its own, as no other process may have the table open, children of other tests included.
     in_child(|| {
         for boot in numbers().step_by(20) {
             let before = present(&patient);
@@ -338,7 +338,7 @@ fn a_number_that_is_no_generation_is_reported_and_repaired_by_a_reset() {
             let beginning = format!("{}: key \"key\": damaged key: its generation word is 0x", patient.path.display());
             let found = text.strip_prefix(&beginning).unwrap_or_else(|| panic!("{text}"));
             assert!(found.ends_with(", which is none of a live table; reset the table"), "{text}");
-            // It may be awaited meanwhile, and those who wait be woken.
+            // The key may have got a waiter meanwhile, which is woken.
             let found = u64::from_str_radix(&found[..16], 16).unwrap();
             assert_eq!(found & (retired | pending), word & (retired | pending), "{text}");
             assert!((found & generation).wrapping_sub(word & generation) < 10, "{text}");

@@ -267,7 +267,7 @@ fn keys_come_from_any_text_and_can_be_sorted() {
     assert_eq!(CacheKey::from(Cow::<str>::Owned("a b".to_owned())), key);
     let sorted = std::collections::BTreeSet::from(["b", "a", "c", "a"].map(CacheKey::from));
     assert_eq!(sorted.iter().map(CacheKey::as_str).collect::<Vec<_>>(), ["a", "b", "c"]);
-    // The order tells apart whatever equality does.
+    // Keys that are not equal are not equal in the order either.
     assert_ne!(CacheKey::raw("a"), CacheKey::from("a"));
     assert_ne!(CacheKey::raw("a").cmp(&CacheKey::from("a")), std::cmp::Ordering::Equal);
 }
@@ -299,7 +299,7 @@ fn key(number: u32) -> [u8; 8] {
     (spread | u64::from_le_bytes([b'@'; 8])).to_le_bytes()
 }
 
-/// Some of the keys that somebody would choose who knows how they are placed, but not the salt.
+/// Some of the keys that an attacker would choose that knows how keys are placed, but not the salt.
 fn crowding(count: usize) -> Vec<[u8; 8]> {
     let half = |start: u32| (start..).step_by(2).map(key).filter(|key| is_of_the_flood(*key)).take(count / 2);
     thread::scope(|scope| {

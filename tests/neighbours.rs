@@ -121,7 +121,7 @@ fn wait_and_grow(table: &Table, start: Instant, count: &AtomicU64) {
     }
 }
 
-/// Writes to the table through a mapping of this process's own, until it is told to stop; follows it to its successors.
+/// Writes to the table through a mapping of this process's own, until `stop` is set; follows the table to its successors.
 fn scribble(table: &Table, stop: &AtomicU64, writes: &AtomicU64) {
     let (mut random, parent) = (0x9e37_79b9_7f4a_7c15, getppid());
     while stop.load(SeqCst) == 0 && getppid() == parent {
@@ -150,14 +150,14 @@ fn map(file: &File) -> Option<MmapRaw> {
     MmapOptions::new().len(length).map_raw(file.as_raw_fd()).ok()
 }
 
-/// A table in memory, as somebody sees it who keeps to no rule but that of not changing the file's size.
+/// A table in memory, for a writer that keeps to no rule except that it does not change the file's size.
 struct Prey {
     map: MmapRaw,
 }
 
 impl Prey {
     fn bytes(&self) -> &[AtomicU8] {
-        // SAFETY: mapped as long as self lives, and within the file, which nobody truncates. Whoever else has it uses atomics.
+        // SAFETY: mapped as long as self lives, and within the file, which is never truncated. Every other user of it uses atomics.
         #[expect(unsafe_code, reason = "a mapping of the test's own")]
         unsafe {
             std::slice::from_raw_parts(self.map.as_ptr().cast(), self.map.len())
@@ -176,7 +176,7 @@ impl Prey {
     fn write(&self, random: &mut u64) {
         let mut next = || next_random(random) >> 3;
         let words = self.map.len() / 8;
-        // From behind the part that is fixed, which only stops those who open the table.
+        // Starts behind the fixed part: a change of that only makes opening the table fail.
         let index = match next() % 8 {
             0 => 16 + next() as usize % 17,
             1..6 => 512 + 16 * (next() as usize % (words / 16 - 32)) + next() as usize % 5,
@@ -232,7 +232,7 @@ fn swap(path: &Path, victim: &Path, stop: &AtomicU64, swaps: &AtomicU64) {
     }
 }
 
-/// What the system answers who opens a socket, or a folder to write to it.
+/// What the system answers to opening a socket, or a folder for writing.
 fn is_of_opening(error: &gensync::Error) -> bool {
     let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<std::io::Error>());
     let errno = source.and_then(std::io::Error::raw_os_error).map(Errno::from_raw);

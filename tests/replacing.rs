@@ -1,5 +1,5 @@
 //! Guards against a table that is retired and cannot be replaced: by processes without the right to, where a file stays what it is,
-//! and by neighbours who put things into its folder.
+//! and by other processes that put things into its folder.
 
 mod support;
 
@@ -46,7 +46,7 @@ fn set_mode(path: &Path, mode: u32) {
     fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
 }
 
-/// A table that everybody may write, in a folder with that mode.
+/// A table that every user may write, in a folder with that mode.
 fn public_table(mode: u32) -> (tempfile::TempDir, PathBuf) {
     let (folder, path) = path();
     set_mode(folder.path(), mode);
@@ -78,7 +78,11 @@ fn assert_stays(path: &Path, reason: &str) {
     assert!(sync.refresh().ok() > seen);
     watcher.update(|| Ok::<_, ()>(())).unwrap();
     assert!(sync.is_expired());
-    assert_eq!((table.info().incarnation, fs::metadata(path).unwrap().ino()), before, "told as another incarnation");
+    assert_eq!(
+        (table.info().incarnation, fs::metadata(path).unwrap().ino()),
+        before,
+        "reported as another incarnation"
+    );
     assert_eq!(names(path.parent().unwrap()).iter().filter(|name| name.starts_with(".gensync-")).count(), 0);
 }
 
@@ -106,7 +110,7 @@ fn without_a_right_to_the_folder_a_process_can_only_expire_the_table() {
     let (_folder, path) = public_table(0o1777);
     stranger(|| assert_stays(&path, "is sticky")).succeeds();
     assert_is_replaced(&path);
-    // Replaced it could be, but not given to whom it belongs: then nothing is changed.
+    // It could be replaced, but the successor could not be given to the table's owner: then nothing is changed.
     let (_folder, path) = public_table(0o777);
     stranger(|| {
         let table = open(&path);
@@ -231,7 +235,7 @@ fn nothing_that_a_neighbour_puts_into_the_folder_is_followed_removed_or_in_the_w
     let theirs = names(folder);
     assert_is_replaced(&path);
     assert_eq!(names(folder), theirs, "something was left, or removed");
-    // What a killed process of this user has left there is removed, unless somebody is still at work on it.
+    // What a killed process of this user has left there is removed, unless a process is still at work on it.
     let [left, used, text] = [7, 8, 9].map(hidden);
     drop(Table::open(&left).unwrap());
     drop(Table::open(&used).unwrap());
@@ -277,7 +281,7 @@ fn many_processes_that_check_during_a_reset_do_not_each_make_a_successor() {
                     words[0].fetch_add(1, SeqCst);
                     for round in 1..=ROUNDS {
                         let before = table.info().incarnation;
-                        // Until it has moved on, and given the old table back. Others who do so may expire the new one.
+                        // Until it has moved on, and unmapped the old table. Other processes that do so may expire the key in the new one.
                         while table.info().incarnation == before {
                             if sync.is_expired()
                                 && let Err(error) = sync.refresh()
@@ -377,7 +381,7 @@ fn a_table_that_is_retired_under_an_update_is_not_replaced_before_that_has_ended
     while GenerationSynchronizer::new(&table, "new").is_err() {}
     assert!(fs::metadata(&path).unwrap().ino() != before);
     assert!(early == 1 || sync.is_expired(), "a maker that was killed after its commit was forgotten");
-    // Who opens it anew waits for the maker; and no longer than the limit.
+    // A process that opens the path anew waits for the maker, and no longer than the limit.
     fs::remove_file(&path).unwrap();
     let (_table, _sync, source, maker) = retiring_under_an_update(&path);
     let (there, loaded) = (&shared_words(1)[0], &shared_words(1)[0]);

@@ -1,4 +1,4 @@
-//! Guards against a holder that goes on with a file which its path no longer names: updates that reach nobody, and state that
+//! Guards against a holder that goes on with a file which its path no longer names: updates that reach no process, and state that
 //! counts as fresh for good. And against the opposite: a load at each use while freshness cannot be known.
 
 mod support;
@@ -18,7 +18,7 @@ use support::{await_value, in_child, keep_mounts_apart, path, shared_words};
 
 /// After this long, the next use of any holder looks at the path.
 const NOTICED: Duration = Duration::from_millis(1100);
-/// So many uses may pass before a holder notices whose rate has suddenly fallen.
+/// The most uses that may pass before a holder notices after its rate has suddenly fallen.
 const MOST: usize = 64;
 
 /// Deletes the table's file, as a service manager does that cleans up, and opens a new one as a restarted worker does.
@@ -464,7 +464,7 @@ fn a_mount_over_the_folder_does_not_leave_state_fresh_for_good() {
         let found = loads_in_three_seconds(&loads, || assert_eq!((*cached.get().unwrap()), 2));
         assert!((8..=16).contains(&found), "{found} loads in fifteen times the time to live");
         assert_eq!(reports.load(SeqCst), 1, "it is reported once");
-        // Those who have the same file go on telling each other.
+        // Processes that have the same file still see each other's updates.
         plain.refresh_with(|| Ok::<_, Error>(())).unwrap();
         assert!(!plain.is_expired());
         same.mark_updated().unwrap();

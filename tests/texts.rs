@@ -34,7 +34,7 @@ fn an_update_that_cannot_be_announced_says_so() {
         let other = GenerationSynchronizer::new(&table, "key").unwrap();
         let error = sync
             .update(|| {
-                // The table goes, its folder too, and somebody notices while the update is in flight.
+                // The table goes, its folder too, and a process notices while the update is in flight.
                 std::fs::remove_dir_all(folder.path()).unwrap();
                 while other.sync_gen().is_some() {
                     let _ = other.is_expired();

@@ -40,7 +40,7 @@ fn run(work: impl Future<Output = ()>) {
     tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(work);
 }
 
-/// Runs `work` in a process of its own, whose threads can be counted.
+/// Runs `work` in a process of its own, so that its threads can be counted.
 fn in_runtime<F: Future<Output = ()>>(work: impl FnOnce() -> F) {
     in_child(|| run(work())).succeeds();
 }
@@ -398,7 +398,7 @@ fn a_runtime_that_ends_while_its_tasks_wait_leaves_nothing_behind() {
                 });
                 match round % 2 {
                     0 => drop(runtime),
-                    // Woken while nobody runs them any more.
+                    // Woken when no runtime runs them any more.
                     _ => {
                         writer.mark_updated().unwrap();
                         sync.refresh().unwrap();

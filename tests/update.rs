@@ -1,4 +1,4 @@
-//! Guards against a commit that outlives its announcement: updates whose maker is killed, panics, forks or never ends.
+//! Guards against a commit that outlives its announcement: updates by a process that is killed, panics, forks or never ends.
 
 mod support;
 
@@ -108,7 +108,7 @@ fn readers_keep_their_state_while_an_update_is_in_flight() {
             assert!(!reader.is_expired(), "the update has not completed");
             past_the_bound();
         }
-        // Who begins to read now is not expired either, and is told when it ends.
+        // A reader that begins now is not expired either, and is expired when the update ends.
         let late = sync(table);
         late.refresh_with(|| Ok::<_, ()>(source.load(SeqCst))).unwrap();
         assert!(!late.is_expired());
@@ -331,7 +331,7 @@ fn more_updates_of_one_key_at_once_than_can_be_counted() {
     assert!(!reader.is_expired(), "the last one is still in flight");
     updates.pop().unwrap().finish().unwrap();
     assert!(reader.is_expired());
-    // The count, which could not go down, is cleared by whoever finds that nobody is left.
+    // The count, which could not go down, is cleared by a process that finds that no maker is left.
     reader.refresh().unwrap();
     past_the_bound();
     await_expiry(&reader);
@@ -481,7 +481,7 @@ fn an_update_may_be_begun_without_waiting_or_by_a_deadline() {
     let (writer, reader) = (sync(&table), sync(&table));
     writer.try_begin_update().unwrap().finish().unwrap();
     assert!(reader.is_expired());
-    // As whoever recovers an update has the slot, and who resets the table has the gate and all slots.
+    // As a process that recovers an update locks the slot, and one that resets the table locks the gate and all slots.
     let file = std::fs::File::options().read(true).write(true).open(&path).unwrap();
     for (start, length) in [(4096, 0), (144, 4)] {
         let mut lock = nix::libc::flock {
@@ -627,7 +627,7 @@ fn a_reader_that_cannot_recover_a_lost_update_loads_once() {
     reader.refresh().unwrap();
     let clone = reader.clone();
     assert!(!clone.is_expired() && !reader.is_expired(), "the clone of a fresh synchronizer is expired");
-    // Somebody who can recovers them all.
+    // A process that can write recovers them all.
     let writer = sync(&table);
     await_expiry(&writer);
     assert!(reader.is_expired());

@@ -239,8 +239,8 @@ impl Storm<'_> {
     }
 }
 
-/// In each round two updaters make one update each, and then none until all have loaded it: who sleeps through it finds it
-/// when he looks for himself, as nothing else wakes him.
+/// In each round two updaters make one update each, and then none until all have loaded it: a waiter that sleeps through it finds
+/// it only at its own next look, as nothing else wakes it.
 #[test]
 fn no_wake_up_is_lost_between_two_updaters_and_many_waiters() {
     const ROUNDS: u64 = 3000;
@@ -359,7 +359,7 @@ fn a_process_that_can_only_read_a_table_waits_for_others_updates() {
         waiters.iter().for_each(Child::await_sleep);
         writer.mark_updated().unwrap();
         waiters.into_iter().for_each(Child::succeeds);
-        // It does not keep others from being reported.
+        // It does not keep others from being woken.
         let waiter = in_child(|| assert_eq!(syncs[1..].iter().collect::<WaitSet<'_>>().wait_timeout(LIMIT), [1]));
         waiter.await_sleep();
         attach(&other, "other").mark_updated().unwrap();
@@ -559,7 +559,7 @@ fn a_reset_wakes_all_who_sleep_at_once() {
             let wait = |way: usize| {
                 let start = micros();
                 let limit = start + 20_000_000;
-                // The set tells both.
+                // The set reports both.
                 match way {
                     0 => assert!(syncs[0].wait_timeout(LIMIT).is_changed()),
                     _ => assert!(!syncs.iter().collect::<WaitSet<'_>>().wait_timeout(LIMIT).is_empty()),
@@ -667,7 +667,7 @@ fn a_state_that_cannot_be_known_to_be_fresh_is_never_reported_fresh_when_the_tim
     drop((attach(&table, "key"), attach(&table, "other")));
     let reader = read_only(&path);
     let syncs = [attach(&reader, "key"), attach(&reader, "other")];
-    // Nobody who may write attaches to the keys in the successor.
+    // No process that may write attaches to the keys in the successor.
     table.reset().unwrap();
     for _ in 0..20 {
         let moment = Duration::from_micros(100);

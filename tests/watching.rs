@@ -1,4 +1,4 @@
-//! Guards against changes that tools, event loops and tasks do not hear of, and against threads that outlive their purpose.
+//! Guards against changes that tools, event loops and tasks do not notice, and against threads that outlive their purpose.
 
 mod support;
 
@@ -117,7 +117,7 @@ fn a_watch_follows_a_table_that_is_reset_or_deleted() {
             true => in_child(|| table.reset().unwrap()).succeeds(),
             false => std::fs::remove_file(&path).unwrap(),
         }
-        // Attached to again by whoever uses it.
+        // Attached to again by any process that uses it.
         let user = in_child(|| {
             loop {
                 sync.wait();

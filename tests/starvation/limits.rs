@@ -282,7 +282,7 @@ fn poll<T>(future: impl Future<Output = T>) -> std::task::Poll<T> {
 
 // Memory.
 
-/// A group whose processes may use so much memory, together with what they put into files that are kept in memory.
+/// A group of processes that may use so much memory, what they put into files in memory included.
 struct MemoryGroup(PathBuf);
 
 impl MemoryGroup {

@@ -55,11 +55,11 @@ pub(crate) struct About {
 #[derive(Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Kind {
-    /// Tells whether the state that one has is stale.
+    /// Reports whether the state that the caller has is stale.
     Check,
     /// Gives the value, and a fresh one.
     Read,
-    /// Has to fetch the value in order to tell: both of the above.
+    /// Has to fetch the value to know whether it is stale: both of the above.
     CheckByReading,
     Announce,
 }

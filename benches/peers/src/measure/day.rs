@@ -116,7 +116,7 @@ pub(crate) struct Place {
     pub(crate) way: &'static str,
     site: Box<dyn Site>,
     source: Source,
-    /// For each key the newest value whose announcement is complete.
+    /// For each key, the newest value that was announced completely.
     oracle: &'static [AtomicU64],
     keys: Vec<usize>,
 }
@@ -219,7 +219,7 @@ impl Place {
         let value = self.source.load(key) + 1;
         self.source.store(key, value);
         session.announce(key, value);
-        // From here on nobody may get what was there before.
+        // From here on, no answer may be what was there before.
         self.oracle[key].store(value, SeqCst);
     }
 }
@@ -251,7 +251,7 @@ impl Requests<'_> {
     }
 }
 
-/// What the processes of a day tell each other.
+/// The words by which the processes of a day communicate.
 struct Board {
     words: &'static [AtomicU64],
     /// The workers and the writer.

@@ -1,4 +1,4 @@
-//! An atomic word in a mapping: what nobody can beat, and what gives nothing else.
+//! An atomic word in a mapping: the lower limit of the cost, which gives nothing else.
 
 use std::hint::black_box;
 use std::path::Path;

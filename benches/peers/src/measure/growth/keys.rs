@@ -92,13 +92,13 @@ fn expected(fills: &[(usize, f64)], keys: usize) -> Option<f64> {
 /// So many of the keys a process attaches to.
 const SAMPLE: usize = 10_000;
 
-/// Whose turn it is.
+/// The peer that has the turn.
 const NOBODY: u64 = 0;
 const ATTACHING: u64 = u64::MAX;
 
 /// A process for each peer attaches to a sample of the keys, then they get values by turns.
 fn attach_and_get(filled: &[Filled], keys: usize, scale: Scale) -> Outcome<Vec<Row>> {
-    // Whose turn it is, counted from 1, then for each the nanoseconds to attach, and of each round those of a thousand gets.
+    // The peer that has the turn, counted from 1; then for each the nanoseconds to attach, and of each round those of a thousand gets.
     let board = words(1 + filled.len() * (1 + scale.rounds))?;
     let (turn, figures) = (&board[0], |index: usize| &board[1 + index * (1 + scale.rounds)..][..1 + scale.rounds]);
     let source = Source::new(keys)?;
@@ -140,7 +140,7 @@ fn attach_and_get(filled: &[Filled], keys: usize, scale: Scale) -> Outcome<Vec<R
     filled.iter().enumerate().map(row).collect()
 }
 
-/// Attaches to a sample, whose size it tells, and notes the nanoseconds for each.
+/// Attaches to a sample, returns the sample's size, and notes the nanoseconds for each key.
 fn attach(place: &Place, keys: usize, source: Source, figure: &AtomicU64) -> Outcome<(Box<dyn Session>, usize)> {
     let mut random = StdRng::seed_from_u64(keys as u64);
     let sample: Vec<_> = match keys {
