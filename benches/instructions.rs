@@ -1,4 +1,4 @@
-//! How many instructions the operations take that are done at each use: unlike times, the same on a busy machine and an idle one,
+//! How many instructions the operations of each use take: unlike times, the same on a busy machine and an idle one,
 //! so that a check that costs more than before is noticed here before its time can be measured.
 //!
 //! Runs itself under valgrind's callgrind, which must be installed, and fails if an operation takes more than `EXPECTED` says;
@@ -35,7 +35,7 @@ const EXPECTED: [(&str, u32); 15] = [
     ("cached_reader_get", 28),
 ];
 
-/// Two more may be a compiler's whim; in long ones, three in a hundred.
+/// Two more, or three in a hundred of long ones, may come from the compiler's choices.
 fn most(expected: u32) -> u32 {
     expected + (expected * 3).div_ceil(100).max(2)
 }
@@ -86,7 +86,7 @@ fn operate() {
     let sync = || GenerationSynchronizer::new(&table, "key").expect("room for a key");
     let word = AtomicU64::new(1);
     let value = ArcSwapOption::from_pointee(1);
-    // A thread's first load is another one's.
+    // A thread's first load takes another path.
     drop(value.load());
     repeat(|| counted::load(black_box(&word)));
     repeat(|| counted::load_and_compare(black_box(&word), black_box(1)));

@@ -47,7 +47,7 @@ trait Beacon {
     /// Moves on so many times, while there is no waiter and the updater knows that, as far as it can.
     fn update_unawaited(&self, times: u32);
 
-    /// Sleeps until it is not what was seen any more.
+    /// Sleeps until it is no longer what was seen.
     fn wait(&self);
 
     fn see(&self);
@@ -85,6 +85,8 @@ impl Bare {
     }
 }
 
+// ORDERING: an update is AcqRel and a look acquire, as of a generation in gensync: a waiter that sees the new number in `wait` or `see`
+// sees what the updater wrote before its `fetch_add`. The kernel compares the word again before it puts the waiter to sleep.
 impl Beacon for Bare {
     fn update(&self) {
         self.word.fetch_add(1, AcqRel);
@@ -308,7 +310,7 @@ impl Stage {
             })?;
             until_asleep(waiter)?;
             drop(processes);
-            // After a fork, the first write to each page is dear.
+            // After a fork, the first write to each page is expensive.
             beacon.see();
             let start = Instant::now();
             beacon.update();
@@ -335,7 +337,7 @@ fn median(times: impl IntoIterator<Item = Duration>) -> f64 {
     Spread::of(times.into_iter().map(|time| time.as_nanos() as f64)).median
 }
 
-/// Returns when the process sleeps. There must be nothing for it to sleep on but what it waits for.
+/// Returns when the process sleeps. It must have nothing to sleep on except what it waits for.
 fn until_asleep(process: Pid) -> Outcome<()> {
     loop {
         let status = fs::read_to_string(format!("/proc/{process}/stat"))?;
@@ -412,7 +414,7 @@ struct Page {
     result: Line<AtomicU64>,
 }
 
-/// Two lines of a cache, as processors fetch them in pairs.
+/// Two cache lines, as processors fetch them in pairs.
 #[repr(align(128))]
 struct Line<T>(T);
 

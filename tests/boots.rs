@@ -17,7 +17,7 @@ const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// What a process sees of the boot's id.
 #[derive(Clone, Copy, Debug)]
 enum BootView {
-    /// Another one for each number.
+    /// A different id for each number.
     Id(u8),
     /// A /proc that shows processes only, as under systemd's ProcSubset=pid.
     ProcessesOnly,
@@ -70,7 +70,7 @@ fn attach(path: &Path) -> GenerationSynchronizer {
     GenerationSynchronizer::new(&Table::open(path).unwrap(), "key").unwrap()
 }
 
-/// The key's generation, as a process finds it that opens the table in a container of that kind.
+/// The key's generation, as it is for a process that opens the table in a container of that kind.
 fn generation(folder: &Path, view: BootView, path: &Path) -> u64 {
     let answer = &shared_words(1)[0];
     container(folder, view, || answer.store(attach(path).sync_gen().map_or(0, Generation::get), SeqCst)).succeeds();
@@ -135,7 +135,7 @@ fn a_table_is_renewed_if_nobody_has_it_open_and_once_for_each_boot() {
     let second = generation(folder, BootView::Id(2), &path);
     assert!(second > first, "another boot's table was not renewed");
     assert_eq!(generation(folder, BootView::Id(2), &path), second);
-    // However it is held: by one that only reads, or by a child of the one that opened it.
+    // Held in any way: by a process that only reads, or by a child of the process that opened it.
     for holds_read_only in [true, false] {
         let words = shared_words(2);
         let holder = container(folder, BootView::Id(2), || {
@@ -164,7 +164,7 @@ fn processes_that_cannot_read_the_boot_id_do_not_expire_what_others_hold() {
     let folder = folder.path();
     for view in NOTHING_KNOWN.into_iter().filter(|view| can_see(folder, &[*view, BootView::Id(1)])) {
         let created = generation(folder, view, &path);
-        // Its creator knew no boot: the first to know one renews it, the next ones find that done.
+        // Its creator knew no boot id: the first process that knows one renews the table, the next ones find that done.
         let known = generation(folder, BootView::Id(1), &path);
         assert!(known >= created);
         assert_eq!(generation(folder, BootView::Id(1), &path), known, "{view:?}: expired again and again");
@@ -175,7 +175,7 @@ fn processes_that_cannot_read_the_boot_id_do_not_expire_what_others_hold() {
             assert!(!sync.is_expired(), "{view:?}: expired by one that knows no boot");
         }
         drop(sync);
-        // And the other way round: held by one that knows no boot.
+        // And the other way round: held by a process that knows no boot id.
         let words = shared_words(2);
         let holder = container(folder, view, || {
             let sync = attach(&path);

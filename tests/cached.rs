@@ -149,7 +149,7 @@ fn an_old_value_or_a_deadline_saves_from_waiting() {
         thread::scope(|scope| {
             let loader = scope.spawn(|| *cached.get().unwrap());
             await_value(&begun, 2);
-            // Nobody opens the gate before these have their answer.
+            // The gate stays closed until these have their answer.
             assert_eq!(*cached.get_stale_ok().unwrap(), 1);
             for patience in [0, 5] {
                 let error = cached.get_fresh(Instant::now() + Duration::from_millis(patience)).unwrap_err();
@@ -199,7 +199,7 @@ fn a_waiter_for_a_load_that_fails_gets_its_error() {
         let leader = scope.spawn(|| cached.get().unwrap_err());
         await_value(&begun, 2);
         let waiter = scope.spawn(|| cached.get().unwrap_err());
-        // It loads for itself should it come too late, and fails likewise.
+        // If it comes too late, it loads for itself, and fails likewise.
         drop(open);
         for error in [leader.join().unwrap(), waiter.join().unwrap()] {
             assert!(error.source().unwrap().is::<io::Error>(), "the loader's own error");
@@ -251,7 +251,7 @@ fn a_broken_source_is_neither_stormed_nor_trusted_for_ever() {
         assert!(cached.get().is_ok_and(|value| *value == 1) || start.elapsed() > Duration::from_millis(90));
     }
     assert!(cached.get_fresh(Instant::now() + HOUR).is_err(), "this one wants it fresh");
-    // It is the age that ends it.
+    // Its age is what ends it.
     thread::sleep(Duration::from_millis(150));
     let error = cached.get().unwrap_err();
     assert_eq!(error.source().unwrap().to_string(), "down");

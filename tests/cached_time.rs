@@ -16,7 +16,7 @@ use support::source::*;
 /// A few ticks of the coarse clock.
 const AGE: Duration = Duration::from_millis(10);
 
-/// A value that is another one at each load.
+/// A value that differs at each load.
 fn numbered(age: Duration) -> Cached<u64> {
     let loads = AtomicU64::new(0);
     let loader = move || Ok::<_, io::Error>(loads.fetch_add(1, SeqCst) + 1);

@@ -187,7 +187,7 @@ fn an_old_value_is_dropped_where_it_hinders_nobody() {
         let (loads, itself, armed, callers) = (AtomicU64::new(0), itself.clone(), armed.clone(), callers.clone());
         Cached::new(sync(&table), move || {
             if armed.load(SeqCst) > 0 {
-                // Now one of the others is likely to have the last hold of the old value.
+                // Now one of the others is likely to have the last reference to the old value.
                 await_value(&callers, THREADS);
                 thread::sleep(Duration::from_millis(2));
             }
@@ -343,7 +343,7 @@ fn a_loader_that_forks_returns_in_both() {
     let (reports, marker) = (Arc::new(AtomicU64::new(0)), sync(&table));
     let count = reports.clone();
     let cached = Cached::builder(sync(&table), move || {
-        // SAFETY: the child takes no lock that another thread may hold.
+        // SAFETY: the child takes no lock that another thread of the parent may hold at the fork.
         let child = match unsafe { fork() }? {
             ForkResult::Parent { child } => child.as_raw(),
             ForkResult::Child => {

@@ -298,7 +298,7 @@ fn killed_while_waiting() {
     });
 }
 
-/// Each kill may leave sleepers that find out half a second later: so there is a key for each, and one waiting for all.
+/// Each kill may leave waiters that notice half a second later: so there is a key for each, and one waiter for all.
 #[test]
 fn killed_while_updating_what_others_wait_for() {
     alone(|| {
@@ -356,7 +356,7 @@ fn killed_while_updating_what_others_wait_for() {
                 dawdle(&mut random, 300);
                 victim.kill();
             }
-            // Nobody updates any more.
+            // There are no updates any more.
             let start = Instant::now();
             let is_fresh =
                 |(key, loaded): (usize, &AtomicU64)| loaded.load(SeqCst) == sources[key % KILLS].load(SeqCst);

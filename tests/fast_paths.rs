@@ -16,7 +16,7 @@ thread_local! {
 }
 
 #[expect(unsafe_code, reason = "counts what goes through to the system's allocator")]
-// SAFETY: all is the system's allocator's doing.
+// SAFETY: every call is passed on to the system's allocator, which keeps the contract.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         ALLOCATIONS.set(ALLOCATIONS.get() + 1);
@@ -35,7 +35,7 @@ static ALLOCATOR: Counting = Counting;
 
 const TIMES: u32 = 100_000;
 
-/// Nothing is allocated, and nothing asked of the system but to look at the table's file now and then.
+/// Nothing is allocated, and no system call is made except for looking at the table's file now and then.
 fn assert_fast(table: &Table, what: &str, operation: impl Fn()) {
     // The first time may come upon something that is new.
     operation();

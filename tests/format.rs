@@ -55,7 +55,7 @@ fn the_first_open_after_a_reboot_moves_every_generation_on() {
     file.write_all_at(&[0x81], slot + 7).unwrap();
     file.write_all_at(&[0x80 | (before.get() >> 48) as u8], slot + 6).unwrap();
 
-    // Nobody has a table open across a reboot.
+    // No process has a table open across a reboot.
     drop((sync, file));
     let table = Table::open(&path).unwrap();
     let after = table.generation("key").unwrap().unwrap();
@@ -68,7 +68,7 @@ fn the_first_open_after_a_reboot_moves_every_generation_on() {
     assert_eq!(Table::open(&path).unwrap().generation("key").unwrap(), Some(after));
 }
 
-/// Where the generation word stands that holds `generation`, little-endian.
+/// The offset of the generation word with `generation`, little-endian.
 fn slot_offset(file: &[u8], generation: u64) -> u64 {
     let word = generation.to_le_bytes();
     file.chunks(8).position(|chunk| chunk == word).expect("the generation is in the file") as u64 * 8

@@ -31,7 +31,7 @@ fn refusal(path: &Path) -> String {
     text
 }
 
-/// A table's file, to be damaged a little and made good again.
+/// A table's file, to be damaged a little and repaired again.
 struct Patient {
     _folder: tempfile::TempDir,
     path: PathBuf,
@@ -76,7 +76,7 @@ fn truncated(found: u64, expected: u64) -> String {
     format!("truncated table: {found} bytes, expected at least {expected}; stop its users and remove the file")
 }
 
-/// Every number a field may be confused by: small ones, powers of two and their neighbours, and some that are like nothing.
+/// Numbers that may confuse the reader of a field: small ones, powers of two and their neighbours, and some that are like nothing.
 fn numbers() -> impl Iterator<Item = u64> {
     let powers = (0..64).flat_map(|power| [(1_u64 << power) - 1, 1 << power, (1 << power) + 1]);
     let random = (0..200_u64).map(|i| i.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(31) ^ i.wrapping_pow(7));
@@ -459,7 +459,7 @@ fn links_among_the_folders_are_followed() {
     let other = attach(&Table::open(folder.path().join("link/table")).unwrap(), "key").unwrap();
     other.mark_updated().unwrap();
     assert!(sync.is_expired(), "it is another table");
-    // A reset by the one path is one by the other.
+    // A reset through one path is seen through the other.
     other.table().reset().unwrap();
     assert_eq!(sync.refresh().unwrap(), other.refresh().unwrap());
     let dangling = folder.path().join("dangling");

@@ -13,7 +13,7 @@ fn anonymous() -> Table {
     Table::options().anonymous().unwrap()
 }
 
-/// Every kind of text that was ever taken for something else than text.
+/// Every kind of text that is known to have been taken for something other than text.
 fn nasty() -> Vec<String> {
     let mut texts: Vec<String> = [
         " ",
@@ -205,7 +205,7 @@ fn what_djblets_takes_for_one_key_is_several_to_the_strict_normalizer() {
     // One part is a string to both, and an empty domain is none.
     assert_eq!(strict().normalize(["a:b"]), strict().normalize("a:b"));
     assert_eq!(strict().domain("").normalize("a"), strict().normalize("a"));
-    // What one makes shorter, no key that is short already can forge.
+    // A shortened key cannot be forged by a key that is short already.
     let long = strict().normalize("k".repeat(241));
     assert_eq!(long.as_str().len(), 240);
     assert_ne!(strict().normalize(long.as_str()), long);

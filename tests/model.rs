@@ -97,7 +97,7 @@ fn operation() -> impl Strategy<Value = Operation> {
     ]
 }
 
-/// What it should come to: how often each key was updated, at which count each holder is, and each value was loaded.
+/// What must come out: how often each key was updated, at which count each holder is, and each value was loaded.
 #[derive(Clone, Debug, Default)]
 struct Model {
     updates: [u64; KEYS],
@@ -242,7 +242,7 @@ impl World {
                 let syncs = [self.sync(holder, keys[0])?, self.sync(holder, keys[1])?];
                 let commit = || Ok::<_, ()>(keys.iter().for_each(|&key| _ = self.change(key)));
                 update_all(&[&*syncs[0], &*syncs[1]], commit).unwrap();
-                // One after the other, should they be the same.
+                // One after the other, in case they are the same.
                 keys.iter().for_each(|&key| self.model.follow((holder, key)));
             }
             Killed(holder, key, commits) => {
@@ -422,7 +422,7 @@ proptest! {
     }
 }
 
-/// What was left of sequences that found the code broken, by hand, when they had been made as short as can be.
+/// Sequences that found the code broken, made as short as possible by hand.
 #[test]
 fn the_shortest_sequences_that_have_found_something() {
     let cases: &[&[Operation]] = &[

@@ -28,7 +28,7 @@ use support::{alone, in_child, next_random, path, shared_words};
 const TIME: Duration = Duration::from_secs(3);
 /// How much of a table: its header and its first segments.
 const REACH: u64 = 64 << 10;
-/// What is not done after so many seconds never ends.
+/// What is not done after so many seconds counts as hanging.
 const WATCHDOG: u32 = 120;
 
 #[test]
@@ -165,7 +165,8 @@ impl Prey {
     }
 
     fn word(&self, index: usize) -> &AtomicU64 {
-        // SAFETY: as above; the map is aligned to a page, and a word within it.
+        // SAFETY: mapped as long as self lives, within the file, and used through atomics only; the map is aligned to a page, and the word
+        // within it to its size.
         #[expect(unsafe_code, reason = "a mapping of the test's own")]
         unsafe {
             assert!(index < self.map.len() / 8);
@@ -201,7 +202,7 @@ impl Prey {
             0 => self.bytes()[8 * index + next() as usize % 8].store(value as u8, Relaxed),
             _ => self.word(index).store(value, Relaxed),
         }
-        // A table that is not live, or has too many segments, is soon done with: it is made good, for more to go wrong.
+        // Little can be done with a table that is not live, or has too many segments: it is repaired, so that more can go wrong.
         if next() % 64 == 0 {
             let segments = 1 + next() % 3;
             self.word(18).store(1 | segments << 32, Relaxed);

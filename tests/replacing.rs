@@ -58,7 +58,7 @@ fn open(path: &Path) -> Table {
     Table::options().owner(OwnerCheck::Anyone).open(path).unwrap()
 }
 
-/// That the table at `path` can only be expired where it is, and says why: with `reason`.
+/// Asserts that the table at `path` can only be expired in place, and that the error gives `reason`.
 fn assert_stays(path: &Path, reason: &str) {
     let (table, other) = (open(path), open(path));
     let (sync, watcher) = (attach(&table), attach(&other));
@@ -146,7 +146,7 @@ fn a_name_as_long_as_names_may_be_can_be_reset_and_removed() {
     assert_is_replaced(&path);
     open(&path).remove().unwrap();
     assert!(names(folder.path()).is_empty());
-    // What is no text is a name too.
+    // A name need not be text.
     assert_is_replaced(&folder.path().join(OsString::from_vec(vec![0xff; 255])));
 }
 
@@ -325,7 +325,7 @@ fn who_finds_a_table_that_somebody_else_replaces_makes_no_successor_until_that_o
     let table = Table::open(&path).unwrap();
     let sync = attach(&table);
     let updater = attach(&table);
-    // As a process leaves it that is stopped in a reset, with the lock.
+    // As a process that is stopped in a reset leaves it, with the lock.
     let file = File::options().write(true).open(&path).unwrap();
     lock_for_replacing(&file);
     file.write_all_at(&2_u32.to_le_bytes(), 144).unwrap();
@@ -349,7 +349,7 @@ fn who_finds_a_table_that_somebody_else_replaces_makes_no_successor_until_that_o
     assert!(!sync.is_expired());
 }
 
-/// A table that is being retired, as if a reset had not seen the update that the child has in flight; the source, and the child.
+/// A table that is being retired, as if a reset had missed the update that the child has in flight; the source, and the child.
 fn retiring_under_an_update(path: &Path) -> (Table, GenerationSynchronizer, &'static AtomicU64, support::Child) {
     let table = Table::options().pending_limit(Duration::from_secs(5)).open(path).unwrap();
     let sync = attach(&table);

@@ -362,7 +362,7 @@ fn a_table_that_cannot_be_had_is_no_load_at_each_use() {
             }
         });
         assert!((3..=4).contains(&checked), "{trouble}: a plain synchronizer's holder loaded {checked} times");
-        // What is there again is noticed, and everything is expired once.
+        // That it is back is noticed, and everything is expired once.
         match trouble {
             "no successor" => fs::remove_dir(&path).unwrap(),
             _ => fs::create_dir(&home).unwrap(),
@@ -469,7 +469,7 @@ fn a_mount_over_the_folder_does_not_leave_state_fresh_for_good() {
         assert!(!plain.is_expired());
         same.mark_updated().unwrap();
         assert!(plain.is_expired());
-        // Back again: expired once, and then as ever.
+        // It is back: expired once, and then as before.
         umount2(folder.path(), MntFlags::MNT_DETACH).unwrap();
         let start = Instant::now();
         while plain.ticket().generation().is_none() {
@@ -489,7 +489,7 @@ fn a_ticket_of_another_key_makes_nothing_fresh() {
     let table = Table::options().anonymous().unwrap();
     let [x, y] = ["x", "y"].map(|key| GenerationSynchronizer::new(&table, key).unwrap());
     for _ in 0..100 {
-        // Both keys at one generation.
+        // Both keys have the same generation.
         let [(_, low), (_, high)] = {
             let mut both = [&x, &y].map(|sync| (sync.ticket().generation().unwrap(), sync));
             both.sort_by_key(|(generation, _)| *generation);

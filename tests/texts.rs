@@ -1,5 +1,5 @@
-//! Guards against what people read, and what their code may be written like, being left to chance: texts of errors, what is printed
-//! for debugging, and conversions that nothing else needs.
+//! Guards against changes by accident of what people read and write: the texts of errors, what is printed for debugging, and conversions
+//! that nothing else needs.
 
 mod support;
 

@@ -23,7 +23,7 @@ fn attach(table: &Table, key: impl Into<gensync::CacheKey>) -> GenerationSynchro
     GenerationSynchronizer::new(table, key).unwrap()
 }
 
-/// Unlike tokio's, it does not poll `future` once more when the time is up, by which one that nobody wakes would be ready.
+/// Unlike tokio's, it does not poll `future` once more when the time is up, by which a future that nothing wakes would be ready.
 async fn timeout<F: Future>(limit: Duration, future: F) -> Result<F::Output, ()> {
     tokio::select! {
         biased;
@@ -239,7 +239,7 @@ fn a_task_with_a_read_only_table_is_not_woken_again_and_again_for_updates_that_w
     .succeeds();
 }
 
-/// What a loop is limited to that finds the same change for `time`: the first report, and then ever longer pauses.
+/// The most reports for a loop that finds the same change for `time`: the first report, and then ever longer pauses.
 fn most_reports(time: Duration) -> u32 {
     // 10, 20, 40 to 640 milliseconds are over after 1.27 seconds.
     8 + time.as_millis() as u32 / 1000

@@ -190,7 +190,7 @@ fn a_removed_table_is_gone_and_its_users_move_on_to_another() {
     table.remove().unwrap();
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
     assert!(one.is_expired() && other.is_expired() && watcher.is_expired());
-    // The one's update is made in a new table, and the other hears of it.
+    // The update of one holder is made in a new table, and the other holder notices it.
     assert!(other.refresh().unwrap() > generation);
     assert!(!other.is_expired());
     one.mark_updated().unwrap();

@@ -64,7 +64,7 @@ fn await_expiry(sync: &GenerationSynchronizer) {
     }
 }
 
-/// Longer than a reader goes without asking whether an update's maker is alive.
+/// Longer than the pause between two checks by a reader whether an update's maker is alive.
 fn past_the_bound() {
     std::thread::sleep(Duration::from_millis(2));
 }
@@ -166,7 +166,7 @@ fn an_error_of_a_commit_is_a_source_whatever_its_type() {
     let error = error.boxed();
     assert_eq!(error.to_string(), text);
     assert!(error.source().unwrap().is::<std::num::ParseIntError>());
-    // What is no error by itself may be made one.
+    // A commit's error of a type that is no `Error` can be made one.
     let text = writer.update(|| Err::<(), _>("disk on fire")).unwrap_err().boxed();
     assert_eq!(text.source().unwrap().to_string(), "disk on fire");
 }
@@ -434,7 +434,7 @@ fn a_forked_child_that_lives_on_does_not_hide_that_the_maker_was_killed() {
         let sync = sync(&table);
         let update = Cell::new(Some(sync.begin_update().unwrap()));
         let heir = in_child(|| {
-            // Nor does it close what has the number by now, when it is done with the update.
+            // Nor does it close the file that has the number by now, when it ends the update.
             let stranger = std::fs::File::open("/dev/null").unwrap();
             drop(update.take());
             stranger.metadata().unwrap();
@@ -768,7 +768,7 @@ fn a_process_that_cannot_recover_does_not_take_another_update_for_the_lost_one()
     let writer = sync(&table);
     let read_only = Table::options().read_only(true).pending_limit(LIMIT).open(&path).unwrap();
     let reader = sync(&read_only);
-    // It takes too long, and then it is abandoned: to the reader it was lost.
+    // It takes too long, and then it is abandoned: for the reader it is lost.
     let update = writer.begin_update().unwrap();
     let start = Instant::now();
     while !reader.is_expired() {

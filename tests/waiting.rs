@@ -187,7 +187,7 @@ const KEYS: usize = 3;
 const WAITERS: [(&[usize], Duration); 7] = [
     (&[0], Duration::MAX),
     (&[0], Duration::MAX),
-    // Says again and again that it waits, and then does not.
+    // Marks again and again that it waits, and then does not wait.
     (&[0], Duration::from_micros(30)),
     (&[1], Duration::MAX),
     (&[0, 1], Duration::MAX),
@@ -539,7 +539,7 @@ fn an_abandoned_update_wakes_no_waiter_and_a_finished_one_wakes_all() {
         }
         let update = writer.begin_update().unwrap();
         waiters.iter().for_each(Child::await_sleep);
-        // Longer than they sleep at once: they look for themselves, and at the update's lock.
+        // Longer than they sleep at a time: they check for themselves, and look at the update's lock.
         std::thread::sleep(Duration::from_millis(600));
         assert_eq!(returned.load(SeqCst), 0);
         change.store(micros(), SeqCst);
@@ -613,7 +613,7 @@ fn waiters_find_out_that_the_file_was_deleted_or_replaced() {
         let start = Instant::now();
         waiters.into_iter().for_each(Child::succeeds);
         assert!(start.elapsed() < Duration::from_millis(1500), "more than a look or two: {:?}", start.elapsed());
-        // From then on they are together again.
+        // From then on they have the same table again.
         assert!(syncs[0].wait_timeout(LIMIT).is_changed());
         syncs[0].refresh().unwrap();
         let waiter = in_child(|| assert!(syncs[0].wait_timeout(LIMIT).is_changed()));
@@ -676,7 +676,7 @@ fn a_state_that_cannot_be_known_to_be_fresh_is_never_reported_fresh_when_the_tim
     }
 }
 
-/// What a loop is limited to that finds the same change for `time`: the first report, and then ever longer pauses.
+/// The most reports for a loop that finds the same change for `time`: the first report, and then ever longer pauses.
 fn most_reports(time: Duration) -> u32 {
     // 10, 20, 40 to 640 milliseconds are over after 1.27 seconds.
     8 + time.as_millis() as u32 / 1000

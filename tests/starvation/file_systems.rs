@@ -26,7 +26,7 @@ fn a_read_only_mount_is_reported() {
     let path = disk.path("table");
     let table = Table::options().capacity(16).open(&path).unwrap();
     let sync = attach(&table, "key").unwrap();
-    // Nobody can make it read-only while a table there is open for writing.
+    // It cannot be made read-only while a table there is open for writing.
     assert_eq!(disk.remount(MsFlags::MS_RDONLY, ""), Err(nix::errno::Errno::EBUSY));
     assert_recovered(&table, &[sync]);
     drop(table);

@@ -232,7 +232,7 @@ fn a_retired_table_that_finds_no_room_for_its_successor_expires_everything_until
         assert!(sync.is_expired() && elsewhere.is_expired());
         cached.get().unwrap();
         assert_eq!(sync.ticket().generation(), None);
-        // An update is not lost without a word.
+        // An update is not lost silently.
         assert!(is_full(&sync.mark_updated().unwrap_err()));
         assert!(is_full(&sync.refresh().unwrap_err()));
         let error = sync.update(|| -> Result<(), Error> { unreachable!() }).unwrap_err();

@@ -18,7 +18,7 @@ use crate::support::{in_child, is_overslept, micros};
 const HOLDERS: usize = 64;
 const VALUES: usize = 16;
 
-/// Its name, its weight among all, and how it is done.
+/// The operation's name, its weight among all, and the function that does it.
 type Operation = (&'static str, u64, fn(&mut Worker));
 
 /// What a worker may do.
@@ -182,7 +182,7 @@ impl Worker {
         let value = oracle.change(key);
         self.risk_death();
         let holder = &mut self.holders[index];
-        // What is called fresh after this, was before, and is what was just written.
+        // State that is fresh after this was fresh before, and is what was just written.
         holder.state = value;
         let generation = holder.sync.mark_updated().unwrap();
         oracle.announce(key, value);
@@ -448,7 +448,7 @@ impl Worker {
     /// A holder that may not write only checks.
     fn read_only(&mut self) {
         let Some(path) = self.storm.place.path() else { return };
-        // There is no table to be had while it is replaced, and not every key is in it yet.
+        // While the table is replaced, none can be opened, and the new one does not have every key yet.
         let Ok(table) = options().read_only(true).open(path) else { return };
         let key = self.random(KEYS);
         let Ok(holder) = Holder::new(&table, key, self.oracle()) else { return };

@@ -103,7 +103,7 @@ impl Supervisor {
         (process > 0).then(|| Pid::from_raw(process as i32))
     }
 
-    /// A process that has ended keeps its number until this one has asked for it, as it does before it strikes it off.
+    /// A process that has ended keeps its number until this one has reaped it, which it does before it strikes it off.
     fn kill(&self, index: usize) {
         if let Some(process) = self.process(index) {
             kill(process, Signal::SIGKILL).unwrap();
@@ -149,7 +149,7 @@ impl Supervisor {
         }
     }
 
-    /// Nobody hangs.
+    /// No process hangs.
     fn watch_beats(&self) {
         for index in 0..PROCESSES {
             let (entry, process) = (self.oracle().entry(index), self.process(index));
@@ -179,7 +179,7 @@ impl Supervisor {
         self.oracle().judge_slots(self.table.slots());
     }
 
-    /// Nobody changes anything: now the survivors must come to hold what the source holds.
+    /// No process changes anything now: the survivors must come to hold what the source holds.
     fn calm(&mut self) {
         let oracle = self.oracle();
         let start = Instant::now();
@@ -241,7 +241,7 @@ impl Supervisor {
     }
 }
 
-/// Whether the process has ended, and only its parent has not asked for it.
+/// Whether the process has ended and waits for its parent to reap it.
 fn has_ended(process: Pid) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
     stat.rsplit_once(") ").is_none_or(|(_, state)| state.starts_with('Z'))

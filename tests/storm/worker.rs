@@ -49,7 +49,7 @@ pub(crate) struct Worker {
     table: Table,
     holders: Vec<Holder>,
     values: Vec<(usize, Arc<Cached<u64>>)>,
-    /// The highest generation of each key that it has come upon.
+    /// The highest generation of each key that it has seen.
     highest: [u64; KEYS],
 }
 
@@ -155,7 +155,7 @@ impl Worker {
         self.is_nested = was_nested;
     }
 
-    /// Is killed now and then where it hurts.
+    /// Is killed now and then, in the middle of an operation.
     fn risk_death(&mut self) {
         if self.survivor.is_none() && self.one_in(300) {
             raise(Signal::SIGKILL).unwrap();
@@ -186,7 +186,7 @@ impl Worker {
         self.raise(key, generation, generation.get() - 1);
     }
 
-    /// `generation` is there after all that it has come upon, which must be no higher than `most`.
+    /// `generation` came after all that it has seen, and must be no higher than `most`.
     fn raise(&mut self, key: usize, generation: Generation, most: u64) {
         let highest = self.highest[key];
         if highest > most {

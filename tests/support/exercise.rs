@@ -13,7 +13,7 @@ use gensync::{
 };
 use sha2::{Digest as _, Sha256};
 
-/// One that is on no table, one that is longer than a label, and some more.
+/// A key that is in no table, one that is longer than a label, and some more.
 pub(crate) const KEYS: [&str; 4] = [
     "a",
     "b:%25",
@@ -167,7 +167,7 @@ fn cached(sync: &GenerationSynchronizer, between: &mut dyn FnMut()) {
     assert!(cached.counters().reloads > 0);
 }
 
-/// Makes a file of what `input` describes, and does everything with it that it is good for.
+/// Makes a file of what `input` describes, and does everything with it that can be done.
 ///
 /// The first byte says what is repaired, so that what comes behind that is reached; the second, how often the file is changed
 /// while it is in use, and the changes follow, of ten bytes each. The rest is the file.

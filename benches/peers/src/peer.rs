@@ -117,10 +117,13 @@ impl Source {
     }
 
     pub(crate) fn load(self, key: usize) -> u64 {
+        // ORDERING: pairs with the release in `store`: a worker that was informed of a change sees at least that value, as the writer
+        // stores it before it announces it.
         self.0[key].load(Acquire)
     }
 
     pub(crate) fn store(self, key: usize, value: u64) {
+        // ORDERING: pairs with the acquire in `load`. What the writer did before the store is seen by a worker that loads the value.
         self.0[key].store(value, Release);
     }
 }

@@ -1,5 +1,5 @@
 //! A server's day in small: forked processes answer requests for keys, some asked for more than others, while one process
-//! updates them. An oracle outside the peers knows what an answer may not be older than.
+//! updates them. An oracle outside the peers knows how old an answer may be.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering::*};
@@ -27,7 +27,7 @@ pub(crate) struct Day {
     pub(crate) length: Duration,
 }
 
-/// What a day came to.
+/// The figures of a day.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Figures {
     /// A second, of all workers together.
@@ -322,7 +322,7 @@ mod tests {
     use super::*;
     use crate::peer::{Changes, Held};
 
-    /// A peer that hears of changes, or does not.
+    /// A peer that notices changes; a deaf one does not.
     struct Ear<'a> {
         generation: &'a AtomicU64,
         seen: u64,
@@ -331,11 +331,13 @@ mod tests {
 
     impl Changes for Ear<'static> {
         fn changed(&mut self, _key: usize) -> bool {
+            // ORDERING: pairs with the release of `announce`, so that a session that sees the generation sees the source changed.
             let generation = self.generation.load(Acquire);
             !self.deaf && std::mem::replace(&mut self.seen, generation) != generation
         }
 
         fn announce(&mut self, _key: usize, _value: u64) {
+            // ORDERING: pairs with the acquire in `changed`; the source was changed before.
             self.generation.fetch_add(1, AcqRel);
         }
     }

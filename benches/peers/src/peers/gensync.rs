@@ -1,4 +1,4 @@
-//! Gensync itself, in its forms: a synchronizer of state that one keeps, a value that is kept for one, and a thread's hold on that.
+//! Gensync itself, in its forms: a synchronizer for state that the program keeps, a value that gensync keeps, and a thread's reader of that.
 
 use std::hint::black_box;
 use std::io;

@@ -13,7 +13,7 @@ use crate::peer::{About, Changes, Held, Kind, Operation, Peer, Role, Session, Si
 
 pub(crate) struct Lmdb;
 
-/// Keys that sort as they are added.
+/// Keys that sort in the order in which they are added.
 type Generations = Database<'static, U64<BE>, U64<BE>>;
 
 impl Peer for Lmdb {
