@@ -71,7 +71,8 @@ pub(crate) fn in_child(work: impl FnOnce()) -> Child {
 
 /// Forks, and goes on in both: the child's id in the parent. To be called within [`in_child`], which ends both.
 pub(crate) fn fork_here() -> Option<Pid> {
-    // SAFETY: called in a child of `in_child`, which has one thread, so no other can hold a lock at the fork.
+    // SAFETY: called in a child of `in_child`, in which no thread of the harness runs; both go on without a lock that a thread of the
+    // test may hold at the fork.
     match unsafe { fork() }.unwrap() {
         ForkResult::Parent { child } => Some(child),
         ForkResult::Child => None,
