@@ -168,13 +168,13 @@ impl Bench<'_> {
         let file = File::options().read(true).write(true).open(&path).expect("the table's file");
         let lock = |kind: i32| {
             let range = libc::flock { l_type: kind as i16, l_whence: 0, l_start: 8192, l_len: 128, l_pid: 0 };
-            fcntl(&file, FcntlArg::F_OFD_SETLK(&range)).expect("a lock that nobody else has")
+            fcntl(&file, FcntlArg::F_OFD_SETLK(&range)).expect("a lock that no other process has")
         };
         let lock_and_unlock = || lock(libc::F_RDLCK) + lock(libc::F_UNLCK);
         let open_and_lock = || {
             let file = File::options().read(true).write(true).open(&path).expect("the table's file");
             let range = libc::flock { l_type: 0, l_whence: 0, l_start: 8192, l_len: 128, l_pid: 0 };
-            fcntl(&file, FcntlArg::F_OFD_SETLK(&range)).expect("a lock that nobody else has")
+            fcntl(&file, FcntlArg::F_OFD_SETLK(&range)).expect("a lock that no other process has")
         };
         let update = || black_box(&writer).update(|| Ok::<_, io::Error>(0)).unwrap_or(1);
         let mut lines = vec![

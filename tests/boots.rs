@@ -150,7 +150,7 @@ fn a_table_is_renewed_if_nobody_has_it_open_and_once_for_each_boot() {
         });
         await_value(&words[0], 1);
         for view in [BootView::Id(1), BootView::Id(3), BootView::Id(2)] {
-            assert_eq!(generation(folder, view, &path), second, "{view:?}: renewed while somebody has it open");
+            assert_eq!(generation(folder, view, &path), second, "{view:?}: renewed while a process has it open");
         }
         words[1].store(1, SeqCst);
         holder.succeeds();

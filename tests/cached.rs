@@ -30,7 +30,7 @@ fn a_value_is_loaded_once_and_again_after_each_update() {
     assert_eq!(loads.load(SeqCst), 1);
     for value in 2..10 {
         set(&source, Ok(value));
-        assert_eq!(*cached.get().unwrap(), value - 1, "nobody has said so");
+        assert_eq!(*cached.get().unwrap(), value - 1, "no process has announced it");
         sync(&table).mark_updated().unwrap();
         assert!(cached.get_if_fresh().is_none());
         assert_eq!(*cached.get().unwrap(), value);
@@ -528,7 +528,7 @@ fn a_wait_ends_with_each_key_and_with_age() {
         assert_eq!(cached.counters().reloads, before + 1);
     }
     set(&source, Ok(5));
-    assert_eq!(*cached.wait().unwrap(), 5, "nobody has said so, but it is too old");
+    assert_eq!(*cached.wait().unwrap(), 5, "no process has announced it, but it is too old");
 }
 
 #[test]

@@ -294,7 +294,7 @@ fn killed_while_waiting() {
                 std::thread::yield_now();
             }
         }
-        assert_eq!(overslept.load(SeqCst), 0, "a wake-up was lost");
+        assert_eq!(overslept.load(SeqCst), 0, "a wakeup was lost");
     });
 }
 
@@ -365,7 +365,7 @@ fn killed_while_updating_what_others_wait_for() {
                 std::thread::yield_now();
             }
             while table.slots().any(|slot| slot.pending() > 0) {
-                assert!(start.elapsed() < LIMIT, "pending for good, though somebody waits");
+                assert!(start.elapsed() < LIMIT, "pending for good, though a process waits");
             }
         });
     });

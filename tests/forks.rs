@@ -175,5 +175,5 @@ fn a_child_that_lives_on_keeps_no_update_in_flight() {
     let start = Instant::now();
     while !reader.is_expired() && start.elapsed() < Duration::from_secs(10) {}
     words[1].store(1, SeqCst);
-    assert!(reader.is_expired(), "nobody notices that the maker was killed");
+    assert!(reader.is_expired(), "no process notices that the maker was killed");
 }

@@ -125,7 +125,7 @@ fn a_table_on_overlayfs_of_two_file_systems_is_found_to_be_gone() {
             fs::rename(&path, merged.path().join("elsewhere")).unwrap();
             let worker = attach(&Table::open(&path).unwrap());
             importer.update(|| Ok::<_, ()>(())).unwrap();
-            assert!(worker.is_expired() && reader.is_expired(), "{name}: the update reached nobody");
+            assert!(worker.is_expired() && reader.is_expired(), "{name}: the update reached no other process");
             for holder in [&worker, &reader] {
                 holder.refresh().unwrap();
             }
@@ -189,7 +189,7 @@ fn nobody_is_taken_for_the_owner_where_he_is_not_mapped() {
             eprintln!("skipped, as no user namespace can be made here: {error}");
             return;
         }
-        assert_eq!(Uid::effective().as_raw(), overflow, "shown as nobody, as no user is mapped");
+        assert_eq!(Uid::effective().as_raw(), overflow, "shown as the user nobody, as no user is mapped");
         for owner in [OwnerCheck::CurrentUserOrRoot, OwnerCheck::User(overflow)] {
             let error = Table::options().owner(owner).open(&path).unwrap_err();
             assert!(matches!(error.kind(), ErrorKind::WrongOwner { found, .. } if *found == overflow), "{error}");

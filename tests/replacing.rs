@@ -30,7 +30,7 @@ fn attach(table: &Table) -> GenerationSynchronizer {
 fn is_root() -> bool {
     let is_root = Uid::effective().is_root();
     if !is_root {
-        eprintln!("skipped, as only root may become somebody else, or mount");
+        eprintln!("skipped, as only root may become another user, or mount");
     }
     is_root
 }

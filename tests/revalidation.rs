@@ -49,7 +49,7 @@ fn an_update_reaches_the_holders_of_the_file_that_the_path_names() {
             let worker = sync(&replace(&path));
             assert!(!worker.is_expired());
             update(&importer);
-            assert!(worker.is_expired(), "{name}, round {round}: the update reached nobody");
+            assert!(worker.is_expired(), "{name}, round {round}: the update reached no other process");
         }
     }
 }
@@ -93,20 +93,20 @@ fn an_announcement_reaches_the_holders_of_another_file_systems_file_that_the_pat
             for round in 0..3 {
                 let worker = sync(&Table::open(&path).unwrap());
                 importer.update(|| Ok::<_, Error>(())).unwrap();
-                assert!(worker.is_expired(), "{name}, round {round}: the update reached nobody");
+                assert!(worker.is_expired(), "{name}, round {round}: the update reached no other process");
                 adopts(&worker);
             }
             let worker = sync(&Table::open(&path).unwrap());
-            // Lost for now: nobody has looked.
+            // Lost for now: no process has looked yet.
             importer.mark_updated().unwrap();
             sleep(NOTICED);
             let _ = before.is_expired();
-            assert!(worker.is_expired(), "{name}: a mark from before this was noticed reached nobody");
+            assert!(worker.is_expired(), "{name}: a mark from before this was noticed reached no other process");
             for round in 0..3 {
                 adopts(&worker);
                 sleep(Duration::from_millis(300));
                 importer.mark_updated().unwrap();
-                assert!(worker.is_expired(), "{name}, round {round}: the mark reached nobody");
+                assert!(worker.is_expired(), "{name}, round {round}: the mark reached no other process");
             }
         }
     })
@@ -131,7 +131,7 @@ fn an_update_that_is_killed_has_begun_in_the_file_that_the_path_names() {
     child.kill();
     let start = Instant::now();
     while !worker.is_expired() {
-        assert!(start.elapsed() < support::LIMIT, "nobody knows of the update");
+        assert!(start.elapsed() < support::LIMIT, "no process knows of the update");
     }
 }
 
@@ -161,7 +161,7 @@ fn an_update_within_another_does_not_wait_for_that_one_to_leave_a_deleted_file()
         .update(|| {
             let worker = sync(&replace(&path));
             inner.update(|| Ok::<_, Error>(())).unwrap();
-            assert!(worker.is_expired(), "the inner update reached nobody");
+            assert!(worker.is_expired(), "the inner update reached no other process");
             Ok::<_, Error>(worker)
         })
         .unwrap();
@@ -201,13 +201,13 @@ fn what_was_marked_in_a_deleted_file_is_announced_again_within_a_second_or_at_th
     let (_folder, path) = path();
     let importer = sync(&Table::open(&path).unwrap());
     let worker = sync(&replace(&path));
-    // Lost for now: nobody has looked.
+    // Lost for now: no process has looked yet.
     importer.mark_updated().unwrap();
     for round in 0..3 {
         // An importer that marks seldom.
         sleep(NOTICED);
         importer.mark_updated().unwrap();
-        assert!(worker.is_expired(), "round {round}: the mark reached nobody");
+        assert!(worker.is_expired(), "round {round}: the mark reached no other process");
         adopts(&worker);
         importer.mark_updated().unwrap();
         assert!(worker.is_expired());
@@ -405,7 +405,7 @@ fn a_reader_of_a_key_that_a_reset_took_away_is_as_fresh_as_any() {
         let before = loads.load(SeqCst);
         for _ in 0..10_000 {
             assert_eq!(*cached.get().unwrap(), value);
-            assert!(!plain.is_expired(), "nobody can have updated a key that is not there");
+            assert!(!plain.is_expired(), "no process can have updated a key that is not there");
         }
         assert_eq!(loads.load(SeqCst), before, "round {round}");
         if round % 3 == 0 {

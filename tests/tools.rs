@@ -68,7 +68,7 @@ fn a_waiter_is_woken_when_its_key_is_cleared_by_its_label() {
         let child = in_child(|| {
             let start = micros();
             assert!(waiter.wait_timeout(LIMIT).is_changed());
-            assert!(!is_overslept(start, change.load(SeqCst)), "nobody woke it");
+            assert!(!is_overslept(start, change.load(SeqCst)), "nothing woke it");
         });
         child.await_sleep();
         change.store(micros(), SeqCst);

@@ -134,7 +134,7 @@ fn a_pending_update_costs_a_reader_no_more_than_one_system_call_a_millisecond() 
         micros.store(start.elapsed().as_micros() as u64, SeqCst);
     });
     let milliseconds = micros.load(SeqCst) / 1000;
-    assert!(calls > 10, "the lock was looked at {calls} times: nobody would notice a kill");
+    assert!(calls > 10, "the lock was looked at {calls} times: no process would notice a kill");
     assert!(calls <= milliseconds + 10, "{calls} system calls in {milliseconds} ms");
     assert!(checks.load(SeqCst) > 10 * calls);
     update.finish().unwrap();

@@ -270,7 +270,7 @@ fn no_wake_up_is_lost_between_two_updaters_and_many_waiters() {
             })
         });
         updaters.into_iter().for_each(Child::succeeds);
-        assert_eq!(overslept.load(SeqCst), 0, "a wake-up was lost");
+        assert_eq!(overslept.load(SeqCst), 0, "a wakeup was lost");
     }
 }
 

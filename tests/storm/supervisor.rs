@@ -119,7 +119,7 @@ impl Supervisor {
         // The pipe is at its end when no process is left that could write.
         while poll(&mut [PollFd::new(ends.as_fd(), PollFlags::POLLIN)], PollTimeout::from(5_u8)).unwrap() == 0 {
             self.beat();
-            assert!(start.elapsed() < LIMIT, "somebody cannot be killed");
+            assert!(start.elapsed() < LIMIT, "a process cannot be killed");
             (SURVIVORS..PROCESSES).for_each(|index| self.kill(index));
             self.reap();
         }
