@@ -92,7 +92,7 @@ struct Work {
     nanoseconds: u64,
 }
 
-/// What the processes of a round did that had the same operation.
+/// What the processes of a round with the same operation did.
 struct Total {
     throughput: f64,
     nanoseconds: f64,
@@ -263,7 +263,7 @@ impl Stage {
     }
 
     fn repeat<R>(&self, mut operation: impl FnMut() -> R) -> (u64, Duration) {
-        // So many that looking at the clock does not count.
+        // So many that reading the clock does not matter.
         const RUN: u64 = 500;
         let start = Instant::now();
         let mut count = 0;
@@ -297,7 +297,7 @@ struct Page {
 }
 
 impl Page {
-    /// Two lines of a cache, as processors fetch them in pairs.
+    /// Two cache lines, as processors fetch them in pairs.
     const LINE: usize = 128 / size_of::<AtomicU64>();
 
     fn new(processes: usize) -> Outcome<Self> {

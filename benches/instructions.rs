@@ -1,8 +1,8 @@
-//! How many instructions the operations take that are done at each use: unlike times, the same on a busy machine and an idle one,
-//! so that a check that has become dearer is noticed here before anybody can measure it.
+//! How many instructions the operations of each use take: unlike times, the same on a busy machine and an idle one,
+//! so that a check that costs more than before is noticed here before its time can be measured.
 //!
 //! Runs itself under valgrind's callgrind, which must be installed, and fails if an operation takes more than `EXPECTED` says;
-//! elsewhere than on x86-64, it only tells the counts. Another compiler may lay out code in another way, so a few instructions
+//! on other processors than x86-64, it only prints the counts. Another compiler may lay out code in another way, so a few instructions
 //! more are let pass. What the kernel does is not counted.
 
 use std::collections::HashMap;
@@ -35,7 +35,7 @@ const EXPECTED: [(&str, u32); 15] = [
     ("cached_reader_get", 28),
 ];
 
-/// Two more may be a compiler's whim; in long ones, three in a hundred.
+/// Two more, or three in a hundred of long ones, may come from the compiler's choices.
 fn most(expected: u32) -> u32 {
     expected + (expected * 3).div_ceil(100).max(2)
 }
@@ -86,7 +86,7 @@ fn operate() {
     let sync = || GenerationSynchronizer::new(&table, "key").expect("room for a key");
     let word = AtomicU64::new(1);
     let value = ArcSwapOption::from_pointee(1);
-    // A thread's first load is another one's.
+    // A thread's first load takes another path.
     drop(value.load());
     repeat(|| counted::load(black_box(&word)));
     repeat(|| counted::load_and_compare(black_box(&word), black_box(1)));
@@ -133,7 +133,7 @@ fn repeat<R>(mut operation: impl FnMut() -> R) {
 
 fn main() -> ExitCode {
     let given = |name: &str| std::env::args().any(|argument| argument == name);
-    // Not as a test either, whose code is another one.
+    // Nor as a test, which is compiled in another way.
     if given("--counted") || !given("--bench") {
         operate();
         return ExitCode::SUCCESS;
@@ -167,7 +167,7 @@ fn count() -> Result<HashMap<String, u32>, String> {
     Ok(per_call(&profile))
 }
 
-/// Reads callgrind's profile, where a call is told in three lines: whom (`cfn=name`), how often (`calls=count position`), and
+/// Reads callgrind's profile, where a call takes three lines: the callee (`cfn=name`), how often (`calls=count position`), and
 /// what it cost, callees included (`position cost`).
 fn per_call(profile: &str) -> HashMap<String, u32> {
     let mut totals: HashMap<String, (f64, f64)> = HashMap::new();

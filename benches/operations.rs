@@ -1,4 +1,4 @@
-//! What each operation costs, beside the bare operation that it cannot beat, on a mapping of the same kind.
+//! What each operation costs, beside the bare operation that is the lower limit of its cost, on a mapping of the same kind.
 //!
 //! Criterion measures each of the two for itself. On a machine that does other work, figures taken one after another
 //! drift apart, so both are measured by turns as well, and a table of these ratios comes last.
@@ -95,9 +95,11 @@ impl Bench<'_> {
         let table = Table::open(self.folder.join("single")).expect("a table");
         let sync = GenerationSynchronizer::new(&table, key(0)).expect("room for a key");
         let words = Words::new(self.folder, 4096);
+        // ORDERING: the bare operations have the orderings of gensync's, acquire for a check and AcqRel for an update, so that the ratio is of
+        // the same promise. Nothing else is published by these words.
         let (word, seen) = (&words[0], words[0].load(Acquire));
         let copy = AtomicU64::new(0);
-        // It could be read elsewhere, so it must be written.
+        // As if it were read elsewhere, so that the compiler keeps the store.
         black_box(&copy);
         [
             self.compare(
@@ -128,7 +130,7 @@ impl Bench<'_> {
         .collect()
     }
 
-    /// A value that is fresh, beside the pointer that it is kept behind, on its own and with the count of its users.
+    /// A fresh value, beside the pointer behind which it is kept, loaded alone and with its reference count.
     fn cached(&mut self) -> Vec<Line> {
         let table = Table::open(self.folder.join("cached")).expect("a table");
         let sync = GenerationSynchronizer::new(&table, key(0)).expect("room for a key");
@@ -166,13 +168,13 @@ impl Bench<'_> {
         let file = File::options().read(true).write(true).open(&path).expect("the table's file");
         let lock = |kind: i32| {
             let range = libc::flock { l_type: kind as i16, l_whence: 0, l_start: 8192, l_len: 128, l_pid: 0 };
-            fcntl(&file, FcntlArg::F_OFD_SETLK(&range)).expect("a lock that nobody else has")
+            fcntl(&file, FcntlArg::F_OFD_SETLK(&range)).expect("a lock that no other process has")
         };
         let lock_and_unlock = || lock(libc::F_RDLCK) + lock(libc::F_UNLCK);
         let open_and_lock = || {
             let file = File::options().read(true).write(true).open(&path).expect("the table's file");
             let range = libc::flock { l_type: 0, l_whence: 0, l_start: 8192, l_len: 128, l_pid: 0 };
-            fcntl(&file, FcntlArg::F_OFD_SETLK(&range)).expect("a lock that nobody else has")
+            fcntl(&file, FcntlArg::F_OFD_SETLK(&range)).expect("a lock that no other process has")
         };
         let update = || black_box(&writer).update(|| Ok::<_, io::Error>(0)).unwrap_or(1);
         let mut lines = vec![
@@ -239,7 +241,7 @@ impl Bench<'_> {
         let look_up = |key: &str| words.of_key(key).load(Acquire);
 
         let name = format!("attach to an existing key of {label}");
-        // So few that they are still in the cache when it comes to them, as with a caller who has just made the key.
+        // So few that they are still in the processor's cache when they are attached to, as after a caller has just made the key.
         let batch = BatchSize::NumIterations(100);
         let mut group = self.criterion.benchmark_group(&name);
         group.bench_function("gensync", |bencher| bencher.iter_batched_ref(random_key, |key| attach(key), batch));
@@ -388,7 +390,7 @@ impl Words {
         const SALT: [u8; 16] = [7; 16];
         let digest = Sha256::new().chain_update(SALT).chain_update(key).finalize();
         let number = u64::from_le_bytes(std::array::from_fn(|i| digest[i]));
-        // Without a division, which would cost more than it should.
+        // Without a division, which would distort the figure.
         let index = (u128::from(number) * (self.len() / APART) as u128) >> 64;
         &self[index as usize * APART]
     }
@@ -398,13 +400,13 @@ impl Deref for Words {
     type Target = [AtomicU64];
 
     fn deref(&self) -> &[AtomicU64] {
-        // SAFETY: the range is mapped as long as self lives, to a file that nobody else has and that keeps its length;
+        // SAFETY: the range is mapped as long as self lives, to a file that no other process has and that keeps its length;
         // it is aligned to a page, and every value is a valid atomic.
         unsafe { std::slice::from_raw_parts(self.0.as_ptr().cast(), self.0.len() / size_of::<AtomicU64>()) }
     }
 }
 
-/// Numbers that need not be good (xorshift).
+/// Random numbers of low quality (xorshift).
 struct Random(Cell<u64>);
 
 impl Random {

@@ -1,4 +1,4 @@
-//! What it takes to wake processes that wait for a key, and what that costs who updates it, beside a bare futex.
+//! What it takes to wake processes that wait for a key, and what that costs the process that updates it, beside a bare futex.
 //!
 //! Forked processes sleep until a word has moved on: a key's generation, and a word of a shared page, by turns, as figures
 //! that are taken one after another drift on a machine that does other work. Prints a table, and leaves it in cargo's
@@ -41,13 +41,13 @@ const CROWD: usize = 64;
 
 /// What processes wait for. A forked one has a copy that has seen what the original had seen.
 trait Beacon {
-    /// Moves on, and wakes whoever waits.
+    /// Moves on, and wakes all waiters.
     fn update(&self);
 
-    /// Moves on so many times, where nobody waits and that is known, as far as it can be.
+    /// Moves on so many times, while there is no waiter and the updater knows that, as far as it can.
     fn update_unawaited(&self, times: u32);
 
-    /// Sleeps until it is not what was seen any more.
+    /// Sleeps until it is no longer what was seen.
     fn wait(&self);
 
     fn see(&self);
@@ -73,7 +73,7 @@ impl Beacon for GenerationSynchronizer {
     }
 }
 
-/// A word as a shared futex. Whoever updates it must know whether somebody waits.
+/// A word as a shared futex. The process that updates it must know whether there is a waiter.
 struct Bare {
     word: &'static AtomicU32,
     seen: Cell<u32>,
@@ -85,6 +85,8 @@ impl Bare {
     }
 }
 
+// ORDERING: an update is AcqRel and a look acquire, as of a generation in gensync: a waiter that sees the new number in `wait` or `see`
+// sees what the updater wrote before its `fetch_add`. The kernel compares the word again before it puts the waiter to sleep.
 impl Beacon for Bare {
     fn update(&self) {
         self.word.fetch_add(1, AcqRel);
@@ -100,7 +102,7 @@ impl Beacon for Bare {
     fn wait(&self) {
         let seen = self.seen.get();
         while self.word.load(Acquire) == seen {
-            // Whatever ends it, the word tells whether it was an update.
+            // Whatever ended the sleep, the word shows whether it was an update.
             let _ = futex::wait(self.word, Flags::empty(), seen, None);
         }
     }
@@ -127,7 +129,7 @@ struct Scale {
     trips: usize,
     /// How often a turn wakes a crowd.
     crowds: usize,
-    /// How many updates a turn has that nobody waits for.
+    /// How many updates without a waiter a turn has.
     updates: u32,
     /// How many waiters a turn kills.
     kills: usize,
@@ -214,8 +216,8 @@ impl Stage {
         }))
     }
 
-    /// Half a round trip between two processes, told where to stay: the scheduler puts them on one core or on two, now and
-    /// then, which differ more than what is compared.
+    /// Half a round trip between two processes that are bound to cores. Left alone, the scheduler puts them on one core now and on
+    /// two then, and these differ more than what is compared.
     fn ping_pong(&self, [ping, pong]: [&dyn Beacon; 2], cores: [usize; 2]) -> Outcome<[f64; 1]> {
         ping.see();
         pong.see();
@@ -288,7 +290,7 @@ impl Stage {
         Ok([self.handed_over()])
     }
 
-    /// An update that nobody waits for.
+    /// An update without a waiter.
     fn alone(&self, beacon: &dyn Beacon) -> Outcome<[f64; 1]> {
         let updates = self.scale.updates;
         let start = Instant::now();
@@ -308,7 +310,7 @@ impl Stage {
             })?;
             until_asleep(waiter)?;
             drop(processes);
-            // After a fork, the first write to each page is dear.
+            // After a fork, the first write to each page is expensive.
             beacon.see();
             let start = Instant::now();
             beacon.update();
@@ -335,7 +337,7 @@ fn median(times: impl IntoIterator<Item = Duration>) -> f64 {
     Spread::of(times.into_iter().map(|time| time.as_nanos() as f64)).median
 }
 
-/// Returns when the process sleeps. There must be nothing for it to sleep on but what it waits for.
+/// Returns when the process sleeps. It must have nothing to sleep on except what it waits for.
 fn until_asleep(process: Pid) -> Outcome<()> {
     loop {
         let status = fs::read_to_string(format!("/proc/{process}/stat"))?;
@@ -412,7 +414,7 @@ struct Page {
     result: Line<AtomicU64>,
 }
 
-/// Two lines of a cache, as processors fetch them in pairs.
+/// Two cache lines, as processors fetch them in pairs.
 #[repr(align(128))]
 struct Line<T>(T);
 

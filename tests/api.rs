@@ -57,7 +57,7 @@ fn an_error_counts_as_expired() {
     assert_eq!(sync.refresh_with(|| Ok::<_, ()>(7)), Ok(7), "the state can be loaded all the same");
     while !sync.is_expired() {}
     assert!(other.is_expired(), "what was not loaded in the outage does not become fresh");
-    // As soon as it can be healed, it is.
+    // As soon as a table can be made again, one is.
     std::fs::remove_dir(&path).unwrap();
     sync.refresh().unwrap();
     assert!(!sync.is_expired());
@@ -397,7 +397,7 @@ fn an_error_can_be_cloned_and_becomes_one_of_io() {
     let empty = GenerationSynchronizer::new(&anonymous(), "").unwrap_err();
     assert_eq!(io::Error::from(empty).kind(), io::ErrorKind::InvalidInput);
 
-    // With a cause, which both the clone and io's error keep.
+    // With a cause, which both the clone and the `io::Error` keep.
     let error = Table::open(folder.path().join("n".repeat(300))).unwrap_err();
     let clone = error.clone();
     assert_eq!((clone.kind(), clone.path(), clone.to_string()), (error.kind(), error.path(), error.to_string()));

@@ -30,7 +30,7 @@ fn a_value_is_loaded_once_and_again_after_each_update() {
     assert_eq!(loads.load(SeqCst), 1);
     for value in 2..10 {
         set(&source, Ok(value));
-        assert_eq!(*cached.get().unwrap(), value - 1, "nobody has said so");
+        assert_eq!(*cached.get().unwrap(), value - 1, "no process has announced it");
         sync(&table).mark_updated().unwrap();
         assert!(cached.get_if_fresh().is_none());
         assert_eq!(*cached.get().unwrap(), value);
@@ -149,7 +149,7 @@ fn an_old_value_or_a_deadline_saves_from_waiting() {
         thread::scope(|scope| {
             let loader = scope.spawn(|| *cached.get().unwrap());
             await_value(&begun, 2);
-            // Nobody opens the gate before these have their answer.
+            // The gate stays closed until these have their answer.
             assert_eq!(*cached.get_stale_ok().unwrap(), 1);
             for patience in [0, 5] {
                 let error = cached.get_fresh(Instant::now() + Duration::from_millis(patience)).unwrap_err();
@@ -199,7 +199,7 @@ fn a_waiter_for_a_load_that_fails_gets_its_error() {
         let leader = scope.spawn(|| cached.get().unwrap_err());
         await_value(&begun, 2);
         let waiter = scope.spawn(|| cached.get().unwrap_err());
-        // It loads for itself should it come too late, and fails likewise.
+        // If it comes too late, it loads for itself, and fails likewise.
         drop(open);
         for error in [leader.join().unwrap(), waiter.join().unwrap()] {
             assert!(error.source().unwrap().is::<io::Error>(), "the loader's own error");
@@ -220,7 +220,7 @@ fn a_waiter_for_a_load_is_not_given_an_earlier_ones_failure() {
     thread::scope(|scope| {
         let leader = scope.spawn(|| *cached.get().unwrap());
         await_value(&begun, 2);
-        // It wakes at the deadline, when nothing has landed.
+        // It wakes at the deadline, when no load has ended.
         let error = cached.get_fresh(Instant::now() + Duration::from_millis(5)).unwrap_err();
         open.send(()).unwrap();
         assert_eq!(leader.join().unwrap(), 2);
@@ -251,7 +251,7 @@ fn a_broken_source_is_neither_stormed_nor_trusted_for_ever() {
         assert!(cached.get().is_ok_and(|value| *value == 1) || start.elapsed() > Duration::from_millis(90));
     }
     assert!(cached.get_fresh(Instant::now() + HOUR).is_err(), "this one wants it fresh");
-    // It is the age that ends it.
+    // Its age is what ends it.
     thread::sleep(Duration::from_millis(150));
     let error = cached.get().unwrap_err();
     assert_eq!(error.source().unwrap().to_string(), "down");
@@ -284,7 +284,7 @@ fn a_value_is_no_older_than_its_age_limit() {
     cached.get().unwrap();
     set(&source, Ok(2));
     thread::sleep(Duration::from_millis(60));
-    assert_eq!(*cached.get().unwrap(), 2, "changed by somebody who does not know of gensync");
+    assert_eq!(*cached.get().unwrap(), 2, "changed by a program that does not use gensync");
 }
 
 #[test]
@@ -528,7 +528,7 @@ fn a_wait_ends_with_each_key_and_with_age() {
         assert_eq!(cached.counters().reloads, before + 1);
     }
     set(&source, Ok(5));
-    assert_eq!(*cached.wait().unwrap(), 5, "nobody has said so, but it is too old");
+    assert_eq!(*cached.wait().unwrap(), 5, "no process has announced it, but it is too old");
 }
 
 #[test]

@@ -22,7 +22,7 @@ fn is_readable(pollable: &Pollable, patience: Duration) -> bool {
     poll(&mut [PollFd::new(pollable.as_fd(), PollFlags::POLLIN)], timeout).unwrap() > 0
 }
 
-/// Whether it becomes readable; then it is so no longer.
+/// Whether the descriptor becomes readable; reading it makes it unreadable again.
 fn reports_change(pollable: &Pollable) -> bool {
     is_readable(pollable, support::LIMIT) && pollable.acknowledge() && !is_readable(pollable, Duration::ZERO)
 }
@@ -90,7 +90,7 @@ mod tasks {
     use std::sync::Arc;
     use support::LIMIT;
 
-    /// Unlike tokio's, it does not poll `future` once more when the time is up, by which one that nobody wakes would be ready.
+    /// Unlike tokio's, it does not poll `future` once more when the time is up, by which a future that nothing wakes would be ready.
     async fn timeout<F: Future>(limit: Duration, future: F) -> Result<F::Output, ()> {
         tokio::select! {
             biased;

@@ -1,5 +1,5 @@
 //! Guards against waits for a value that end too early or too late: with the value that is known already, with an error that
-//! was told before, or when the deadline is long past.
+//! was reported before, or when the deadline is long past.
 
 mod support;
 
@@ -16,7 +16,7 @@ use support::source::*;
 /// A few ticks of the coarse clock.
 const AGE: Duration = Duration::from_millis(10);
 
-/// A value that is another one at each load.
+/// A value that differs at each load.
 fn numbered(age: Duration) -> Cached<u64> {
     let loads = AtomicU64::new(0);
     let loader = move || Ok::<_, io::Error>(loads.fetch_add(1, SeqCst) + 1);
@@ -170,7 +170,7 @@ fn a_wait_keeps_no_old_value() {
     assert_eq!(Arc::strong_count(&value), 2);
 }
 
-/// Runs `work` in a process whose monotonic clock was set back by ten minutes at its fork, as when a checkpoint is restored;
+/// Runs `work` in a process with a monotonic clock that was set back by ten minutes at its fork, as when a checkpoint is restored;
 /// `false` if the kernel refuses.
 fn after_the_clock_was_set_back(work: impl FnOnce()) -> bool {
     use nix::sched::{CloneFlags, unshare};

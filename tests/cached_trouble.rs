@@ -187,7 +187,7 @@ fn an_old_value_is_dropped_where_it_hinders_nobody() {
         let (loads, itself, armed, callers) = (AtomicU64::new(0), itself.clone(), armed.clone(), callers.clone());
         Cached::new(sync(&table), move || {
             if armed.load(SeqCst) > 0 {
-                // Now one of the others is likely to have the last hold of the old value.
+                // Now one of the others is likely to have the last reference to the old value.
                 await_value(&callers, THREADS);
                 thread::sleep(Duration::from_millis(2));
             }
@@ -324,7 +324,7 @@ fn a_forked_child_goes_its_own_way_whatever_the_parents_threads_were_doing() {
                 })
                 .succeeds();
             }
-            // Its updates have overtaken the load, so those who came after it began need another one.
+            // Its updates have overtaken the load, so the waiters that came after it began need another one.
             open.send(()).unwrap();
             open.send(()).unwrap();
             assert_eq!(leader.join().unwrap(), 2);
@@ -343,7 +343,7 @@ fn a_loader_that_forks_returns_in_both() {
     let (reports, marker) = (Arc::new(AtomicU64::new(0)), sync(&table));
     let count = reports.clone();
     let cached = Cached::builder(sync(&table), move || {
-        // SAFETY: the child takes no lock that another thread may hold.
+        // SAFETY: the child takes no lock that another thread of the parent may hold at the fork.
         let child = match unsafe { fork() }? {
             ForkResult::Parent { child } => child.as_raw(),
             ForkResult::Child => {
@@ -385,7 +385,7 @@ fn is_recursion(error: &gensync::Error) -> bool {
 
 type Values = Arc<OnceLock<Vec<Cached<u64>>>>;
 
-/// Values whose loaders each ask for the next one's, and the last one's for the first one's. The first loads all begin before
+/// Values in a ring: the loader of each asks for the next value, and the last one's for the first. The first loads all begin before
 /// one of them asks.
 fn circle(length: usize) -> Values {
     let table = anonymous();

@@ -147,7 +147,7 @@ impl<'a> Reader<'a> {
         self.state
     }
 
-    /// Nobody updates any more: what was committed must be seen, though nobody may have lived to say so.
+    /// There are no updates any more: what was committed must be seen, even if every process that could announce it was killed.
     fn await_source(&mut self) {
         let start = Instant::now();
         while self.get() != self.source.load(SeqCst) {
@@ -208,7 +208,7 @@ fn killed_within_updates_that_two_processes_make() {
     stop.store(1, SeqCst);
     witness.succeeds();
     assert!(source.load(SeqCst) > 1000, "nothing was going on");
-    // One that was killed before its commit has left its count, until somebody checks.
+    // An updater that was killed before its commit has left its count, until a process checks.
     let start = Instant::now();
     while table.slots().any(|slot| slot.pending() > 0) {
         assert!(start.elapsed() < Duration::from_secs(20), "pending for good");
@@ -294,11 +294,11 @@ fn killed_while_waiting() {
                 std::thread::yield_now();
             }
         }
-        assert_eq!(overslept.load(SeqCst), 0, "a wake-up was lost");
+        assert_eq!(overslept.load(SeqCst), 0, "a wakeup was lost");
     });
 }
 
-/// Each kill may leave sleepers that find out half a second later: so there is a key for each, and one waiting for all.
+/// Each kill may leave waiters that notice half a second later: so there is a key for each, and one waiter for all.
 #[test]
 fn killed_while_updating_what_others_wait_for() {
     alone(|| {
@@ -356,7 +356,7 @@ fn killed_while_updating_what_others_wait_for() {
                 dawdle(&mut random, 300);
                 victim.kill();
             }
-            // Nobody updates any more.
+            // There are no updates any more.
             let start = Instant::now();
             let is_fresh =
                 |(key, loaded): (usize, &AtomicU64)| loaded.load(SeqCst) == sources[key % KILLS].load(SeqCst);
@@ -365,7 +365,7 @@ fn killed_while_updating_what_others_wait_for() {
                 std::thread::yield_now();
             }
             while table.slots().any(|slot| slot.pending() > 0) {
-                assert!(start.elapsed() < LIMIT, "pending for good, though somebody waits");
+                assert!(start.elapsed() < LIMIT, "pending for good, though a process waits");
             }
         });
     });
@@ -431,7 +431,7 @@ fn killed_while_resetting_the_table_that_others_wait_in() {
         await_value(started, 1);
         dawdle(&mut random, 400);
         resetter.kill();
-        // By somebody who has had the table all the time, and by somebody who has not.
+        // By a process that has had the table open all the time, and by one that opens it now.
         let table = if round % 2 == 0 { table.clone() } else { Table::open(&path).unwrap() };
         let state = source.fetch_add(1, SeqCst) + 1;
         attach(&table, ["key"])[0].mark_updated().unwrap();

@@ -1,5 +1,5 @@
-//! Guards against allocations, system calls and threads where none may be: in checks, loads of what is fresh, and updates that
-//! nobody waits for.
+//! Guards against allocations, system calls and threads where none may be: in checks, loads of what is fresh, and updates of
+//! keys without a waiter.
 
 mod support;
 
@@ -16,16 +16,16 @@ thread_local! {
 }
 
 #[expect(unsafe_code, reason = "counts what goes through to the system's allocator")]
-// SAFETY: all is the system's allocator's doing.
+// SAFETY: every call is passed on to the system's allocator, which keeps the contract.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         ALLOCATIONS.set(ALLOCATIONS.get() + 1);
-        // SAFETY: as asked.
+        // SAFETY: the caller keeps the contract of `GlobalAlloc`, which is the same for `System`.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: as asked.
+        // SAFETY: the caller keeps the contract of `GlobalAlloc`, which is the same for `System`.
         unsafe { System.dealloc(pointer, layout) }
     }
 }
@@ -35,7 +35,7 @@ static ALLOCATOR: Counting = Counting;
 
 const TIMES: u32 = 100_000;
 
-/// Nothing is allocated, and nothing asked of the system but to look at the table's file now and then.
+/// Nothing is allocated, and no system call is made except for looking at the table's file now and then.
 fn assert_fast(table: &Table, what: &str, operation: impl Fn()) {
     // The first time may come upon something that is new.
     operation();

@@ -19,7 +19,7 @@ fn attach(table: &Table, key: impl Into<gensync::CacheKey>) -> Result<Generation
     GenerationSynchronizer::new(table, key)
 }
 
-/// Bytes that the kernel says of this process in `/proc/self/status`.
+/// A number of bytes from this process's `/proc/self/status`.
 fn status(name: &str) -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).unwrap();
@@ -35,7 +35,7 @@ fn limit(resource: Resource, value: u64) {
     setrlimit(resource, value, value.max(getrlimit(resource).unwrap().1)).unwrap();
 }
 
-/// No more than `bytes` of address space are to be had from now on.
+/// From now on, this process can have no more than `bytes` of address space.
 fn spare_address_space(bytes: u64) {
     limit(Resource::RLIMIT_AS, status("VmSize") + bytes);
 }

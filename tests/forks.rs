@@ -89,7 +89,7 @@ fn generations(result: &'static AtomicU64, loading: &'static AtomicU64) {
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             assert_eq!(Pid::this(), id);
             let start = Instant::now();
-            // By a deadline, so that a wait for a load that nobody makes fails.
+            // By a deadline, so that a wait for a load that no thread makes fails.
             let got = value.get_fresh(start + Duration::from_secs(10));
             assert_eq!(*got.expect("it waits for the load of an ancestor"), 7);
             let error = update.finish().unwrap_err();
@@ -139,7 +139,7 @@ fn a_child_that_was_forked_during_a_reset_keeps_no_lock_of_a_parent_that_is_kill
             });
             await_value(children, 1);
             assert!(parent.ends_by_kill());
-            // What the parent held is let go of by the kernel, and the child sleeps.
+            // The kernel has released what the parent held, and the child sleeps.
             let inode = format!(":{} ", std::fs::metadata(&path).unwrap().ino());
             let locks = std::fs::read_to_string("/proc/locks").unwrap();
             let held = locks.lines().filter(|line| line.contains("OFDLCK") && line.contains(&inode));
@@ -175,5 +175,5 @@ fn a_child_that_lives_on_keeps_no_update_in_flight() {
     let start = Instant::now();
     while !reader.is_expired() && start.elapsed() < Duration::from_secs(10) {}
     words[1].store(1, SeqCst);
-    assert!(reader.is_expired(), "nobody notices that the maker was killed");
+    assert!(reader.is_expired(), "no process notices that the maker was killed");
 }

@@ -1,4 +1,4 @@
-//! Guards against a change of the file format that nobody meant: a table made by the first version stays readable.
+//! Guards against an unintended change of the file format: a table made by the first version stays readable.
 
 mod support;
 
@@ -55,7 +55,7 @@ fn the_first_open_after_a_reboot_moves_every_generation_on() {
     file.write_all_at(&[0x81], slot + 7).unwrap();
     file.write_all_at(&[0x80 | (before.get() >> 48) as u8], slot + 6).unwrap();
 
-    // Nobody has a table open across a reboot.
+    // No process has a table open across a reboot.
     drop((sync, file));
     let table = Table::open(&path).unwrap();
     let after = table.generation("key").unwrap().unwrap();
@@ -68,7 +68,7 @@ fn the_first_open_after_a_reboot_moves_every_generation_on() {
     assert_eq!(Table::open(&path).unwrap().generation("key").unwrap(), Some(after));
 }
 
-/// Where the generation word stands that holds `generation`, little-endian.
+/// The offset of the generation word with `generation`, little-endian.
 fn slot_offset(file: &[u8], generation: u64) -> u64 {
     let word = generation.to_le_bytes();
     file.chunks(8).position(|chunk| chunk == word).expect("the generation is in the file") as u64 * 8
@@ -79,7 +79,7 @@ fn slot_offset(file: &[u8], generation: u64) -> u64 {
 /// without a tag, and to both words.
 const EVERYTHING: &[u8] = include_bytes!("vectors/version-1-everything.gensync");
 
-/// Its keys: updates, generation, updates that are pending, whether somebody waits.
+/// Its keys: updates, generation, updates that are pending, whether there is a waiter.
 const KEYS: [(&str, u64, u64, u8, bool); 9] = [
     ("a", 0, 1_795_575_983_794_320, 0, false),
     ("b:c", 1, 1_795_575_983_794_341, 0, false),
@@ -154,7 +154,7 @@ fn all_that_version_1_writes_is_read_as_it_was_written() {
             let error = GenerationSynchronizer::new(&table, key).unwrap_err();
             assert_eq!(*error.kind(), ErrorKind::KeyNotFound);
         }
-        // As nobody is there to finish it, and this process cannot.
+        // As no process is left to finish it, and this one cannot.
         let sync = GenerationSynchronizer::new(&table, "pending").unwrap();
         assert!(sync.is_expired() && sync.refresh().unwrap().get() == 1_795_575_983_794_426);
         assert!(fs::read(&path).unwrap() == content, "reading changed it");
@@ -181,13 +181,13 @@ fn a_writer_goes_on_with_all_that_version_1_writes() {
     for (key, _, generation, pending, is_awaited) in KEYS {
         let sync = GenerationSynchronizer::new(&table, key).unwrap();
         assert_eq!(sync.sync_gen().unwrap().get(), generation);
-        // Whoever finds that nobody is left to finish them updates the key in their place.
+        // A process that finds the makers of these updates gone updates the key in their place.
         assert_eq!(sync.is_expired(), pending > 0, "{key}");
         assert_eq!(sync.refresh().unwrap().get(), generation + u64::from(pending > 0), "{key}");
         let present = slot(&table, key).unwrap();
         assert_eq!((present.pending(), present.is_awaited()), (0, is_awaited && pending == 0), "{key}");
         sync.mark_updated().unwrap();
-        assert!(!slot(&table, key).unwrap().is_awaited(), "{key}: who waits was woken");
+        assert!(!slot(&table, key).unwrap().is_awaited(), "{key}: the waiter was woken");
     }
     finish_claims_and_grow(&table);
 }
@@ -215,7 +215,7 @@ fn finish_claims_and_grow(table: &Table) {
 #[test]
 fn a_retired_table_of_version_1_is_succeeded_by_a_writer_alone() {
     let mut retiring = RETIRED.to_vec();
-    // As its maker may have left it who was killed before the end.
+    // As a process that was killed before the end may have left it.
     retiring[144] = 2;
     // As if the clock had been far ahead when "c" was made.
     let mut ahead = RETIRED.to_vec();
@@ -242,7 +242,7 @@ fn a_retired_table_of_version_1_is_succeeded_by_a_writer_alone() {
             let sync = GenerationSynchronizer::new(&table, key).unwrap();
             assert!(sync.sync_gen().unwrap().get() > generation.max(least), "a generation is there twice");
         }
-        // Whoever still has the old one finds that it has ended.
+        // A process that still has the old table finds that it has ended.
         let mut state = [0; 4];
         reader.read_exact_at(&mut state, 144).unwrap();
         assert_eq!(state, [3, 0, 0, 0]);

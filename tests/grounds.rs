@@ -1,5 +1,5 @@
-//! Guards against file systems and namespaces where a file is not what it seems: overlayfs, users who are not mapped, and file
-//! systems that nobody knows.
+//! Guards against file systems and namespaces where a file is not what it seems: overlayfs, user ids that are not mapped, and
+//! unknown file systems.
 
 mod support;
 
@@ -31,7 +31,7 @@ fn mount_at(kind: &str, folder: &Path, options: &str) -> bool {
     mounted.is_ok()
 }
 
-/// Runs `test` with a folder on overlayfs, whose lower layer was prepared by `prepare`.
+/// Runs `test` with a folder on overlayfs; `prepare` prepares its lower layer.
 fn with_overlay(prepare: impl FnOnce(&Path), test: impl FnOnce(&Path) + std::panic::UnwindSafe) {
     let base = tempfile::tempdir().unwrap();
     fs::set_permissions(base.path(), Permissions::from_mode(0o755)).unwrap();
@@ -125,7 +125,7 @@ fn a_table_on_overlayfs_of_two_file_systems_is_found_to_be_gone() {
             fs::rename(&path, merged.path().join("elsewhere")).unwrap();
             let worker = attach(&Table::open(&path).unwrap());
             importer.update(|| Ok::<_, ()>(())).unwrap();
-            assert!(worker.is_expired() && reader.is_expired(), "{name}: the update reached nobody");
+            assert!(worker.is_expired() && reader.is_expired(), "{name}: the update reached no other process");
             for holder in [&worker, &reader] {
                 holder.refresh().unwrap();
             }
@@ -145,7 +145,7 @@ fn a_table_that_its_maker_would_refuse_is_not_made() {
     assert!(matches!(error.kind(), ErrorKind::WrongOwner { .. }) && error.path() == Some(&path), "{error}");
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "it is left behind");
     in_child(|| {
-        // As a user who is not mapped, whose files show as another's.
+        // As a user that is not mapped: its files show as another's.
         let apart = setuid(Uid::from_raw(STRANGER)).and_then(|()| unshare(CloneFlags::CLONE_NEWUSER));
         if let Err(error) = apart {
             eprintln!("skipped, as no user namespace can be made here: {error}");
@@ -189,7 +189,7 @@ fn nobody_is_taken_for_the_owner_where_he_is_not_mapped() {
             eprintln!("skipped, as no user namespace can be made here: {error}");
             return;
         }
-        assert_eq!(Uid::effective().as_raw(), overflow, "shown as nobody, as no user is mapped");
+        assert_eq!(Uid::effective().as_raw(), overflow, "shown as the user nobody, as no user is mapped");
         for owner in [OwnerCheck::CurrentUserOrRoot, OwnerCheck::User(overflow)] {
             let error = Table::options().owner(owner).open(&path).unwrap_err();
             assert!(matches!(error.kind(), ErrorKind::WrongOwner { found, .. } if *found == overflow), "{error}");
@@ -206,7 +206,7 @@ fn nobody_is_taken_for_the_owner_where_he_is_not_mapped() {
     if has_default {
         fs::remove_dir_all(&default).unwrap();
     }
-    // Where the number is somebody's, that one is the owner.
+    // Where the number is that of a user, that user is the owner.
     chown(&path, Some(overflow), Some(overflow)).unwrap();
     in_child(|| {
         setuid(Uid::from_raw(overflow)).unwrap();

@@ -31,7 +31,7 @@ fn refusal(path: &Path) -> String {
     text
 }
 
-/// A table's file, to be damaged a little and made good again.
+/// A table's file, to be damaged a little and repaired again.
 struct Patient {
     _folder: tempfile::TempDir,
     path: PathBuf,
@@ -76,7 +76,7 @@ fn truncated(found: u64, expected: u64) -> String {
     format!("truncated table: {found} bytes, expected at least {expected}; stop its users and remove the file")
 }
 
-/// Every number a field may be confused by: small ones, powers of two and their neighbours, and some that are like nothing.
+/// Numbers that may confuse the reader of a field: small ones, powers of two and their neighbours, and some that are like nothing.
 fn numbers() -> impl Iterator<Item = u64> {
     let powers = (0..64).flat_map(|power| [(1_u64 << power) - 1, 1 << power, (1 << power) + 1]);
     let random = (0..200_u64).map(|i| i.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(31) ^ i.wrapping_pow(7));
@@ -275,7 +275,7 @@ fn the_words_that_change_may_say_anything() {
         }
         patient.write(148, &1_u32.to_le_bytes());
     }
-    // In a process of its own, as nobody else is to have the table open, children of other tests included.
+    // In a process of its own, as no other process may have the table open, children of other tests included.
     in_child(|| {
         for boot in numbers().step_by(20) {
             let before = present(&patient);
@@ -338,7 +338,7 @@ fn a_number_that_is_no_generation_is_reported_and_repaired_by_a_reset() {
             let beginning = format!("{}: key \"key\": damaged key: its generation word is 0x", patient.path.display());
             let found = text.strip_prefix(&beginning).unwrap_or_else(|| panic!("{text}"));
             assert!(found.ends_with(", which is none of a live table; reset the table"), "{text}");
-            // It may be awaited meanwhile, and those who wait be woken.
+            // The key may have got a waiter meanwhile, which is woken.
             let found = u64::from_str_radix(&found[..16], 16).unwrap();
             assert_eq!(found & (retired | pending), word & (retired | pending), "{text}");
             assert!((found & generation).wrapping_sub(word & generation) < 10, "{text}");
@@ -459,7 +459,7 @@ fn links_among_the_folders_are_followed() {
     let other = attach(&Table::open(folder.path().join("link/table")).unwrap(), "key").unwrap();
     other.mark_updated().unwrap();
     assert!(sync.is_expired(), "it is another table");
-    // A reset by the one path is one by the other.
+    // A reset through one path is seen through the other.
     other.table().reset().unwrap();
     assert_eq!(sync.refresh().unwrap(), other.refresh().unwrap());
     let dangling = folder.path().join("dangling");

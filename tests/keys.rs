@@ -13,7 +13,7 @@ fn anonymous() -> Table {
     Table::options().anonymous().unwrap()
 }
 
-/// Every kind of text that was ever taken for something else than text.
+/// Every kind of text that is known to have been taken for something other than text.
 fn nasty() -> Vec<String> {
     let mut texts: Vec<String> = [
         " ",
@@ -205,7 +205,7 @@ fn what_djblets_takes_for_one_key_is_several_to_the_strict_normalizer() {
     // One part is a string to both, and an empty domain is none.
     assert_eq!(strict().normalize(["a:b"]), strict().normalize("a:b"));
     assert_eq!(strict().domain("").normalize("a"), strict().normalize("a"));
-    // What one makes shorter, no key that is short already can forge.
+    // A shortened key cannot be forged by a key that is short already.
     let long = strict().normalize("k".repeat(241));
     assert_eq!(long.as_str().len(), 240);
     assert_ne!(strict().normalize(long.as_str()), long);
@@ -267,7 +267,7 @@ fn keys_come_from_any_text_and_can_be_sorted() {
     assert_eq!(CacheKey::from(Cow::<str>::Owned("a b".to_owned())), key);
     let sorted = std::collections::BTreeSet::from(["b", "a", "c", "a"].map(CacheKey::from));
     assert_eq!(sorted.iter().map(CacheKey::as_str).collect::<Vec<_>>(), ["a", "b", "c"]);
-    // The order tells apart whatever equality does.
+    // Keys that are not equal are not equal in the order either.
     assert_ne!(CacheKey::raw("a"), CacheKey::from("a"));
     assert_ne!(CacheKey::raw("a").cmp(&CacheKey::from("a")), std::cmp::Ordering::Equal);
 }
@@ -299,7 +299,7 @@ fn key(number: u32) -> [u8; 8] {
     (spread | u64::from_le_bytes([b'@'; 8])).to_le_bytes()
 }
 
-/// Some of the keys that somebody would choose who knows how they are placed, but not the salt.
+/// Some of the keys that an attacker would choose that knows how keys are placed, but not the salt.
 fn crowding(count: usize) -> Vec<[u8; 8]> {
     let half = |start: u32| (start..).step_by(2).map(key).filter(|key| is_of_the_flood(*key)).take(count / 2);
     thread::scope(|scope| {

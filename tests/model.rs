@@ -20,9 +20,9 @@ use support::{LIMIT, in_child, shared_words};
 /// Keys and holders are few, so that operations meet.
 const KEYS: usize = 3;
 const HOLDERS: usize = 3;
-/// Who has every key from the beginning, and is looked at first.
+/// The holder that has every key from the beginning, and is looked at first.
 const OBSERVER: usize = HOLDERS;
-/// Who opens the table read-only.
+/// The holder that opens the table read-only.
 const READER: usize = HOLDERS + 1;
 
 #[derive(Clone, Copy, Debug)]
@@ -51,7 +51,7 @@ enum Operation {
     /// An update, and what happens before its commit.
     Update(usize, usize, Vec<Operation>, Ending),
     UpdateAll(usize, [usize; 2]),
-    /// An update whose maker is killed before or after its commit.
+    /// An update by a process that is killed before or after its commit.
     Killed(usize, usize, bool),
     /// What a forked child does.
     Fork(Vec<Operation>),
@@ -97,7 +97,7 @@ fn operation() -> impl Strategy<Value = Operation> {
     ]
 }
 
-/// What it should come to: how often each key was updated, at which count each holder is, and each value was loaded.
+/// What must come out: how often each key was updated, at which count each holder is, and each value was loaded.
 #[derive(Clone, Debug, Default)]
 struct Model {
     updates: [u64; KEYS],
@@ -111,7 +111,7 @@ impl Model {
         self.seen[&place] == Some(self.updates[place.1])
     }
 
-    /// An update that its maker follows, if he was up to date.
+    /// An update that its maker follows, if it was up to date.
     fn follow(&mut self, place: (usize, usize)) {
         let was_fresh = self.is_fresh(place);
         self.updates[place.1] += 1;
@@ -173,7 +173,7 @@ impl World {
         self.sources[key].fetch_add(1, SeqCst) + 1
     }
 
-    /// Does `operation`, if there is who could.
+    /// Does `operation`, if there is a holder that can.
     fn act(&mut self, operation: &Operation) {
         self.attempt(operation);
         self.check();
@@ -242,7 +242,7 @@ impl World {
                 let syncs = [self.sync(holder, keys[0])?, self.sync(holder, keys[1])?];
                 let commit = || Ok::<_, ()>(keys.iter().for_each(|&key| _ = self.change(key)));
                 update_all(&[&*syncs[0], &*syncs[1]], commit).unwrap();
-                // One after the other, should they be the same.
+                // One after the other, in case they are the same.
                 keys.iter().for_each(|&key| self.model.follow((holder, key)));
             }
             Killed(holder, key, commits) => {
@@ -342,7 +342,7 @@ impl World {
             Err(_) | Ok(Ok(())) | Ok(Err(UpdateError::Commit(()))) => {}
             Ok(Err(error)) => panic!("{error:?}"),
         }
-        // The maker may have gone to another holder's hands meanwhile; and one whose commit failed does not know the source.
+        // The maker may have been moved to another holder meanwhile; and after a commit that failed, the maker does not know the source.
         let is_in_place = self.sync(holder, key).is_some_and(|present| Rc::ptr_eq(&present, &sync));
         match is_in_place && !matches!(ending, Ending::Panic | Ending::Fail) {
             true => self.model.follow((holder, key)),
@@ -352,7 +352,7 @@ impl World {
     }
 
     fn check(&mut self) {
-        // The observer first, so that every key is there for those who cannot create one.
+        // The observer first, so that every key is there for holders that cannot create one.
         let mut places: Vec<_> = self.syncs.keys().copied().collect();
         places.sort_by_key(|place| place.0 != OBSERVER);
         for place in places {
@@ -378,7 +378,7 @@ impl World {
 }
 
 impl Model {
-    /// What `operation` by a forked child means for those who see nothing of it but the table.
+    /// What `operation` by a forked child means for processes that see nothing of it except the table.
     fn account(&mut self, operation: &Operation) {
         match *operation {
             MarkUpdated(holder, key) | Clear(holder, key) if self.seen.contains_key(&(holder, key)) => {
@@ -422,11 +422,11 @@ proptest! {
     }
 }
 
-/// What was left of sequences that found the code broken, by hand, when they had been made as short as can be.
+/// Sequences that found the code broken, made as short as possible by hand.
 #[test]
 fn the_shortest_sequences_that_have_found_something() {
     let cases: &[&[Operation]] = &[
-        // Who updates follows his own update.
+        // An updater follows its own update.
         &[Attach(0, 0), MarkUpdated(0, 0)],
         // An update that is given up is none.
         &[Attach(1, 2), Update(1, 2, vec![], Ending::Abandon)],

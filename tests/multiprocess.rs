@@ -211,7 +211,7 @@ fn closed_and_reused_descriptors_do_no_harm() {
     let innocent = folder.path().join("innocent");
     std::fs::write(&innocent, "untouched").unwrap();
     in_child(|| {
-        // A daemoniser: closes everything, and what is opened next gets the same numbers.
+        // As a process that becomes a daemon: it closes everything, and what is opened next gets the same numbers.
         for number in 3..1024 {
             let _ = nix::unistd::close(number);
         }

@@ -28,7 +28,7 @@ use support::{alone, in_child, next_random, path, shared_words};
 const TIME: Duration = Duration::from_secs(3);
 /// How much of a table: its header and its first segments.
 const REACH: u64 = 64 << 10;
-/// What is not done after so many seconds never ends.
+/// What is not done after so many seconds counts as hanging.
 const WATCHDOG: u32 = 120;
 
 #[test]
@@ -121,7 +121,7 @@ fn wait_and_grow(table: &Table, start: Instant, count: &AtomicU64) {
     }
 }
 
-/// Writes to the table through a mapping of this process's own, until it is told to stop; follows it to its successors.
+/// Writes to the table through a mapping of this process's own, until `stop` is set; follows the table to its successors.
 fn scribble(table: &Table, stop: &AtomicU64, writes: &AtomicU64) {
     let (mut random, parent) = (0x9e37_79b9_7f4a_7c15, getppid());
     while stop.load(SeqCst) == 0 && getppid() == parent {
@@ -150,14 +150,14 @@ fn map(file: &File) -> Option<MmapRaw> {
     MmapOptions::new().len(length).map_raw(file.as_raw_fd()).ok()
 }
 
-/// A table in memory, as somebody sees it who keeps to no rule but that of not changing the file's size.
+/// A table in memory, for a writer that keeps to no rule except that it does not change the file's size.
 struct Prey {
     map: MmapRaw,
 }
 
 impl Prey {
     fn bytes(&self) -> &[AtomicU8] {
-        // SAFETY: mapped as long as self lives, and within the file, which nobody truncates. Whoever else has it uses atomics.
+        // SAFETY: mapped as long as self lives, and within the file, which is never truncated. Every other user of it uses atomics.
         #[expect(unsafe_code, reason = "a mapping of the test's own")]
         unsafe {
             std::slice::from_raw_parts(self.map.as_ptr().cast(), self.map.len())
@@ -165,7 +165,8 @@ impl Prey {
     }
 
     fn word(&self, index: usize) -> &AtomicU64 {
-        // SAFETY: as above; the map is aligned to a page, and a word within it.
+        // SAFETY: mapped as long as self lives, within the file, and used through atomics only; the map is aligned to a page, and the word
+        // within it to its size.
         #[expect(unsafe_code, reason = "a mapping of the test's own")]
         unsafe {
             assert!(index < self.map.len() / 8);
@@ -176,7 +177,7 @@ impl Prey {
     fn write(&self, random: &mut u64) {
         let mut next = || next_random(random) >> 3;
         let words = self.map.len() / 8;
-        // From behind the part that is fixed, which only stops those who open the table.
+        // Starts behind the fixed part: a change of that only makes opening the table fail.
         let index = match next() % 8 {
             0 => 16 + next() as usize % 17,
             1..6 => 512 + 16 * (next() as usize % (words / 16 - 32)) + next() as usize % 5,
@@ -201,7 +202,7 @@ impl Prey {
             0 => self.bytes()[8 * index + next() as usize % 8].store(value as u8, Relaxed),
             _ => self.word(index).store(value, Relaxed),
         }
-        // A table that is not live, or has too many segments, is soon done with: it is made good, for more to go wrong.
+        // Little can be done with a table that is not live, or has too many segments: it is repaired, so that more can go wrong.
         if next() % 64 == 0 {
             let segments = 1 + next() % 3;
             self.word(18).store(1 | segments << 32, Relaxed);
@@ -232,7 +233,7 @@ fn swap(path: &Path, victim: &Path, stop: &AtomicU64, swaps: &AtomicU64) {
     }
 }
 
-/// What the system answers who opens a socket, or a folder to write to it.
+/// What the system answers to opening a socket, or a folder for writing.
 fn is_of_opening(error: &gensync::Error) -> bool {
     let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<std::io::Error>());
     let errno = source.and_then(std::io::Error::raw_os_error).map(Errno::from_raw);

@@ -100,7 +100,7 @@ fn no_generation_repeats_after_the_file_was_deleted() {
         let new = GenerationSynchronizer::new(&Table::open(&path).unwrap(), "key").unwrap();
         assert!(new.sync_gen() > highest, "a new file begins behind the old one");
         highest = new.sync_gen();
-        // Whoever holds the deleted file finds out, and is expired, whatever it has seen.
+        // A holder of the deleted file finds out, and is expired, whatever it has seen.
         while !old.is_expired() {}
         assert!(old.refresh().unwrap() >= highest.unwrap());
     }

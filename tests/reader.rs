@@ -21,7 +21,7 @@ fn a_reader_gives_what_is_loaded_and_loads_after_each_update() {
     for value in 2..10 {
         (0..200).for_each(|_| assert_eq!(*reader.get().unwrap(), value - 1));
         set(&source, Ok(value));
-        assert_eq!(*reader.get().unwrap(), value - 1, "nobody has said so");
+        assert_eq!(*reader.get().unwrap(), value - 1, "no process has announced it");
         sync(&table).mark_updated().unwrap();
         assert_eq!(*reader.get().unwrap(), value);
     }

@@ -1,5 +1,5 @@
 //! Guards against a table that is retired and cannot be replaced: by processes without the right to, where a file stays what it is,
-//! and by neighbours who put things into its folder.
+//! and by other processes that put things into its folder.
 
 mod support;
 
@@ -30,7 +30,7 @@ fn attach(table: &Table) -> GenerationSynchronizer {
 fn is_root() -> bool {
     let is_root = Uid::effective().is_root();
     if !is_root {
-        eprintln!("skipped, as only root may become somebody else, or mount");
+        eprintln!("skipped, as only root may become another user, or mount");
     }
     is_root
 }
@@ -46,7 +46,7 @@ fn set_mode(path: &Path, mode: u32) {
     fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
 }
 
-/// A table that everybody may write, in a folder with that mode.
+/// A table that every user may write, in a folder with that mode.
 fn public_table(mode: u32) -> (tempfile::TempDir, PathBuf) {
     let (folder, path) = path();
     set_mode(folder.path(), mode);
@@ -58,7 +58,7 @@ fn open(path: &Path) -> Table {
     Table::options().owner(OwnerCheck::Anyone).open(path).unwrap()
 }
 
-/// That the table at `path` can only be expired where it is, and says why: with `reason`.
+/// Asserts that the table at `path` can only be expired in place, and that the error gives `reason`.
 fn assert_stays(path: &Path, reason: &str) {
     let (table, other) = (open(path), open(path));
     let (sync, watcher) = (attach(&table), attach(&other));
@@ -78,7 +78,11 @@ fn assert_stays(path: &Path, reason: &str) {
     assert!(sync.refresh().ok() > seen);
     watcher.update(|| Ok::<_, ()>(())).unwrap();
     assert!(sync.is_expired());
-    assert_eq!((table.info().incarnation, fs::metadata(path).unwrap().ino()), before, "told as another incarnation");
+    assert_eq!(
+        (table.info().incarnation, fs::metadata(path).unwrap().ino()),
+        before,
+        "reported as another incarnation"
+    );
     assert_eq!(names(path.parent().unwrap()).iter().filter(|name| name.starts_with(".gensync-")).count(), 0);
 }
 
@@ -106,7 +110,7 @@ fn without_a_right_to_the_folder_a_process_can_only_expire_the_table() {
     let (_folder, path) = public_table(0o1777);
     stranger(|| assert_stays(&path, "is sticky")).succeeds();
     assert_is_replaced(&path);
-    // Replaced it could be, but not given to whom it belongs: then nothing is changed.
+    // It could be replaced, but the successor could not be given to the table's owner: then nothing is changed.
     let (_folder, path) = public_table(0o777);
     stranger(|| {
         let table = open(&path);
@@ -142,7 +146,7 @@ fn a_name_as_long_as_names_may_be_can_be_reset_and_removed() {
     assert_is_replaced(&path);
     open(&path).remove().unwrap();
     assert!(names(folder.path()).is_empty());
-    // What is no text is a name too.
+    // A name need not be text.
     assert_is_replaced(&folder.path().join(OsString::from_vec(vec![0xff; 255])));
 }
 
@@ -231,7 +235,7 @@ fn nothing_that_a_neighbour_puts_into_the_folder_is_followed_removed_or_in_the_w
     let theirs = names(folder);
     assert_is_replaced(&path);
     assert_eq!(names(folder), theirs, "something was left, or removed");
-    // What a killed process of this user has left there is removed, unless somebody is still at work on it.
+    // What a killed process of this user has left there is removed, unless a process is still at work on it.
     let [left, used, text] = [7, 8, 9].map(hidden);
     drop(Table::open(&left).unwrap());
     drop(Table::open(&used).unwrap());
@@ -277,7 +281,7 @@ fn many_processes_that_check_during_a_reset_do_not_each_make_a_successor() {
                     words[0].fetch_add(1, SeqCst);
                     for round in 1..=ROUNDS {
                         let before = table.info().incarnation;
-                        // Until it has moved on, and given the old table back. Others who do so may expire the new one.
+                        // Until it has moved on, and unmapped the old table. Other processes that do so may expire the key in the new one.
                         while table.info().incarnation == before {
                             if sync.is_expired()
                                 && let Err(error) = sync.refresh()
@@ -321,7 +325,7 @@ fn who_finds_a_table_that_somebody_else_replaces_makes_no_successor_until_that_o
     let table = Table::open(&path).unwrap();
     let sync = attach(&table);
     let updater = attach(&table);
-    // As a process leaves it that is stopped in a reset, with the lock.
+    // As a process that is stopped in a reset leaves it, with the lock.
     let file = File::options().write(true).open(&path).unwrap();
     lock_for_replacing(&file);
     file.write_all_at(&2_u32.to_le_bytes(), 144).unwrap();
@@ -345,7 +349,7 @@ fn who_finds_a_table_that_somebody_else_replaces_makes_no_successor_until_that_o
     assert!(!sync.is_expired());
 }
 
-/// A table that is being retired, as if a reset had not seen the update that the child has in flight; the source, and the child.
+/// A table that is being retired, as if a reset had missed the update that the child has in flight; the source, and the child.
 fn retiring_under_an_update(path: &Path) -> (Table, GenerationSynchronizer, &'static AtomicU64, support::Child) {
     let table = Table::options().pending_limit(Duration::from_secs(5)).open(path).unwrap();
     let sync = attach(&table);
@@ -377,7 +381,7 @@ fn a_table_that_is_retired_under_an_update_is_not_replaced_before_that_has_ended
     while GenerationSynchronizer::new(&table, "new").is_err() {}
     assert!(fs::metadata(&path).unwrap().ino() != before);
     assert!(early == 1 || sync.is_expired(), "a maker that was killed after its commit was forgotten");
-    // Who opens it anew waits for the maker; and no longer than the limit.
+    // A process that opens the path anew waits for the maker, and no longer than the limit.
     fs::remove_file(&path).unwrap();
     let (_table, _sync, source, maker) = retiring_under_an_update(&path);
     let (there, loaded) = (&shared_words(1)[0], &shared_words(1)[0]);

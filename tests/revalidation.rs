@@ -1,4 +1,4 @@
-//! Guards against a holder that goes on with a file which its path no longer names: updates that reach nobody, and state that
+//! Guards against a holder that goes on with a file which its path no longer names: updates that reach no process, and state that
 //! counts as fresh for good. And against the opposite: a load at each use while freshness cannot be known.
 
 mod support;
@@ -18,7 +18,7 @@ use support::{await_value, in_child, keep_mounts_apart, path, shared_words};
 
 /// After this long, the next use of any holder looks at the path.
 const NOTICED: Duration = Duration::from_millis(1100);
-/// So many uses may pass before a holder notices whose rate has suddenly fallen.
+/// The most uses that may pass before a holder notices after its rate has suddenly fallen.
 const MOST: usize = 64;
 
 /// Deletes the table's file, as a service manager does that cleans up, and opens a new one as a restarted worker does.
@@ -49,7 +49,7 @@ fn an_update_reaches_the_holders_of_the_file_that_the_path_names() {
             let worker = sync(&replace(&path));
             assert!(!worker.is_expired());
             update(&importer);
-            assert!(worker.is_expired(), "{name}, round {round}: the update reached nobody");
+            assert!(worker.is_expired(), "{name}, round {round}: the update reached no other process");
         }
     }
 }
@@ -93,20 +93,20 @@ fn an_announcement_reaches_the_holders_of_another_file_systems_file_that_the_pat
             for round in 0..3 {
                 let worker = sync(&Table::open(&path).unwrap());
                 importer.update(|| Ok::<_, Error>(())).unwrap();
-                assert!(worker.is_expired(), "{name}, round {round}: the update reached nobody");
+                assert!(worker.is_expired(), "{name}, round {round}: the update reached no other process");
                 adopts(&worker);
             }
             let worker = sync(&Table::open(&path).unwrap());
-            // Lost for now: nobody has looked.
+            // Lost for now: no process has looked yet.
             importer.mark_updated().unwrap();
             sleep(NOTICED);
             let _ = before.is_expired();
-            assert!(worker.is_expired(), "{name}: a mark from before this was noticed reached nobody");
+            assert!(worker.is_expired(), "{name}: a mark from before this was noticed reached no other process");
             for round in 0..3 {
                 adopts(&worker);
                 sleep(Duration::from_millis(300));
                 importer.mark_updated().unwrap();
-                assert!(worker.is_expired(), "{name}, round {round}: the mark reached nobody");
+                assert!(worker.is_expired(), "{name}, round {round}: the mark reached no other process");
             }
         }
     })
@@ -131,7 +131,7 @@ fn an_update_that_is_killed_has_begun_in_the_file_that_the_path_names() {
     child.kill();
     let start = Instant::now();
     while !worker.is_expired() {
-        assert!(start.elapsed() < support::LIMIT, "nobody knows of the update");
+        assert!(start.elapsed() < support::LIMIT, "no process knows of the update");
     }
 }
 
@@ -161,7 +161,7 @@ fn an_update_within_another_does_not_wait_for_that_one_to_leave_a_deleted_file()
         .update(|| {
             let worker = sync(&replace(&path));
             inner.update(|| Ok::<_, Error>(())).unwrap();
-            assert!(worker.is_expired(), "the inner update reached nobody");
+            assert!(worker.is_expired(), "the inner update reached no other process");
             Ok::<_, Error>(worker)
         })
         .unwrap();
@@ -201,13 +201,13 @@ fn what_was_marked_in_a_deleted_file_is_announced_again_within_a_second_or_at_th
     let (_folder, path) = path();
     let importer = sync(&Table::open(&path).unwrap());
     let worker = sync(&replace(&path));
-    // Lost for now: nobody has looked.
+    // Lost for now: no process has looked yet.
     importer.mark_updated().unwrap();
     for round in 0..3 {
         // An importer that marks seldom.
         sleep(NOTICED);
         importer.mark_updated().unwrap();
-        assert!(worker.is_expired(), "round {round}: the mark reached nobody");
+        assert!(worker.is_expired(), "round {round}: the mark reached no other process");
         adopts(&worker);
         importer.mark_updated().unwrap();
         assert!(worker.is_expired());
@@ -362,7 +362,7 @@ fn a_table_that_cannot_be_had_is_no_load_at_each_use() {
             }
         });
         assert!((3..=4).contains(&checked), "{trouble}: a plain synchronizer's holder loaded {checked} times");
-        // What is there again is noticed, and everything is expired once.
+        // That it is back is noticed, and everything is expired once.
         match trouble {
             "no successor" => fs::remove_dir(&path).unwrap(),
             _ => fs::create_dir(&home).unwrap(),
@@ -405,7 +405,7 @@ fn a_reader_of_a_key_that_a_reset_took_away_is_as_fresh_as_any() {
         let before = loads.load(SeqCst);
         for _ in 0..10_000 {
             assert_eq!(*cached.get().unwrap(), value);
-            assert!(!plain.is_expired(), "nobody can have updated a key that is not there");
+            assert!(!plain.is_expired(), "no process can have updated a key that is not there");
         }
         assert_eq!(loads.load(SeqCst), before, "round {round}");
         if round % 3 == 0 {
@@ -464,12 +464,12 @@ fn a_mount_over_the_folder_does_not_leave_state_fresh_for_good() {
         let found = loads_in_three_seconds(&loads, || assert_eq!((*cached.get().unwrap()), 2));
         assert!((8..=16).contains(&found), "{found} loads in fifteen times the time to live");
         assert_eq!(reports.load(SeqCst), 1, "it is reported once");
-        // Those who have the same file go on telling each other.
+        // Processes that have the same file still see each other's updates.
         plain.refresh_with(|| Ok::<_, Error>(())).unwrap();
         assert!(!plain.is_expired());
         same.mark_updated().unwrap();
         assert!(plain.is_expired());
-        // Back again: expired once, and then as ever.
+        // It is back: expired once, and then as before.
         umount2(folder.path(), MntFlags::MNT_DETACH).unwrap();
         let start = Instant::now();
         while plain.ticket().generation().is_none() {
@@ -489,7 +489,7 @@ fn a_ticket_of_another_key_makes_nothing_fresh() {
     let table = Table::options().anonymous().unwrap();
     let [x, y] = ["x", "y"].map(|key| GenerationSynchronizer::new(&table, key).unwrap());
     for _ in 0..100 {
-        // Both keys at one generation.
+        // Both keys have the same generation.
         let [(_, low), (_, high)] = {
             let mut both = [&x, &y].map(|sync| (sync.ticket().generation().unwrap(), sync));
             both.sort_by_key(|(generation, _)| *generation);

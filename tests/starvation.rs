@@ -1,4 +1,4 @@
-//! Guards against want: no room, no inode, no descriptor, no address space, no thread, a file system that goes away. Each
+//! Guards against exhausted resources: no room, no inode, no descriptor, no address space, no thread, a file system that goes away. Each
 //! ends in an error that names the path, with a table that works on, and is forgotten when there is enough again.
 
 #[path = "starvation/descriptors.rs"]
@@ -22,7 +22,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use support::in_child;
 
-/// Nobody's, so that limits of a user and permissions count.
+/// The user "nobody", so that limits of a user and permissions apply.
 const STRANGER: u32 = 54_321;
 
 fn attach(table: &Table, key: impl Into<gensync::CacheKey>) -> Result<GenerationSynchronizer, Error> {

@@ -1,11 +1,11 @@
-//! Guards against what nobody thought of: many processes do everything at once and at random, are killed wherever they
+//! Guards against hazards that no other test thought of: many processes do everything at once and at random, are killed wherever they
 //! are, and forked again, while the table grows and is reset; and words outside of gensync know what must be true.
 //!
 //! `GENSYNC_STORM_SECONDS=300 cargo test --release --test storm -- --nocapture` has it last longer for each kind of table
 //! and print what was done; `GENSYNC_STORM_SEED` sets the seed. Timing differs all the same, and so does what happens.
 //!
-//! A storm is made of rounds. At the end of each, everybody is killed but the supervisor and a few survivors, who have
-//! been in the midst of it all the time. They change nothing from then on, and must come to hold what the source holds.
+//! A storm is made of rounds. At the end of each, all processes are killed except the supervisor and a few survivors, which
+//! have taken part all the time. They change nothing from then on, and must come to hold what the source holds.
 
 mod support;
 
@@ -23,7 +23,7 @@ use gensync::{Table, TableOptions};
 use oracle::{Oracle, Tally};
 use support::place::{Kind, Place};
 
-/// What is left of an update whose maker was killed when a child of his lives on.
+/// How long an update stays pending when its maker was killed and a child of the maker lives on.
 const PENDING_LIMIT: Duration = Duration::from_millis(300);
 
 /// How long a table is used. Then there is another one, which grows from the beginning.

@@ -23,7 +23,7 @@ fn attach(table: &Table, key: impl Into<gensync::CacheKey>) -> GenerationSynchro
     GenerationSynchronizer::new(table, key).unwrap()
 }
 
-/// Unlike tokio's, it does not poll `future` once more when the time is up, by which one that nobody wakes would be ready.
+/// Unlike tokio's, it does not poll `future` once more when the time is up, by which a future that nothing wakes would be ready.
 async fn timeout<F: Future>(limit: Duration, future: F) -> Result<F::Output, ()> {
     tokio::select! {
         biased;
@@ -40,7 +40,7 @@ fn run(work: impl Future<Output = ()>) {
     tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(work);
 }
 
-/// Runs `work` in a process of its own, whose threads can be counted.
+/// Runs `work` in a process of its own, so that its threads can be counted.
 fn in_runtime<F: Future<Output = ()>>(work: impl FnOnce() -> F) {
     in_child(|| run(work())).succeeds();
 }
@@ -239,7 +239,7 @@ fn a_task_with_a_read_only_table_is_not_woken_again_and_again_for_updates_that_w
     .succeeds();
 }
 
-/// What a loop is limited to that finds the same change for `time`: the first report, and then ever longer pauses.
+/// The most reports for a loop that finds the same change for `time`: the first report, and then ever longer pauses.
 fn most_reports(time: Duration) -> u32 {
     // 10, 20, 40 to 640 milliseconds are over after 1.27 seconds.
     8 + time.as_millis() as u32 / 1000
@@ -398,7 +398,7 @@ fn a_runtime_that_ends_while_its_tasks_wait_leaves_nothing_behind() {
                 });
                 match round % 2 {
                     0 => drop(runtime),
-                    // Woken while nobody runs them any more.
+                    // Woken when no runtime runs them any more.
                     _ => {
                         writer.mark_updated().unwrap();
                         sync.refresh().unwrap();

@@ -68,7 +68,7 @@ fn a_waiter_is_woken_when_its_key_is_cleared_by_its_label() {
         let child = in_child(|| {
             let start = micros();
             assert!(waiter.wait_timeout(LIMIT).is_changed());
-            assert!(!is_overslept(start, change.load(SeqCst)), "nobody woke it");
+            assert!(!is_overslept(start, change.load(SeqCst)), "nothing woke it");
         });
         child.await_sleep();
         change.store(micros(), SeqCst);
@@ -133,7 +133,7 @@ fn a_retired_table_can_be_looked_at_if_it_is_asked_for_and_stays_as_it_is() {
         assert!(GenerationSynchronizer::new(&table, "key").is_err());
         assert!(table.generation("key").is_err());
         assert_eq!(fs::read(&path).unwrap(), before);
-        // Who may write replaces it all the same.
+        // A process that may write replaces it all the same.
         let live = Table::options().accept_retired(true).open(&path).unwrap();
         assert_eq!((live.info().state, live.stats().keys), (TableState::Live, 0));
         sync(&live, "key");
@@ -190,7 +190,7 @@ fn a_removed_table_is_gone_and_its_users_move_on_to_another() {
     table.remove().unwrap();
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
     assert!(one.is_expired() && other.is_expired() && watcher.is_expired());
-    // The one's update is made in a new table, and the other hears of it.
+    // The update of one holder is made in a new table, and the other holder notices it.
     assert!(other.refresh().unwrap() > generation);
     assert!(!other.is_expired());
     one.mark_updated().unwrap();
@@ -263,7 +263,7 @@ fn killed_while_removing() {
             true => whole += 1,
             false => gone += 1,
         }
-        // Retired or not, whoever comes next has one table with the survivor.
+        // Retired or not, the next process to open the path shares one table with the survivor.
         let writer = sync(&Table::open(&path).unwrap(), "key");
         writer.mark_updated().unwrap();
         assert!(survivor.is_expired());
@@ -323,7 +323,7 @@ fn a_command_that_inherits_an_updates_descriptor_keeps_it_in_flight_until_both_h
         }
         assert!(!table.slots().next().unwrap().is_abandoned());
         kill(command, Signal::SIGKILL).unwrap();
-        // It is nobody's child here, unless this process reaps orphans.
+        // It is not this process's child, unless this process reaps orphans.
         let _ = waitpid(command, Some(WaitPidFlag::empty()));
         assert!(reader.wait_timeout(LIMIT).is_changed());
     });

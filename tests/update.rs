@@ -1,4 +1,4 @@
-//! Guards against a commit that outlives its announcement: updates whose maker is killed, panics, forks or never ends.
+//! Guards against a commit that outlives its announcement: updates by a process that is killed, panics, forks or never ends.
 
 mod support;
 
@@ -64,7 +64,7 @@ fn await_expiry(sync: &GenerationSynchronizer) {
     }
 }
 
-/// Longer than a reader goes without asking whether an update's maker is alive.
+/// Longer than the pause between two checks by a reader whether an update's maker is alive.
 fn past_the_bound() {
     std::thread::sleep(Duration::from_millis(2));
 }
@@ -108,7 +108,7 @@ fn readers_keep_their_state_while_an_update_is_in_flight() {
             assert!(!reader.is_expired(), "the update has not completed");
             past_the_bound();
         }
-        // Who begins to read now is not expired either, and is told when it ends.
+        // A reader that begins now is not expired either, and is expired when the update ends.
         let late = sync(table);
         late.refresh_with(|| Ok::<_, ()>(source.load(SeqCst))).unwrap();
         assert!(!late.is_expired());
@@ -134,7 +134,7 @@ fn a_pending_update_costs_a_reader_no_more_than_one_system_call_a_millisecond() 
         micros.store(start.elapsed().as_micros() as u64, SeqCst);
     });
     let milliseconds = micros.load(SeqCst) / 1000;
-    assert!(calls > 10, "the lock was looked at {calls} times: nobody would notice a kill");
+    assert!(calls > 10, "the lock was looked at {calls} times: no process would notice a kill");
     assert!(calls <= milliseconds + 10, "{calls} system calls in {milliseconds} ms");
     assert!(checks.load(SeqCst) > 10 * calls);
     update.finish().unwrap();
@@ -166,7 +166,7 @@ fn an_error_of_a_commit_is_a_source_whatever_its_type() {
     let error = error.boxed();
     assert_eq!(error.to_string(), text);
     assert!(error.source().unwrap().is::<std::num::ParseIntError>());
-    // What is no error by itself may be made one.
+    // A commit's error of a type that is no `Error` can be made one.
     let text = writer.update(|| Err::<(), _>("disk on fire")).unwrap_err().boxed();
     assert_eq!(text.source().unwrap().to_string(), "disk on fire");
 }
@@ -331,7 +331,7 @@ fn more_updates_of_one_key_at_once_than_can_be_counted() {
     assert!(!reader.is_expired(), "the last one is still in flight");
     updates.pop().unwrap().finish().unwrap();
     assert!(reader.is_expired());
-    // The count, which could not go down, is cleared by whoever finds that nobody is left.
+    // The count, which could not go down, is cleared by a process that finds that no maker is left.
     reader.refresh().unwrap();
     past_the_bound();
     await_expiry(&reader);
@@ -434,7 +434,7 @@ fn a_forked_child_that_lives_on_does_not_hide_that_the_maker_was_killed() {
         let sync = sync(&table);
         let update = Cell::new(Some(sync.begin_update().unwrap()));
         let heir = in_child(|| {
-            // Nor does it close what has the number by now, when it is done with the update.
+            // Nor does it close the file that has the number by now, when it ends the update.
             let stranger = std::fs::File::open("/dev/null").unwrap();
             drop(update.take());
             stranger.metadata().unwrap();
@@ -481,7 +481,7 @@ fn an_update_may_be_begun_without_waiting_or_by_a_deadline() {
     let (writer, reader) = (sync(&table), sync(&table));
     writer.try_begin_update().unwrap().finish().unwrap();
     assert!(reader.is_expired());
-    // As whoever recovers an update has the slot, and who resets the table has the gate and all slots.
+    // As a process that recovers an update locks the slot, and one that resets the table locks the gate and all slots.
     let file = std::fs::File::options().read(true).write(true).open(&path).unwrap();
     for (start, length) in [(4096, 0), (144, 4)] {
         let mut lock = nix::libc::flock {
@@ -627,7 +627,7 @@ fn a_reader_that_cannot_recover_a_lost_update_loads_once() {
     reader.refresh().unwrap();
     let clone = reader.clone();
     assert!(!clone.is_expired() && !reader.is_expired(), "the clone of a fresh synchronizer is expired");
-    // Somebody who can recovers them all.
+    // A process that can write recovers them all.
     let writer = sync(&table);
     await_expiry(&writer);
     assert!(reader.is_expired());
@@ -768,7 +768,7 @@ fn a_process_that_cannot_recover_does_not_take_another_update_for_the_lost_one()
     let writer = sync(&table);
     let read_only = Table::options().read_only(true).pending_limit(LIMIT).open(&path).unwrap();
     let reader = sync(&read_only);
-    // It takes too long, and then it is abandoned: to the reader it was lost.
+    // It takes too long, and then it is abandoned: for the reader it is lost.
     let update = writer.begin_update().unwrap();
     let start = Instant::now();
     while !reader.is_expired() {

@@ -187,7 +187,7 @@ const KEYS: usize = 3;
 const WAITERS: [(&[usize], Duration); 7] = [
     (&[0], Duration::MAX),
     (&[0], Duration::MAX),
-    // Says again and again that it waits, and then does not.
+    // Marks again and again that it waits, and then does not wait.
     (&[0], Duration::from_micros(30)),
     (&[1], Duration::MAX),
     (&[0, 1], Duration::MAX),
@@ -239,8 +239,8 @@ impl Storm<'_> {
     }
 }
 
-/// In each round two updaters make one update each, and then none until all have loaded it: who sleeps through it finds it
-/// when he looks for himself, as nothing else wakes him.
+/// In each round two updaters make one update each, and then none until all have loaded it: a waiter that sleeps through it finds
+/// it only at its own next look, as nothing else wakes it.
 #[test]
 fn no_wake_up_is_lost_between_two_updaters_and_many_waiters() {
     const ROUNDS: u64 = 3000;
@@ -270,7 +270,7 @@ fn no_wake_up_is_lost_between_two_updaters_and_many_waiters() {
             })
         });
         updaters.into_iter().for_each(Child::succeeds);
-        assert_eq!(overslept.load(SeqCst), 0, "a wake-up was lost");
+        assert_eq!(overslept.load(SeqCst), 0, "a wakeup was lost");
     }
 }
 
@@ -359,7 +359,7 @@ fn a_process_that_can_only_read_a_table_waits_for_others_updates() {
         waiters.iter().for_each(Child::await_sleep);
         writer.mark_updated().unwrap();
         waiters.into_iter().for_each(Child::succeeds);
-        // It does not keep others from being reported.
+        // It does not keep others from being woken.
         let waiter = in_child(|| assert_eq!(syncs[1..].iter().collect::<WaitSet<'_>>().wait_timeout(LIMIT), [1]));
         waiter.await_sleep();
         attach(&other, "other").mark_updated().unwrap();
@@ -539,7 +539,7 @@ fn an_abandoned_update_wakes_no_waiter_and_a_finished_one_wakes_all() {
         }
         let update = writer.begin_update().unwrap();
         waiters.iter().for_each(Child::await_sleep);
-        // Longer than they sleep at once: they look for themselves, and at the update's lock.
+        // Longer than they sleep at a time: they check for themselves, and look at the update's lock.
         std::thread::sleep(Duration::from_millis(600));
         assert_eq!(returned.load(SeqCst), 0);
         change.store(micros(), SeqCst);
@@ -559,7 +559,7 @@ fn a_reset_wakes_all_who_sleep_at_once() {
             let wait = |way: usize| {
                 let start = micros();
                 let limit = start + 20_000_000;
-                // The set tells both.
+                // The set reports both.
                 match way {
                     0 => assert!(syncs[0].wait_timeout(LIMIT).is_changed()),
                     _ => assert!(!syncs.iter().collect::<WaitSet<'_>>().wait_timeout(LIMIT).is_empty()),
@@ -613,7 +613,7 @@ fn waiters_find_out_that_the_file_was_deleted_or_replaced() {
         let start = Instant::now();
         waiters.into_iter().for_each(Child::succeeds);
         assert!(start.elapsed() < Duration::from_millis(1500), "more than a look or two: {:?}", start.elapsed());
-        // From then on they are together again.
+        // From then on they have the same table again.
         assert!(syncs[0].wait_timeout(LIMIT).is_changed());
         syncs[0].refresh().unwrap();
         let waiter = in_child(|| assert!(syncs[0].wait_timeout(LIMIT).is_changed()));
@@ -667,7 +667,7 @@ fn a_state_that_cannot_be_known_to_be_fresh_is_never_reported_fresh_when_the_tim
     drop((attach(&table, "key"), attach(&table, "other")));
     let reader = read_only(&path);
     let syncs = [attach(&reader, "key"), attach(&reader, "other")];
-    // Nobody who may write attaches to the keys in the successor.
+    // No process that may write attaches to the keys in the successor.
     table.reset().unwrap();
     for _ in 0..20 {
         let moment = Duration::from_micros(100);
@@ -676,7 +676,7 @@ fn a_state_that_cannot_be_known_to_be_fresh_is_never_reported_fresh_when_the_tim
     }
 }
 
-/// What a loop is limited to that finds the same change for `time`: the first report, and then ever longer pauses.
+/// The most reports for a loop that finds the same change for `time`: the first report, and then ever longer pauses.
 fn most_reports(time: Duration) -> u32 {
     // 10, 20, 40 to 640 milliseconds are over after 1.27 seconds.
     8 + time.as_millis() as u32 / 1000

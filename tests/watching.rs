@@ -1,4 +1,4 @@
-//! Guards against changes that tools, event loops and tasks do not hear of, and against threads that outlive their purpose.
+//! Guards against changes that tools, event loops and tasks do not notice, and against threads that outlive their purpose.
 
 mod support;
 
@@ -103,7 +103,7 @@ fn a_watch_ends_with_the_last_generation_of_each_key() {
     for key in &keys {
         assert_eq!(Some(last[key]), table.generation(key).unwrap(), "the last change of {key} was missed");
     }
-    assert_eq!(slow, 0, "a wake-up was lost");
+    assert_eq!(slow, 0, "a wakeup was lost");
 }
 
 #[test]
@@ -117,7 +117,7 @@ fn a_watch_follows_a_table_that_is_reset_or_deleted() {
             true => in_child(|| table.reset().unwrap()).succeeds(),
             false => std::fs::remove_file(&path).unwrap(),
         }
-        // Attached to again by whoever uses it.
+        // Attached to again by any process that uses it.
         let user = in_child(|| {
             loop {
                 sync.wait();
@@ -145,7 +145,7 @@ fn a_watch_finds_an_update_whose_maker_was_killed() {
     await_value(there, 1);
     assert_eq!(watch.next_timeout(NOT_YET), None, "the update has not completed");
     maker.kill();
-    assert_eq!(watch.next_timeout(LIMIT).expect("nobody else would look").pending(), 0);
+    assert_eq!(watch.next_timeout(LIMIT).expect("no other process would look").pending(), 0);
 }
 
 fn is_awaited(table: &Table, key: &str) -> bool {
@@ -168,7 +168,7 @@ fn an_orderly_end_leaves_no_mark_of_a_waiter() {
         assert!(syncs.iter().collect::<WaitSet<'_>>().wait_timeout(long).is_empty());
         assert_eq!(marks(), [false; 2]);
         let pollables = [(); 2].map(|()| syncs[0].pollable().unwrap());
-        eventually("nobody says that it waits", || marks() == [true, false]);
+        eventually("no waiter has left a mark", || marks() == [true, false]);
         let [one, other] = pollables;
         drop(one);
         assert_eq!(marks(), [true, false], "there is another one");
@@ -213,7 +213,7 @@ fn an_orderly_end_does_not_keep_other_waiters_from_being_woken() {
     }
     stop.store(1, SeqCst);
     leavers.into_iter().for_each(Child::succeeds);
-    assert_eq!(overslept.load(SeqCst), 0, "a wake-up was lost");
+    assert_eq!(overslept.load(SeqCst), 0, "a wakeup was lost");
 }
 
 #[test]
@@ -386,14 +386,14 @@ fn no_update_is_missed_between_descriptors_that_come_and_go() {
     });
     stop.store(1, SeqCst);
     writer.succeeds();
-    assert_eq!(slow.into_inner(), 0, "a wake-up was lost");
+    assert_eq!(slow.into_inner(), 0, "a wakeup was lost");
 }
 
 #[test]
 fn one_thread_serves_all_and_ends_with_the_last() {
     in_child(|| {
         let (table, other) = (anonymous(), anonymous());
-        assert_eq!(notifiers(), 0, "a thread was started that nobody asked for");
+        assert_eq!(notifiers(), 0, "a thread was started without being asked for");
         let pollables: Vec<_> = (0..100).map(|i| attach(&table, &format!("{i}")).pollable().unwrap()).collect();
         // It takes its name when it runs.
         eventually("no thread, or one too many", || notifiers() == 1);

@@ -14,7 +14,7 @@ use nix::unistd::{Uid, dup};
 use super::{STRANGER, assert_recovered, assert_works, attach, await_expiry, limit};
 use crate::support::{await_value, in_child, path, shared_words};
 
-/// All descriptors that this process may have, but those that it was told to leave.
+/// All descriptors that this process may have, except those that are to be left.
 struct Hoard(#[expect(dead_code, reason = "holds them")] Vec<OwnedFd>);
 
 fn free_descriptors() -> Vec<OwnedFd> {

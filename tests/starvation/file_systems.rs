@@ -26,7 +26,7 @@ fn a_read_only_mount_is_reported() {
     let path = disk.path("table");
     let table = Table::options().capacity(16).open(&path).unwrap();
     let sync = attach(&table, "key").unwrap();
-    // Nobody can make it read-only while a table there is open for writing.
+    // It cannot be made read-only while a table there is open for writing.
     assert_eq!(disk.remount(MsFlags::MS_RDONLY, ""), Err(nix::errno::Errno::EBUSY));
     assert_recovered(&table, &[sync]);
     drop(table);
@@ -44,7 +44,7 @@ fn a_read_only_mount_is_reported() {
     assert_recovered(&writer, &[attach(&writer, "key").unwrap()]);
 }
 
-/// A disk that reported an error is made read-only, whoever has files open there.
+/// A disk that reported an error is made read-only, even while files are open there.
 #[test]
 fn a_disk_that_failed_under_a_table_is_an_error_for_what_needs_the_disk() {
     let Some(disk) = Mount::ext4(8 << 20) else { return };
@@ -55,7 +55,7 @@ fn a_disk_that_failed_under_a_table_is_an_error_for_what_needs_the_disk() {
     // What was written goes to the disk, and the next write begins anew.
     nix::unistd::syncfs(File::open(disk.folder()).unwrap().as_fd()).unwrap();
     if disk.remount(MsFlags::empty(), "abort").is_err() {
-        eprintln!("skipped, as the disk cannot be told to fail");
+        eprintln!("skipped, as the disk cannot be made to fail");
         return;
     }
     in_child(|| {
@@ -154,7 +154,7 @@ fn a_folder_that_is_closed_to_the_process_changes_nothing_for_what_is_open() {
             }
         })
         .succeeds();
-        // Seen by who may.
+        // Seen again with the permission.
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o700)).unwrap();
         assert!(syncs[0].is_expired());
         assert_recovered(&table, &syncs);
@@ -179,7 +179,7 @@ fn state_is_loaded_once_in_its_time_to_live_while_the_tables_file_system_is_unmo
     }
     assert!((1..=3).contains(&loads), "{loads} loads in 2.5 seconds");
     grow(&table, 5, &mut syncs);
-    // Those who have the same file go on telling each other; this one has not looked yet.
+    // Processes that have the same file still see each other's updates; this one has not looked yet.
     let _ = elsewhere.is_expired();
     for _ in 0..3 {
         elsewhere.refresh().unwrap();
@@ -193,7 +193,7 @@ fn state_is_loaded_once_in_its_time_to_live_while_the_tables_file_system_is_unmo
     let error = table.reset().unwrap_err();
     assert!(*error.kind() == ErrorKind::NotFound && error.path() == Some(&path), "{error}");
     assert_eq!(generations(), before, "a reset that failed has changed something");
-    // Whoever comes now makes another table, which is not this one.
+    // A process that opens the path now makes another table.
     let stranger = attach(&Table::open(&path).unwrap(), "0").unwrap();
     stranger.mark_updated().unwrap();
     assert_eq!(generations(), before);

@@ -130,7 +130,7 @@ fn a_named_table_is_opened_under_any_file_size_limit() {
 
 // Address space.
 
-/// No more than `bytes` of address space are to be had from now on.
+/// From now on, this process can have no more than `bytes` of address space.
 fn spare_address_space(bytes: u64) {
     let pages: u64 = fs::read_to_string("/proc/self/statm").unwrap().split(' ').next().unwrap().parse().unwrap();
     limit(Resource::RLIMIT_AS, pages * 4096 + bytes);
@@ -173,12 +173,12 @@ fn with_little_address_space_a_table_grows_less_and_works() {
             let error = with_little(0, || attach(&table, "one more")).unwrap_err();
             assert!(error.to_string().contains("ulimit -v") && error.path() == Some(&path), "{error}");
             assert!(attach(&great, "0").unwrap().mark_updated().is_ok() && syncs[0].is_expired());
-            // What cannot be swept is not begun to be retired.
+            // A process that cannot sweep the table does not begin to retire it.
             assert!(with_little(0, || table.reset()).unwrap_err().to_string().contains("ulimit -v"));
             syncs.iter().for_each(|sync| _ = sync.refresh().unwrap());
             drop(Table::open(&path).unwrap());
             assert!(syncs.iter().all(|sync| !sync.is_expired()), "a reset that failed has changed something");
-            // With the limit gone, nothing is missed.
+            // Without the limit, no update is missed.
             attach(&table, "one more").unwrap();
             table.reset().unwrap();
             assert!(syncs.iter().all(GenerationSynchronizer::is_expired));
@@ -282,7 +282,7 @@ fn poll<T>(future: impl Future<Output = T>) -> std::task::Poll<T> {
 
 // Memory.
 
-/// A group whose processes may use so much memory, together with what they put into files that are kept in memory.
+/// A group of processes that may use so much memory, what they put into files in memory included.
 struct MemoryGroup(PathBuf);
 
 impl MemoryGroup {

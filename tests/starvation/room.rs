@@ -40,8 +40,8 @@ fn a_full_disk_is_an_error_and_existing_keys_go_on_working() {
     assert_recovered(&table, &syncs);
 }
 
-/// Lets the disk be full when each of the segments up to `last` is to be appended: but for nothing, for half of what it
-/// takes, and for one page less than that.
+/// Lets the disk be full when each of the segments up to `last` is to be appended: there is room for nothing, for half of what it
+/// takes, or for one page less than that.
 fn full_at_each_growth(disk: &Mount, last: u32) {
     let path = disk.path("table");
     let table = Table::options().capacity(1).open(&path).unwrap();
@@ -77,7 +77,7 @@ fn full_at_each_growth(disk: &Mount, last: u32) {
             let key = format!("{}", syncs.len());
             assert_eq!((error.path(), error.key()), (Some(&*path), Some(&*key)));
             assert_eq!((table.stats().segments, table.stats().keys), (segment, syncs.len() as u64));
-            // Whoever else comes finds the same.
+            // Another process finds the same.
             assert!(is_full(&attach(&other, key).unwrap_err()));
             assert_works(&table, &syncs);
         }
@@ -201,7 +201,7 @@ fn begin_to_retire(path: &Path) {
     File::options().write(true).open(path).unwrap().write_all_at(&state, 144).unwrap();
 }
 
-/// Retires the key whose generation this is, as such a process does next.
+/// Retires the key of this generation word, as such a process does next.
 #[expect(clippy::host_endian_bytes, reason = "a word stands in the file in the machine's own order")]
 fn retire_key(path: &Path, generation: u64) {
     let found = fs::read(path).unwrap().chunks_exact(8).position(|word| word == generation.to_ne_bytes()).unwrap();
@@ -222,7 +222,7 @@ fn a_retired_table_that_finds_no_room_for_its_successor_expires_everything_until
     let ballast = disk.fill(0);
     begin_to_retire(&path);
     assert!(is_full(&attach(&other, "new").unwrap_err()));
-    // The key was not retired yet, and whoever retires it expires it: until then, it works.
+    // The key was not retired yet, and retiring it expires it: until then, it works.
     assert!(!sync.is_expired() && !elsewhere.is_expired());
     let before = sync.mark_updated().unwrap();
     assert!(!sync.is_expired() && elsewhere.is_expired());
@@ -233,7 +233,7 @@ fn a_retired_table_that_finds_no_room_for_its_successor_expires_everything_until
         assert!(sync.is_expired() && elsewhere.is_expired());
         cached.get().unwrap();
         assert_eq!(sync.ticket().generation(), None);
-        // An update is not lost without a word.
+        // An update is not lost silently.
         assert!(is_full(&sync.mark_updated().unwrap_err()));
         assert!(is_full(&sync.refresh().unwrap_err()));
         let error = sync.update(|| -> Result<(), Error> { unreachable!() }).unwrap_err();
@@ -247,7 +247,7 @@ fn a_retired_table_that_finds_no_room_for_its_successor_expires_everything_until
     while *cached.get().unwrap() != 100 {}
     assert_eq!(names(disk.folder()).len(), 2, "unfinished files pile up");
     drop(ballast);
-    // What is announced now reaches those who have not noticed yet that there is room.
+    // What is announced now reaches the processes that have not noticed yet that there is room.
     let announced = sync.mark_updated().unwrap();
     assert!(announced > before, "a generation has come again");
     assert!(elsewhere.is_expired());

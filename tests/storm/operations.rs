@@ -18,7 +18,7 @@ use crate::support::{in_child, is_overslept, micros};
 const HOLDERS: usize = 64;
 const VALUES: usize = 16;
 
-/// Its name, its weight among all, and how it is done.
+/// The operation's name, its weight among all, and the function that does it.
 type Operation = (&'static str, u64, fn(&mut Worker));
 
 /// What a worker may do.
@@ -58,7 +58,7 @@ impl Worker {
         self.keep(holder);
     }
 
-    /// In the place of another one of its key, or of anybody's if there are too many.
+    /// If there are too many, in the place of another one of its key, or of any key.
     fn keep(&mut self, holder: Holder) {
         if self.holders.len() < HOLDERS {
             return self.holders.push(holder);
@@ -94,7 +94,7 @@ impl Worker {
             None => self.keep(holder),
         }
         self.holders.iter().position(|other| other.key == key && !other.is_read_only).unwrap_or_else(|| {
-            // Nobody of that key could be put away: take the first who will do.
+            // No holder of that key can be replaced: take the first one of any key that can.
             self.holders.iter().position(|other| !other.is_read_only && other.key < QUIET).unwrap()
         })
     }
@@ -182,14 +182,14 @@ impl Worker {
         let value = oracle.change(key);
         self.risk_death();
         let holder = &mut self.holders[index];
-        // What is called fresh after this, was before, and is what was just written.
+        // State that is fresh after this was fresh before, and is what was just written.
         holder.state = value;
         let generation = holder.sync.mark_updated().unwrap();
         oracle.announce(key, value);
         self.come_to(key, generation);
     }
 
-    /// Each update is looked at by somebody else before the next one could make up for it.
+    /// Each update is looked at by another process before the next one could make up for it.
     fn mark_again_and_again(&mut self) {
         let index = self.any_writable_holder();
         let (oracle, key) = (self.oracle(), self.holders[index].key);
@@ -445,10 +445,10 @@ impl Worker {
         self.table = self.storm.open();
     }
 
-    /// Somebody who may not write only checks.
+    /// A holder that may not write only checks.
     fn read_only(&mut self) {
         let Some(path) = self.storm.place.path() else { return };
-        // There is no table to be had while it is replaced, and not every key is in it yet.
+        // While the table is replaced, none can be opened, and the new one does not have every key yet.
         let Ok(table) = options().read_only(true).open(path) else { return };
         let key = self.random(KEYS);
         let Ok(holder) = Holder::new(&table, key, self.oracle()) else { return };
@@ -489,7 +489,7 @@ impl Worker {
         });
     }
 
-    /// Checks all that it holds, and tells what it would serve.
+    /// Checks all that it holds, and reports what it would serve.
     pub(super) fn settle(&mut self) {
         let (oracle, number) = (self.oracle(), self.survivor.unwrap());
         let mut served = [u64::MAX; KEYS];

@@ -10,7 +10,7 @@ use crate::worker::OPERATIONS;
 
 /// Keys that the oracle knows the source of. The even ones are changed within an `update` alone.
 pub(crate) const KEYS: usize = 32;
-/// Those from here on are changed seldom, so that somebody may fall asleep over them.
+/// Those from here on are changed seldom, so that a waiter has time to fall asleep.
 pub(crate) const QUIET: usize = 26;
 /// Keys that only make the table grow.
 pub(crate) const FILLERS: u64 = 3000;
@@ -117,7 +117,7 @@ impl fmt::Display for Tally {
 /// A process of the storm, as the supervisor sees it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Entry {
-    /// 0: nobody.
+    /// 0: no process.
     pub(crate) process: &'static AtomicU64,
     /// When it last began an operation.
     pub(crate) beat: &'static AtomicU64,
@@ -186,7 +186,7 @@ impl Oracle {
 
     /// To be called when the announcement that the source is `value` has returned.
     pub(crate) fn announce(&self, key: usize, value: u64) {
-        // In this order, so that who finds the value finds a moment that is no earlier.
+        // In this order, so that a process that finds the value finds a moment that is no earlier.
         self.moments[key].fetch_max(micros(), SeqCst);
         self.announced[key].fetch_max(value, SeqCst);
         self.tally.count(Count::Announcements);
@@ -250,7 +250,7 @@ impl Oracle {
         let _ = std::io::stderr().write_all(format!("storm, process {}: {what}\n", std::process::id()).as_bytes());
     }
 
-    /// Whether the caller is to change the quiet `key` now, which nobody is for some time then.
+    /// Whether the caller must change the quiet `key` now; after that, no process must for some time.
     pub(crate) fn is_due(&self, key: usize, pause: u64) -> bool {
         let (now, due) = (micros(), self.due[key].load(SeqCst));
         now >= due && self.due[key].compare_exchange(due, now + pause, SeqCst, SeqCst).is_ok()

@@ -1,4 +1,4 @@
-//! Who forks the processes of the storm, kills them, and asks in the end whether anything was lost.
+//! The process that forks the others of the storm, kills them, and checks in the end whether anything was lost.
 
 use std::collections::HashSet;
 use std::io::{PipeReader, PipeWriter};
@@ -19,7 +19,7 @@ use crate::oracle::{Count, KEYS, Oracle, PROCESSES, SURVIVORS, is_updated_only};
 use crate::support::{LIMIT, in_child, micros, next_random};
 use crate::worker::{self, OPERATIONS};
 
-/// How many there are besides the survivors, but for their own children.
+/// How many there are besides the survivors, without their own children.
 const MORTALS: usize = 10;
 
 struct Supervisor {
@@ -33,9 +33,9 @@ struct Supervisor {
     keys: u64,
 }
 
-/// Has the storm rage until `end`. In a process of its own, whose only thread forks all others.
+/// Has the storm rage until `end`. In a process of its own, which has one thread and forks all others.
 pub(crate) fn supervise(storm: &'static Storm, end: Instant) {
-    // Those whose parents are killed become children of this process.
+    // Processes become children of this one when their parents are killed.
     set_child_subreaper(true).unwrap();
     let (table, random) = (storm.open(), storm.oracle.lot(storm.seed));
     let mut supervisor = Supervisor { storm, table, random, mortals: HashSet::new(), segments: 1, keys: 0 };
@@ -59,7 +59,7 @@ impl Supervisor {
         &self.storm.oracle
     }
 
-    /// Tells the others that it is alive; does not do so for too long, it is ended.
+    /// Shows the others that it is alive; if it does not for too long, they end.
     fn beat(&self) {
         self.oracle().beat.store(micros(), SeqCst);
         alarm::set(2 * LIMIT.as_secs() as u32);
@@ -79,7 +79,7 @@ impl Supervisor {
             self.reap();
             while self.mortals.len() < MORTALS {
                 let storm = self.storm;
-                // All who are mortal have the writing end of the pipe.
+                // All mortal processes have the writing end of the pipe.
                 let child = in_child(|| worker::live(storm, None));
                 self.mortals.insert(child.pid());
                 std::mem::forget(child);
@@ -103,7 +103,7 @@ impl Supervisor {
         (process > 0).then(|| Pid::from_raw(process as i32))
     }
 
-    /// A process that has ended keeps its number until this one has asked for it, as it does before it strikes it off.
+    /// A process that has ended keeps its number until this one has reaped it, which it does before it strikes it off.
     fn kill(&self, index: usize) {
         if let Some(process) = self.process(index) {
             kill(process, Signal::SIGKILL).unwrap();
@@ -113,23 +113,23 @@ impl Supervisor {
     fn kill_all(&mut self, ends: PipeReader, end: PipeWriter) {
         drop(end);
         (SURVIVORS..PROCESSES).for_each(|index| self.kill(index));
-        // Who was not on the list yet ends by himself.
+        // A process that was not on the list yet ends by itself.
         self.oracle().round.fetch_add(1, SeqCst);
         let start = Instant::now();
-        // The end is reached when nobody is left who could write.
+        // The pipe is at its end when no process is left that could write.
         while poll(&mut [PollFd::new(ends.as_fd(), PollFlags::POLLIN)], PollTimeout::from(5_u8)).unwrap() == 0 {
             self.beat();
-            assert!(start.elapsed() < LIMIT, "somebody cannot be killed");
+            assert!(start.elapsed() < LIMIT, "a process cannot be killed");
             (SURVIVORS..PROCESSES).for_each(|index| self.kill(index));
             self.reap();
         }
         while (SURVIVORS..PROCESSES).any(|index| self.process(index).is_some()) {
-            assert!(start.elapsed() < LIMIT, "somebody has ended whom nobody can ask for");
+            assert!(start.elapsed() < LIMIT, "a process has ended that is no child of any waiting process");
             self.reap();
         }
     }
 
-    /// Strikes those off who have ended; `false` if there are no children at all.
+    /// Strikes off the processes that have ended; `false` if there are no children at all.
     fn reap(&mut self) -> bool {
         loop {
             match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
@@ -149,7 +149,7 @@ impl Supervisor {
         }
     }
 
-    /// Nobody hangs.
+    /// No process hangs.
     fn watch_beats(&self) {
         for index in 0..PROCESSES {
             let (entry, process) = (self.oracle().entry(index), self.process(index));
@@ -179,12 +179,12 @@ impl Supervisor {
         self.oracle().judge_slots(self.table.slots());
     }
 
-    /// Nobody changes anything: now the survivors must come to hold what the source holds.
+    /// No process changes anything now: the survivors must come to hold what the source holds.
     fn calm(&mut self) {
         let oracle = self.oracle();
         let start = Instant::now();
         oracle.passes.iter().for_each(|passes| passes.store(0, SeqCst));
-        // What a survivor was in the midst of ends before his first pass.
+        // What a survivor was doing ends before its first pass.
         while oracle.passes.iter().any(|passes| passes.load(SeqCst) < 2)
             || self.unsettled().next().is_some()
             || self.pending().is_some()
@@ -241,7 +241,7 @@ impl Supervisor {
     }
 }
 
-/// Whether the process has ended, and only its parent has not asked for it.
+/// Whether the process has ended and waits for its parent to reap it.
 fn has_ended(process: Pid) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
     stat.rsplit_once(") ").is_none_or(|(_, state)| state.starts_with('Z'))

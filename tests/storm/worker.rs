@@ -1,4 +1,4 @@
-//! A process of the storm, or a thread of one: does anything at random, and tells the oracle.
+//! A process of the storm, or a thread of one: does anything at random, and reports it to the oracle.
 
 mod operations;
 
@@ -14,7 +14,7 @@ use crate::Storm;
 use crate::oracle::{Count, Entry, KEYS, Oracle, PROCESSES, SURVIVORS};
 use crate::support::{LIMIT, micros, next_random};
 
-/// Somebody who holds state of a key.
+/// A holder of state of a key.
 struct Holder {
     key: usize,
     sync: GenerationSynchronizer,
@@ -49,7 +49,7 @@ pub(crate) struct Worker {
     table: Table,
     holders: Vec<Holder>,
     values: Vec<(usize, Arc<Cached<u64>>)>,
-    /// The highest generation of each key that it has come upon.
+    /// The highest generation of each key that it has seen.
     highest: [u64; KEYS],
 }
 
@@ -70,7 +70,7 @@ pub(crate) fn survive(storm: &'static Storm, number: usize) {
     }
 }
 
-/// Does what one does who is killed sooner or later. In a forked child.
+/// The life of a process that is killed sooner or later. In a forked child.
 pub(crate) fn live(storm: &'static Storm, inherited: Option<&mut Worker>) {
     let Some(entry) = register(&storm.oracle) else { return };
     storm.oracle.tally.count(Count::Forks);
@@ -119,7 +119,7 @@ impl Worker {
         self.random(count) == 0
     }
 
-    /// Tells that it is alive; `false` when nobody wants to know any more.
+    /// Shows that it is alive; `false` when the storm is over.
     fn goes_on(&self) -> bool {
         let now = micros();
         self.entry.beat.store(now, SeqCst);
@@ -155,15 +155,15 @@ impl Worker {
         self.is_nested = was_nested;
     }
 
-    /// Is killed now and then where it hurts.
+    /// Is killed now and then, in the middle of an operation.
     fn risk_death(&mut self) {
         if self.survivor.is_none() && self.one_in(300) {
             raise(Signal::SIGKILL).unwrap();
         }
     }
 
-    /// An operation may fail if somebody's update does not end: he is stopped, or was killed, and a child of his has what
-    /// he locked.
+    /// An operation may fail if an update of another process does not end: the process is stopped, or was killed and a child of it
+    /// has what it locked.
     fn excuse(&self, error: &Error) {
         assert!(matches!(error.kind(), ErrorKind::Locked { .. }), "{error}");
         self.oracle().tally.count(Count::Refused);
@@ -186,7 +186,7 @@ impl Worker {
         self.raise(key, generation, generation.get() - 1);
     }
 
-    /// `generation` is there after all that it has come upon, which must be no higher than `most`.
+    /// `generation` came after all that it has seen, and must be no higher than `most`.
     fn raise(&mut self, key: usize, generation: Generation, most: u64) {
         let highest = self.highest[key];
         if highest > most {

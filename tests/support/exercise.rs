@@ -1,4 +1,4 @@
-//! Everything that can be done with a table, done once, for tables whose words may be anything: shared with the fuzzer.
+//! Everything that can be done with a table, done once, for tables with any words in them: shared with the fuzzer.
 
 #![allow(dead_code, reason = "each test file, and the fuzzer, uses a part of it")]
 
@@ -13,7 +13,7 @@ use gensync::{
 };
 use sha2::{Digest as _, Sha256};
 
-/// One that is on no table, one that is longer than a label, and some more.
+/// A key that is in no table, one that is longer than a label, and some more.
 pub(crate) const KEYS: [&str; 4] = [
     "a",
     "b:%25",
@@ -24,7 +24,7 @@ pub(crate) const KEYS: [&str; 4] = [
 const HEADER: usize = 4096;
 const SLOT: usize = 128;
 
-/// Options with which nothing waits long for somebody who holds a lock.
+/// Options with which nothing waits long for a process that holds a lock.
 pub(crate) fn options() -> TableOptions {
     Table::options().owner(OwnerCheck::Anyone).pending_limit(Duration::from_millis(1))
 }
@@ -167,7 +167,7 @@ fn cached(sync: &GenerationSynchronizer, between: &mut dyn FnMut()) {
     assert!(cached.counters().reloads > 0);
 }
 
-/// Makes a file of what `input` describes, and does everything with it that it is good for.
+/// Makes a file of what `input` describes, and does everything with it that can be done.
 ///
 /// The first byte says what is repaired, so that what comes behind that is reached; the second, how often the file is changed
 /// while it is in use, and the changes follow, of ten bytes each. The rest is the file.
@@ -270,7 +270,7 @@ fn segment_size(capacity: u64, segment: u32) -> usize {
     slots * SLOT + slots.next_multiple_of(SLOT)
 }
 
-/// Slots whose word A is 1 to 4 become those of the keys, as far as they were claimed.
+/// Slots with a word A of 1 to 4 become those of the keys, as far as they were claimed.
 fn plant(content: &mut [u8], capacity: u64, segment: u32) {
     let start = HEADER + (0..segment).map(|segment| segment_size(capacity, segment)).sum::<usize>();
     let count = (capacity as usize) << segment;

@@ -22,7 +22,7 @@ use nix::time::{ClockId, clock_gettime};
 use nix::unistd::{ForkResult, Pid, fork};
 use place::Place;
 
-/// Longer than anything takes that is not a failure.
+/// Longer than anything takes, unless it fails.
 pub(crate) const LIMIT: Duration = Duration::from_secs(20);
 
 /// A folder of the test's own, and a path in it.
@@ -43,8 +43,8 @@ pub(crate) struct Child(Option<Pid>);
 
 /// Runs `work` in a forked child, which ends with status 0 unless `work` panics.
 ///
-/// The harness has threads: `work` must not need a lock that one of them may hold, but those of the allocator, which
-/// glibc keeps usable. The standard library has such a lock, which starting and ending threads take: a test whose `work`
+/// The harness has threads: `work` must not need a lock that one of them may hold, except those of the allocator, which
+/// glibc keeps usable. The standard library has such a lock, which starting and ending threads take: a test in which `work`
 /// starts threads is run [`alone`].
 pub(crate) fn in_child(work: impl FnOnce()) -> Child {
     // Set before the fork: a thread of the harness that panics at the fork holds the hook's lock.
@@ -57,12 +57,12 @@ pub(crate) fn in_child(work: impl FnOnce()) -> Child {
             false => _ = writeln!(std::io::stderr(), "in a child: {panic}"),
         }));
     });
-    // SAFETY: see above.
+    // SAFETY: `work` needs no lock that a thread of the harness may hold at the fork, as the documentation asks.
     match unsafe { fork() }.unwrap() {
         ForkResult::Parent { child } => Child(Some(child)),
         ForkResult::Child => {
             let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
-            // Not `exit`: the harness's own handlers are the parent's business.
+            // Not `exit`, which would run the handlers of the harness; these are for the parent.
             // SAFETY: ends the process.
             unsafe { nix::libc::_exit(if result.is_ok() { 0 } else { 1 }) }
         }
@@ -71,7 +71,8 @@ pub(crate) fn in_child(work: impl FnOnce()) -> Child {
 
 /// Forks, and goes on in both: the child's id in the parent. To be called within [`in_child`], which ends both.
 pub(crate) fn fork_here() -> Option<Pid> {
-    // SAFETY: as in `in_child`.
+    // SAFETY: called in a child of `in_child`, in which no thread of the harness runs; both go on without a lock that a thread of the
+    // test may hold at the fork.
     match unsafe { fork() }.unwrap() {
         ForkResult::Parent { child } => Some(child),
         ForkResult::Child => None,
@@ -169,13 +170,13 @@ pub(crate) fn micros() -> u64 {
 }
 
 /// Whether a wait that began at `start` and ends now was not ended by the change that was made at `change`, but by the
-/// waiter's looking for itself, which is every half second: its wake-up was lost.
+/// waiter's own check, which is every half second: its wakeup was lost.
 pub(crate) fn is_overslept(start: u64, change: u64) -> bool {
     let end = micros();
     end - start >= 400_000 && end.saturating_sub(change) >= 300_000
 }
 
-/// The next of a row of numbers that need not be good (xorshift).
+/// The next random number, of low quality (xorshift).
 pub(crate) fn next_random(random: &mut u64) -> u64 {
     *random ^= *random << 13;
     *random ^= *random >> 7;
@@ -254,7 +255,7 @@ pub(crate) fn lock_for_replacing(file: &std::fs::File) {
     fcntl(file, FcntlArg::F_OFD_SETLK(&lock)).unwrap();
 }
 
-/// From now on, what this process mounts and unmounts is its own business.
+/// From now on, what this process mounts and unmounts is seen by itself and its children only.
 pub(crate) fn keep_mounts_apart() {
     use nix::mount::{MsFlags, mount};
     // SAFETY: changes how this process sees the file systems, and nothing else.

@@ -70,7 +70,7 @@ impl Place {
             .collect()
     }
 
-    /// To be called when nobody drops it, as it was leaked.
+    /// To be called when it was leaked, and so is not dropped.
     pub(crate) fn remove(&self) {
         self.files().into_iter().for_each(|path| _ = fs::remove_file(path));
         let _ = fs::remove_dir_all(self.folder.path());

@@ -42,7 +42,7 @@ pub(crate) fn change(source: &Source, value: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// A loader that waits, from its second load on, until it is told to go on; and who tells it. `begun` counts its loads.
+/// A loader that waits, from its second load on, for a message before it goes on; and the sender of that. `begun` counts its loads.
 pub(crate) fn gated(
     begun: &Arc<AtomicU64>,
 ) -> (mpsc::Sender<()>, impl Fn() -> io::Result<u64> + Send + Sync + 'static) {

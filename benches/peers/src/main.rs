@@ -1,4 +1,4 @@
-//! The same job on gensync and on what one would pick instead, side by side, in one run.
+//! The same job on gensync and on its alternatives, side by side, in one run.
 
 mod machine;
 mod measure;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::{Parser, ValueEnum};
 use serde::Serialize;
 
-/// The same job on gensync and on what one would pick instead, side by side, on this machine.
+/// The same job on gensync and on its alternatives, side by side, on this machine.
 #[derive(Parser)]
 #[command(name = "gensync-peers")]
 pub(crate) struct Options {

@@ -55,11 +55,11 @@ pub(crate) struct About {
 #[derive(Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Kind {
-    /// Tells whether the state that one has is stale.
+    /// Reports whether the state that the caller has is stale.
     Check,
     /// Gives the value, and a fresh one.
     Read,
-    /// Has to fetch the value in order to tell: both of the above.
+    /// Has to fetch the value to know whether it is stale: both of the above.
     CheckByReading,
     Announce,
 }
@@ -117,10 +117,13 @@ impl Source {
     }
 
     pub(crate) fn load(self, key: usize) -> u64 {
+        // ORDERING: pairs with the release in `store`: a worker that was informed of a change sees at least that value, as the writer
+        // stores it before it announces it.
         self.0[key].load(Acquire)
     }
 
     pub(crate) fn store(self, key: usize, value: u64) {
+        // ORDERING: pairs with the acquire in `load`. What the writer did before the store is seen by a worker that loads the value.
         self.0[key].store(value, Release);
     }
 }

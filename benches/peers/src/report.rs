@@ -129,7 +129,7 @@ impl Report<'_> {
         Ok(())
     }
 
-    /// Tells plainly where gensync is not the best.
+    /// Says plainly where gensync is not the best.
     fn loses(&mut self, what: &str, faster: Vec<String>) -> std::fmt::Result {
         let faster = if faster.is_empty() { "nothing here".to_owned() } else { faster.join("; ") };
         writeln!(self.text, "**{what} is slower than:** {faster}.\n")
@@ -140,7 +140,7 @@ impl Report<'_> {
             self.text,
             "## One changes, others notice\n\nMicroseconds from before the change until the last of the processes that \
              wait has noticed it. The ratio is of the rounds' medians to gensync's. The file is looked at every \
-             millisecond; what one in a thousand exceeds is told of 2000 samples at least.\n"
+             millisecond; what one in a thousand exceeds is given from 2000 samples on.\n"
         )?;
         let micros = |nanoseconds: u64| number(nanoseconds as f64 / 1000.0);
         let lines: Vec<_> = rows
@@ -179,7 +179,7 @@ impl Report<'_> {
             "## A server's day\n\n{} forked processes serve {} keys, asked for by Zipf's law, for {} ms a round, while one \
              process makes {} updates a second. Values come from the same shared memory for all, which a process looks \
              at when its peer says that the key was changed. An answer is stale if it is older than a change that was \
-             announced before the request; an oracle outside the peers tells. Gensync's writer calls `mark_updated`. Processor time is the workers' and the \
+             announced before the request; an oracle outside the peers decides that. Gensync's writer calls `mark_updated`. Processor time is the workers' and the \
              server's; memory is theirs too, shared pages counted once.\n",
             day.workers,
             number(day.keys as f64),
@@ -302,7 +302,7 @@ impl Report<'_> {
         write_table(self.text, &heads, lines)
     }
 
-    /// Who needs less than gensync, and at which sizes.
+    /// The peers that need less than gensync, and at which sizes.
     fn worse<R: OfPeer>(
         &mut self,
         what: &str,
@@ -372,7 +372,7 @@ fn marks(about: &About) -> String {
     things.map(mark).join(" ")
 }
 
-/// In columns that line up, for those who read it as it is.
+/// In columns that line up, to be readable as plain text.
 fn write_table(text: &mut String, heads: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> std::fmt::Result {
     let rows: Vec<_> = rows.into_iter().collect();
     let longest = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);

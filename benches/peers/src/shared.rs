@@ -89,7 +89,7 @@ impl Workers {
         Ok(())
     }
 
-    /// Sleeps for a moment, then sees who has ended.
+    /// Sleeps for a moment, then looks which processes have ended.
     fn pause(&mut self) -> Outcome<()> {
         std::thread::sleep(Duration::from_micros(200));
         for index in (0..self.0.len()).rev() {

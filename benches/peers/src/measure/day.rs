@@ -1,5 +1,5 @@
 //! A server's day in small: forked processes answer requests for keys, some asked for more than others, while one process
-//! updates them. An oracle outside the peers knows what an answer may not be older than.
+//! updates them. An oracle outside the peers knows how old an answer may be.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering::*};
@@ -25,7 +25,7 @@ pub(crate) struct Day {
     pub(crate) length: Duration,
 }
 
-/// What a day came to.
+/// The figures of a day.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Figures {
     /// A second, of all workers together.
@@ -97,7 +97,7 @@ pub(crate) struct Place {
     pub(crate) way: &'static str,
     site: Box<dyn Site>,
     source: Source,
-    /// For each key the newest value whose announcement is complete.
+    /// For each key, the newest value that was announced completely.
     oracle: &'static [AtomicU64],
     keys: Vec<usize>,
 }
@@ -200,12 +200,12 @@ impl Place {
         let value = self.source.load(key) + 1;
         self.source.store(key, value);
         session.announce(key, value);
-        // From here on nobody may get what was there before.
+        // From here on, no answer may be what was there before.
         self.oracle[key].store(value, SeqCst);
     }
 }
 
-/// What the processes of a day tell each other.
+/// The words by which the processes of a day communicate.
 struct Board {
     words: &'static [AtomicU64],
     /// The workers and the writer.
@@ -275,7 +275,7 @@ mod tests {
     use super::*;
     use crate::peer::{Changes, Held};
 
-    /// A peer that hears of changes, or does not.
+    /// A peer that notices changes; a deaf one does not.
     struct Ear<'a> {
         generation: &'a AtomicU64,
         seen: u64,
@@ -284,11 +284,13 @@ mod tests {
 
     impl Changes for Ear<'static> {
         fn changed(&mut self, _key: usize) -> bool {
+            // ORDERING: pairs with the release of `announce`, so that a session that sees the generation sees the source changed.
             let generation = self.generation.load(Acquire);
             !self.deaf && std::mem::replace(&mut self.seen, generation) != generation
         }
 
         fn announce(&mut self, _key: usize, _value: u64) {
+            // ORDERING: pairs with the acquire in `changed`; the source was changed before.
             self.generation.fetch_add(1, AcqRel);
         }
     }

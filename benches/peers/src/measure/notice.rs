@@ -19,7 +19,7 @@ use crate::{Outcome, subfolder};
 /// How many processes wait.
 const LISTENERS: [usize; 3] = [1, 2, 4];
 
-/// So many samples are needed at least to tell what one in a thousand exceeds.
+/// The least number of samples from which the time that one in a thousand exceeds can be known.
 const FOR_P999: u64 = 2000;
 
 /// One peer and one number of listeners, in nanoseconds.
@@ -30,12 +30,12 @@ pub(crate) struct Row {
     pub(crate) samples: u64,
     pub(crate) p50: u64,
     pub(crate) p99: u64,
-    /// If there are enough samples to tell.
+    /// `None` if there are too few samples.
     pub(crate) p999: Option<u64>,
     /// The rounds' own medians, and what they are to gensync's.
     pub(crate) medians: Spread,
     pub(crate) ratio: Spread,
-    /// Changes that somebody had not noticed after a second.
+    /// Changes that some listener had not noticed after a second.
     pub(crate) missed: u64,
 }
 
@@ -113,7 +113,7 @@ const MISSED: usize = 2;
 const ENDED: usize = 3;
 const LISTENER: usize = 16;
 
-/// The words of a listener: the last change that he has noticed, and when. A line of the cache each.
+/// The words of a listener: the last change that it has noticed, and when. A cache line each.
 fn listener_words(board: &'static [AtomicU64], listener: usize) -> (&'static AtomicU64, &'static AtomicU64) {
     let first = LISTENER * (1 + listener);
     (&board[first], &board[first + 1])
@@ -147,7 +147,7 @@ fn ring(bell: &dyn Bell, listeners: usize, samples: usize) -> Outcome<Round> {
             std::thread::sleep(Duration::from_micros(100));
         }
         for sample in 0..samples {
-            // Time to go to sleep again, and a phase of its own with those who look at intervals.
+            // Leaves listeners time to go to sleep again, and gives each change another phase relative to those that poll.
             std::thread::sleep(Duration::from_micros(random.random_range(200..1200)));
             let number = sample as u64 + 1;
             let start = now();

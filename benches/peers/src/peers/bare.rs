@@ -1,4 +1,4 @@
-//! An atomic word in a mapping: what nobody can beat, and what gives nothing else.
+//! An atomic word in a mapping: the lower limit of the cost, which gives nothing else.
 
 use std::hint::black_box;
 use std::path::Path;
@@ -24,11 +24,13 @@ impl Peer for Bare {
     }
 
     fn operations(&self, _folder: &Path) -> Outcome<Vec<Operation>> {
-        // A line of the cache each, and the next one, which processors fetch along with it.
+        // A cache line each, and the next one, which processors fetch along with it.
         let words = shared::words(64)?;
         let (checked, read, added) = (&words[0], &words[16], &words[32]);
-        // Where a reader has it, which could change for all that the compiler knows.
+        // In memory that the compiler must assume to change, as a reader's own copy is.
         let (seen, value): (&AtomicU64, &AtomicU64) = (Box::leak(Box::default()), Box::leak(Box::default()));
+        // ORDERING: an acquire check and an AcqRel update, as of a generation, so that the bare operation promises what gensync's does: a
+        // reader that sees an update's number sees what its maker wrote before. `seen` and `value` are the reader's own, so relaxed.
         Ok(vec![
             Operation::new("load and compare", Kind::Check, move || {
                 black_box(checked).load(Acquire) != black_box(seen).load(Relaxed)
@@ -43,7 +45,7 @@ impl Peer for Bare {
 
     fn sites(&self, _folder: &Path, keys: usize) -> Outcome<Vec<(&'static str, Box<dyn Site>)>> {
         let words = shared::words(keys)?;
-        // As a table would be, the words are in memory.
+        // Written once, so that the pages are in memory, as those of a table are.
         words.iter().for_each(|word| word.store(1, Relaxed));
         Ok(vec![("load and compare", Box::new(BareSite(words)))])
     }
@@ -68,11 +70,13 @@ impl Changes for Words {
     #[inline]
     fn changed(&mut self, key: usize) -> bool {
         let (word, seen) = &mut self.0[key];
+        // ORDERING: pairs with the release of `announce`: a session that sees the new generation loads the new value from the source.
         let generation = word.load(Acquire);
         std::mem::replace(seen, generation) != generation
     }
 
     fn announce(&mut self, key: usize, _value: u64) {
+        // ORDERING: pairs with the acquire in `changed`: the source was changed before, and is seen changed by a session that sees this.
         self.0[key].0.fetch_add(1, AcqRel);
     }
 }

@@ -1,4 +1,4 @@
-//! Gensync itself, in its forms: a synchronizer of state that one keeps, a value that is kept for one, and a thread's hold on that.
+//! Gensync itself, in its forms: a synchronizer for state that the program keeps, a value that gensync keeps, and a thread's reader of that.
 
 use std::hint::black_box;
 use std::io;
@@ -37,7 +37,7 @@ impl Peer for Gensync {
             Operation::new("CachedReader::get", Kind::Read, move || {
                 black_box(&mut reader).get().map_or(0, |value| *value)
             }),
-            // What somebody has who keeps the value by himself, in one thread.
+            // The cost for a program that keeps the value itself, in one thread.
             Operation::new("is_expired, the value held", Kind::Read, move || {
                 if black_box(&held).is_expired() { 0 } else { black_box(1u64) }
             }),

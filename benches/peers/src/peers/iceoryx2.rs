@@ -53,7 +53,7 @@ impl Peer for Iceoryx2 {
             name: "iceoryx2",
             several_writers: "no: one writer",
             keys_at_run_time: "no: given at creation",
-            writer_killed: "partly: if the value itself is kept there, readers have the old or the new one; but a key whose writer was killed can be written by nobody until the blackboard is made anew",
+            writer_killed: "partly: if the value itself is kept there, readers have the old or the new one; but once its writer was killed, no process can write a key until the blackboard is new",
             file_replaced: "no",
             without_server: "yes",
             across_processes: "yes",

@@ -1,6 +1,6 @@
 //! LMDB through heed: a generation for each key in a database that all processes map.
 
-#![expect(unsafe_code, reason = "opens a database, whose file nobody else may change")]
+#![expect(unsafe_code, reason = "opens a database, and no other program may change its file")]
 
 use std::path::{Path, PathBuf};
 
@@ -13,7 +13,7 @@ use crate::peer::{About, Changes, Held, Kind, Operation, Peer, Role, Session, Si
 
 pub(crate) struct Lmdb;
 
-/// Keys that sort as they are added.
+/// Keys that sort in the order in which they are added.
 type Generations = Database<'static, U64<BE>, U64<BE>>;
 
 impl Peer for Lmdb {
@@ -53,7 +53,7 @@ impl Peer for Lmdb {
     }
 
     fn sites(&self, folder: &Path, keys: usize) -> Outcome<Vec<(&'static str, Box<dyn Site>)>> {
-        // Closed again before anybody forks: an environment must not be carried into another process.
+        // Closed again before the fork: an environment must not be carried into another process.
         let (env, _) = create(folder, keys)?;
         env.prepare_for_closing().wait();
         Ok(vec![("read_txn, get", Box::new(Folder(folder.to_owned())))])

@@ -1,5 +1,5 @@
 //! memcached over a unix socket, a generation for each key. Spoken to directly: the client crates keep pools of
-//! connections with threads of their own, and who has threads must not fork.
+//! connections with threads of their own, and a process that has threads must not fork.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::net::UnixStream;

@@ -1,4 +1,4 @@
-//! mmap-sync: one value behind two mapped files and a third that tells which is current. A key is one of these.
+//! mmap-sync: one value behind two mapped files and a third that says which of them is current. A key is one of these.
 
 #![expect(unsafe_code, reason = "reads in place, which mmap-sync leaves the caller to answer for")]
 

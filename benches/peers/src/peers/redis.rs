@@ -1,4 +1,4 @@
-//! Redis over a unix socket: a generation for each key, and messages to those who have subscribed.
+//! Redis over a unix socket: a generation for each key, and messages to the subscribers.
 
 use std::path::Path;
 use std::rc::Rc;

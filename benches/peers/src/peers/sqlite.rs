@@ -1,4 +1,4 @@
-//! SQLite: a database tells each connection whether another one has changed it, as a whole.
+//! SQLite: a database reports to each connection whether another one has changed it, as a whole.
 
 use std::path::{Path, PathBuf};
 

@@ -1,4 +1,4 @@
-//! A file for each key: who changes something touches it, and the others look at its time.
+//! A file for each key: a writer touches it after a change, and the others look at its time.
 
 use std::fs::File;
 use std::os::unix::fs::MetadataExt as _;
@@ -60,7 +60,7 @@ fn path(folder: &Path, key: usize) -> PathBuf {
     folder.join(format!("key-{key}"))
 }
 
-/// What tells a file from what it was: which one it is, and when it was touched.
+/// What changes when a file changes: its identity, and the time at which it was touched.
 type Stamp = (u64, i64, i64);
 
 fn stamp(path: &Path) -> Outcome<Stamp> {

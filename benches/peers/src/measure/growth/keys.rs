@@ -35,7 +35,7 @@ pub(crate) struct Row {
 
 const SIZES: [usize; 6] = [10, 1000, 10_000, 100_000, 1_000_000, 10_000_000];
 
-/// From few keys to many, each peer as long as that is to be had in the time given.
+/// From few keys to many, each peer until it would take more than the time given.
 pub(super) fn measure(peers: &[Box<dyn Peer>], folder: &Path, scale: Scale, growth: &mut super::Growth) -> Outcome<()> {
     let mut growing: Vec<_> = peers.iter().map(|peer| (peer, Vec::new())).collect();
     for keys in SIZES.into_iter().filter(|&keys| keys <= scale.most_keys) {
@@ -89,16 +89,16 @@ fn expected(fills: &[(usize, f64)], keys: usize) -> Option<f64> {
     Some(seconds * (keys as f64 / last as f64).powf(power))
 }
 
-/// So many of the keys a process attaches to.
+/// How many of the keys a process attaches to.
 const SAMPLE: usize = 10_000;
 
-/// Whose turn it is.
+/// The peer that has the turn.
 const NOBODY: u64 = 0;
 const ATTACHING: u64 = u64::MAX;
 
 /// A process for each peer attaches to a sample of the keys, then they get values by turns.
 fn attach_and_get(filled: &[Filled], keys: usize, scale: Scale) -> Outcome<Vec<Row>> {
-    // Whose turn it is, counted from 1, then for each the nanoseconds to attach, and of each round those of a thousand gets.
+    // The peer that has the turn, counted from 1; then for each the nanoseconds to attach, and of each round those of a thousand gets.
     let board = words(1 + filled.len() * (1 + scale.rounds))?;
     let (turn, figures) = (&board[0], |index: usize| &board[1 + index * (1 + scale.rounds)..][..1 + scale.rounds]);
     let source = Source::new(keys)?;
@@ -140,7 +140,7 @@ fn attach_and_get(filled: &[Filled], keys: usize, scale: Scale) -> Outcome<Vec<R
     filled.iter().enumerate().map(row).collect()
 }
 
-/// Attaches to a sample, whose size it tells, and notes the nanoseconds for each.
+/// Attaches to a sample, returns the sample's size, and notes the nanoseconds for each key.
 fn attach(place: &Place, keys: usize, source: Source, figure: &AtomicU64) -> Outcome<(Box<dyn Session>, usize)> {
     let mut random = StdRng::seed_from_u64(keys as u64);
     let sample: Vec<_> = match keys {
@@ -158,7 +158,7 @@ fn get_at_random(session: &mut dyn Session, sample: usize, batch: Duration) -> u
     let mut random = StdRng::seed_from_u64(sample as u64);
     let requests: Vec<_> = (0..SAMPLE).map(|_| random.random_range(0..sample) as u32).collect();
     let (start, mut count) = (Instant::now(), 0);
-    // Slow ones do not come to the end of the list.
+    // Slow peers do not reach the end of the list.
     for requests in requests.chunks(500).cycle() {
         session.get_all(requests);
         count += requests.len() as u64;
