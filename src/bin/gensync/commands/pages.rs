@@ -1,4 +1,4 @@
-//! What shells and `man` are given.
+//! Scripts for shells, and pages for `man`.
 
 use std::path::Path;
 
