@@ -34,7 +34,7 @@ fn keys_are_listed_sorted_and_aligned_with_what_is_known_of_each() {
 }
 
 #[test]
-fn an_object_a_line_tells_the_same() {
+fn an_object_per_line_says_the_same() {
     let place = Place::with_keys(["a", "b"]);
     let sync = place.sync("b");
     sync.mark_updated().unwrap();
@@ -109,7 +109,7 @@ fn keys_are_made_as_the_library_makes_them() {
 }
 
 #[test]
-fn create_makes_the_table_as_it_is_told() {
+fn create_makes_the_table_with_its_options() {
     let place = Place::empty();
     place.succeed(&["create", "--mode", "660", "--capacity", "9", "a"]);
     assert_eq!(fs::metadata(&place.path).unwrap().permissions().mode() & 0o7777, 0o660);
@@ -148,7 +148,7 @@ fn a_missing_folder_is_named() {
 }
 
 #[test]
-fn several_keys_are_created_and_told_and_one_is_found_by_its_digest() {
+fn several_keys_are_created_and_printed_and_one_is_found_by_its_digest() {
     let place = Place::empty();
     let long = "x".repeat(150);
     assert_eq!(place.succeed(&["create", "a", "b", "a", &long]).lines().count(), 3);
@@ -171,7 +171,7 @@ fn several_keys_are_created_and_told_and_one_is_found_by_its_digest() {
 }
 
 #[test]
-fn marked_and_cleared_keys_expire_for_everybody_and_others_do_not() {
+fn marked_and_cleared_keys_expire_in_every_process_and_others_do_not() {
     for command in ["mark", "clear"] {
         let place = Place::with_keys(["user:1", "user:2", "routes", "groups"]);
         let syncs = ["user:1", "user:2", "routes", "groups"].map(|key| place.sync(key));
@@ -201,7 +201,7 @@ fn a_typing_error_creates_nothing_and_keeps_nothing_else_from_being_done() {
     assert_eq!(place.table().stats().keys, 2);
     place.fail(1, "no such key: a*", &["mark", "--raw", "a*"]);
     place.fail(1, "no such key: a*", &["mark", "--part", "a*"]);
-    place.fail(2, "'a[' is no glob", &["mark", "a["]);
+    place.fail(2, "'a[' is not a glob", &["mark", "a["]);
     // Said that it is meant, the key is created.
     place.succeed(&["mark", "--create", "b"]);
     assert_eq!(place.table().stats().keys, 3);
@@ -244,7 +244,7 @@ fn write_label(place: &Place, label: &[u8]) {
 }
 
 #[test]
-fn labels_that_are_no_text_are_escaped_and_told_byte_by_byte() {
+fn labels_that_are_not_text_are_escaped_and_printed_byte_by_byte() {
     let place = Place::with_keys(["label", "zzz"]);
     write_label(&place, b"caf\xc3\xa9\xff\xc3");
     let out = place.succeed(&["ls"]);

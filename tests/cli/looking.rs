@@ -31,7 +31,7 @@ const LOOKS: [&[&str]; 13] = [
 #[test]
 fn no_byte_is_changed() {
     let place = Place::with_keys(["user:1", "label"]);
-    // As a table of the last boot is, with the pending update of a killed process.
+    // Like a table of the last boot, with the pending update of a killed process.
     let sync = place.sync("user:1");
     let child = crate::support::in_child(|| {
         let _update = sync.begin_update().unwrap();
@@ -96,8 +96,8 @@ fn nothing_is_created() {
     for look in LOOKS.into_iter().chain([&["wait", "a"][..], &["watch"], &["reset", "--yes"], &["rm", "--yes"]]) {
         let said = place.run(look);
         assert_eq!(said.status, if look[0] == "doctor" { 1 } else { 3 }, "{look:?}: {said:?}");
-        let told = [&*said.out, &*said.err].concat();
-        assert!(told.contains("no such table") && told.contains("`gensync create KEY`"), "{look:?}: {said:?}");
+        let text = [&*said.out, &*said.err].concat();
+        assert!(text.contains("no such table") && text.contains("`gensync create KEY`"), "{look:?}: {said:?}");
         let said = said_of_app(&place, look);
         assert_eq!(said.status, if look[0] == "doctor" { 1 } else { 3 }, "{look:?}: {said:?}");
         assert_eq!(fs::read_dir(place.folder.path()).unwrap().count(), 0, "{look:?} has made something");
@@ -141,14 +141,16 @@ fn a_list_may_come_as_it_is_found() {
 }
 
 #[test]
-fn what_is_no_table_is_told_by_status_3_and_left_alone() {
+fn a_file_that_is_not_a_table_ends_with_status_3_and_is_left_alone() {
     let place = Place::empty();
     let mut other_version = {
         let table = Place::with_keys(["a"]);
         bytes(&table.path)
     };
     other_version[8] = 2;
-    for (content, told) in [(&b"hello"[..], "not a gensync table"), (&other_version, "layout version 2, expected 1")] {
+    for (content, expected) in
+        [(&b"hello"[..], "not a gensync table"), (&other_version, "layout version 2, expected 1")]
+    {
         fs::write(&place.path, content).unwrap();
         for look in LOOKS.into_iter().chain([
             &["mark", "a"][..],
@@ -163,7 +165,7 @@ fn what_is_no_table_is_told_by_status_3_and_left_alone() {
                 _ => 3,
             };
             assert_eq!(said.status, status, "{look:?}: {said:?}");
-            assert!([&*said.out, &*said.err].concat().contains(told), "{look:?}: {said:?}");
+            assert!([&*said.out, &*said.err].concat().contains(expected), "{look:?}: {said:?}");
             assert_eq!(bytes(&place.path), content);
         }
     }

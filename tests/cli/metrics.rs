@@ -71,7 +71,7 @@ fn labels(mut text: &str) -> (BTreeMap<String, String>, &str) {
     }
 }
 
-/// The only value of that name whose labels have these.
+/// The only value of that name that has these labels.
 fn value(samples: &Samples, name: &str, labels: &[(&str, &str)]) -> f64 {
     let matching = samples.iter().filter(|((found, has), _)| {
         found == name && labels.iter().all(|(name, value)| has.get(*name).is_some_and(|has| has == value))
@@ -82,7 +82,7 @@ fn value(samples: &Samples, name: &str, labels: &[(&str, &str)]) -> f64 {
 }
 
 #[test]
-fn figures_of_the_table_and_of_each_key_are_told() {
+fn figures_of_the_table_and_of_each_key_are_printed() {
     let place = Place::with_keys(["a", "b"]);
     let [a, b] = ["a", "b"].map(|key| place.sync(key));
     (0..3).for_each(|_| _ = a.mark_updated().unwrap());
@@ -141,14 +141,14 @@ fn labels_are_escaped_and_never_the_same_for_two_keys() {
     ];
     let place = Place::with_keys(keys);
     let samples = parse(&place.succeed(&["metrics"]));
-    let told: Vec<_> = samples.keys().filter(|(name, _)| name == "gensync_key_updates_total").collect();
-    assert_eq!(told.len(), keys.len());
+    let names: Vec<_> = samples.keys().filter(|(name, _)| name == "gensync_key_updates_total").collect();
+    assert_eq!(names.len(), keys.len());
     for key in ["q\"uote", "back\\slash", "é,}=\" {", "\\"] {
         value(&samples, "gensync_key_awaited", &[("key", key)]);
     }
-    let with_digest = told.iter().filter(|(_, labels)| labels.contains_key("digest")).count();
+    let with_digest = names.iter().filter(|(_, labels)| labels.contains_key("digest")).count();
     assert_eq!(with_digest, 4, "what is not shown in full");
-    assert!(!told.iter().any(|(_, labels)| labels["key"].contains('\u{1b}')));
+    assert!(!names.iter().any(|(_, labels)| labels["key"].contains('\u{1b}')));
 }
 
 #[test]
@@ -159,7 +159,7 @@ fn a_file_is_replaced_as_a_whole() {
     assert_eq!(place.succeed(&["metrics", "--output", name]), "");
     parse(&fs::read_to_string(&file).unwrap());
     assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o7777, 0o644);
-    // Who is reading the old one goes on reading it.
+    // A reader that has the old file open goes on reading it.
     let before = fs::File::open(&file).unwrap();
     place.sync("a").mark_updated().unwrap();
     place.succeed(&["metrics", "-o", name]);
@@ -215,9 +215,9 @@ fn slots_with_one_label_have_labels_of_their_own() {
         file.write_all_at(&slot, to).unwrap();
     }
     let samples = parse(&place.succeed(&["metrics"]));
-    let told = samples.keys().filter(|(name, labels)| name == "gensync_key_generation" && labels["key"] == "a");
-    let told: Vec<_> = told.map(|(_, labels)| labels.contains_key("digest")).collect();
-    assert_eq!((told.len(), told.iter().filter(|has| !**has).count()), (3, 1));
+    let series = samples.keys().filter(|(name, labels)| name == "gensync_key_generation" && labels["key"] == "a");
+    let with_digest: Vec<_> = series.map(|(_, labels)| labels.contains_key("digest")).collect();
+    assert_eq!((with_digest.len(), with_digest.iter().filter(|has| !**has).count()), (3, 1));
 }
 
 #[test]

@@ -1,4 +1,5 @@
-//! `top` in a terminal: drawn, obeying keys, and leaving the terminal as it was, whoever is killed. Colours, and questions.
+//! Guards `top` in a terminal: it draws, obeys keys, and leaves the terminal as it was, whichever process is killed. Colours,
+//! and questions.
 
 use gensync::{GenerationSynchronizer, Table};
 use nix::sys::signal::{Signal, kill};
@@ -16,7 +17,7 @@ fn top(place: &Place) -> Terminal {
 fn keys(terminal: &Terminal) -> Vec<String> {
     let text = terminal.text();
     let lines = text.lines().skip_while(|line| !line.starts_with("KEY ")).skip(1);
-    let lines = lines.take_while(|line| !line.trim().is_empty() && !line.contains(": updates at each look"));
+    let lines = lines.take_while(|line| !line.trim().is_empty() && !line.contains(": updates at each poll"));
     lines.map(|line| line.split("  ").next().unwrap().trim().to_owned()).collect()
 }
 
@@ -35,7 +36,7 @@ fn keys_are_drawn_with_their_rates_and_the_table_with_its_figures() {
         (0..50).for_each(|_| _ = fast.mark_updated().unwrap());
         slow.mark_updated().unwrap();
         terminal.await_screen("drawing", |_| true);
-        let is_charted = terminal.text().contains("fast: updates at each look");
+        let is_charted = terminal.text().contains("fast: updates at each poll");
         keys(&terminal) == ["fast", "slow", "still"] && terminal.text().contains('█') && is_charted
     });
     let waiter = place.start(&["wait", "still"]);
@@ -45,7 +46,10 @@ fn keys_are_drawn_with_their_rates_and_the_table_with_its_figures() {
     // This test has the table mapped, and the waiter; the tool's own two processes do not count.
     terminal.await_screen("waiting for processes", |screen| screen.contents().contains("processes 2"));
     let guard = i64::from(terminal.program.pid().as_raw());
-    assert!(place.objects(&["ps"]).iter().all(|process| process["pid"] != guard), "who only guards is no user");
+    assert!(
+        place.objects(&["ps"]).iter().all(|process| process["pid"] != guard),
+        "a process that only guards does not count"
+    );
     update.finish().unwrap();
     drop(waiter);
     terminal.press("q");
@@ -79,11 +83,11 @@ fn keys_are_obeyed() {
     // Escape ends the filter, not the program.
     terminal.press("\u{1b}");
     terminal.await_screen("waiting for all keys", |screen| screen.contents().contains("\nnewest "));
-    terminal.await_text("a: updates at each look");
+    terminal.await_text("a: updates at each poll");
     terminal.press("j\u{1b}[B");
-    terminal.await_text("bb: updates at each look");
+    terminal.await_text("bb: updates at each poll");
     terminal.press("k");
-    terminal.await_text(" b: updates at each look");
+    terminal.await_text(" b: updates at each poll");
     terminal.press("p");
     terminal.await_text("PAUSED");
     let before = b.mark_updated().unwrap();
@@ -134,7 +138,7 @@ fn a_terminal_that_goes_away_ends_both_processes() {
         eventually("waiting for both to end", || !lives(guard) && !lives(drawing));
         assert!(!program.status().success());
     }
-    // In a session of its own, no signal tells of it. In a sequence of keys that is not complete, neither does a read.
+    // In a session of its own, no signal reports it. Within an incomplete sequence of keys, a read does not report it either.
     for typed in ["", "\u{1b}["] {
         let mut command = place.command(&["top", "--interval", "50ms"]);
         let mut setsid = std::process::Command::new("setsid");
@@ -248,7 +252,7 @@ fn once_is_a_screen_as_text() {
 }
 
 #[test]
-fn looks_end_when_nobody_reads_them() {
+fn polls_end_when_their_reader_is_gone() {
     let place = Place::with_keys(["a"]);
     let mut looks = place.start(&["--json", "top", "--interval", "1h"]);
     // Long before the first one.
@@ -378,7 +382,7 @@ fn a_signal_from_the_terminal_is_not_passed_on_as_the_command_has_it_already() {
     let mut terminal = Terminal::start(&mut place.command(&["exec", "a", "--", "setsid", "sh", "-c", script]));
     terminal.await_text("ready");
     terminal.press("\u{3}");
-    // Echoed when it was sent. The tool takes it before the next one, whose number is higher.
+    // The echo shows that it was sent. The tool takes it before the next one, which has a higher number.
     terminal.await_text("^C");
     terminal.program.signal(Signal::SIGUSR1);
     assert_eq!(terminal.await_end(), 5);

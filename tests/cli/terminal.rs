@@ -132,7 +132,7 @@ impl Terminal {
         self.program
     }
 
-    /// From now on, whoever writes to the terminal hangs, as when what shows it is stopped.
+    /// From now on, every write to the terminal hangs, as when the program that shows it is stopped.
     pub(crate) fn take_nothing(&self) {
         tcflow(&self.slave, FlowArg::TCOOFF).unwrap();
     }

@@ -16,7 +16,7 @@ use serde_json::Value;
 
 use crate::support::LIMIT;
 
-/// A folder with room for one table, which the program is told of.
+/// A folder with room for one table, which each run of the program names.
 pub(crate) struct Place {
     pub(crate) folder: tempfile::TempDir,
     pub(crate) path: PathBuf,
@@ -157,7 +157,7 @@ impl Drop for Running {
     }
 }
 
-/// Asks again and again until it is so.
+/// Repeats the check until it holds.
 pub(crate) fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
     let start = Instant::now();
     while !is_so() {
@@ -192,7 +192,7 @@ pub(crate) fn bytes(path: &Path) -> Vec<u8> {
     std::fs::read(path).unwrap()
 }
 
-/// A pseudo-terminal whose ends no program inherits, not even one that another test starts at this moment: a program that has
+/// A pseudo-terminal with ends that no program inherits, not even one that another test starts at this moment: a program that has
 /// one keeps the terminal from going away.
 pub(crate) fn pty() -> OpenptyResult {
     let master = posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC).unwrap();

@@ -1,4 +1,5 @@
-//! A child process that stands in for this one: this process forwards the signals that it receives, and waits for the child's end.
+//! A child process that stands in for this one: this process forwards the signals that it receives, and
+//! waits for the child's end.
 
 use std::fs::File;
 use std::io;
@@ -20,7 +21,8 @@ const LONGEST_SLEEP: u16 = 500;
 /// The signals that are forwarded to the child.
 const PASSED_ON: [Signal; 6] =
     [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGUSR2];
-/// `si_code` of a signal that the kernel itself has sent (SI_KERNEL), as it does to the terminal's whole foreground process group.
+/// `si_code` of a signal that the kernel itself has sent (SI_KERNEL), as it does to the whole foreground
+/// process group of a terminal.
 const FROM_THE_KERNEL: i32 = 0x80;
 
 /// A command that starts this program again, even if its file was replaced since this process started.

@@ -29,7 +29,7 @@ pub(crate) enum Failure {
 }
 
 impl Failure {
-    /// Success if there is no failure. Otherwise all but the last are reported here, and the last one is for the caller to report.
+    /// Success if there is no failure. Otherwise reports all but the last, which is for the caller to report.
     pub(crate) fn all(mut failures: Vec<Self>) -> Outcome {
         let Some(last) = failures.pop() else { return Ok(DONE) };
         failures.iter().for_each(|failure| _ = failure.report());

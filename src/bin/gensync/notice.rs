@@ -8,7 +8,8 @@ use crate::failure::complain;
 
 /// What takes less time than this needs no message.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// How long the library waits for other processes at most, with this tool's options: the default of `TableOptions::pending_limit`.
+/// How long the library waits for other processes at most, with this tool's options: the default
+/// of `TableOptions::pending_limit`.
 pub(crate) const LIMIT: &str = "30 s";
 
 /// Runs `action`; prints `text` on stderr if it has not ended after a second.

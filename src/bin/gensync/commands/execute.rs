@@ -4,8 +4,9 @@
 //! there are two makers, and the update is in flight until both have ended. For each process that may be killed:
 //!
 //! - the command: this process finishes the update;
-//! - this process: the [witness](crate::commands::witness) announces the update at once. The command may still change the source, so
-//!   the update stays in flight: the lock goes with the command, and the process that checks the key next announces it again;
+//! - this process: the [witness](crate::commands::witness) announces the update at once. The command may still change the
+//!   source, so the update stays in flight: the lock goes with the command, and the process that checks the key next announces it
+//!   again;
 //! - both, or all three: the process that checks the key next announces it.
 //!
 //! A daemon that the command leaves behind holds the lock as well. When the command ends, this process releases the lock for all

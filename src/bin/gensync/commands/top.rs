@@ -93,8 +93,8 @@ fn is_gone(error: &io::Error) -> bool {
 
 /// The signals that came.
 ///
-/// ORDERING: Relaxed throughout. Each load and swap of a field pairs with the store in signal_hook's handler, which may run on any
-/// thread. The flag or number is the whole message, and no other memory is read because of it; the loops read it again within
+/// ORDERING: Relaxed throughout. Each load and swap of a field pairs with the store in signal_hook's handler, which may run on
+/// any thread. The flag or number is the whole message, and no other memory is read because of it; the loops read it again within
 /// `PATIENCE`.
 struct Signals {
     /// The number of the one that ends the program.
@@ -147,7 +147,8 @@ fn show(
             disable_raw_mode()?;
             enable_raw_mode()?;
             execute!(stdout(), EnterAlternateScreen, Clear(ClearType::All), Hide)?;
-            // This makes ratatui draw everything again. `clear` would ask the terminal for its cursor, and the answer may never come.
+            // This makes ratatui draw everything again. `clear` would ask the terminal for its cursor, and the answer may never
+            // come.
             terminal.swap_buffers();
         }
         if !view.is_paused && Instant::now() >= next {

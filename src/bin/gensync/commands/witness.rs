@@ -32,8 +32,8 @@ impl Witness {
                 .arg(std::process::id().to_string())
                 .args(choices.iter().flat_map(Choice::arguments));
             command.arg("--").args(keys.iter().map(CacheKey::as_str));
-            // A group of its own keeps it from receiving signals that are typed at the terminal; without the output's descriptors, a
-            // reader of the output does not wait for it.
+            // In a process group of its own, it does not receive the signals that are typed at the terminal. Without the output's
+            // descriptors, it does not keep a reader of the output waiting for the end.
             command.process_group(0).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()
         };
         Ok(match start() {
@@ -59,8 +59,9 @@ impl Drop for Witness {
 /// Reads from a pipe that is never written to. The read ends when the watched process, which has the other end, is dead.
 pub(crate) fn witness(target: &Target, options: &WitnessOptions) -> Outcome {
     let _ = std::io::stdin().lock().read_to_end(&mut Vec::new());
-    // The kernel closes a killed process's descriptors in no fixed order: the lock of its update may still be held, and the update
-    // would count as one of a live process. The kernel gives its children another parent only after it has closed all of them.
+    // The kernel closes a killed process's descriptors in no fixed order: the lock of its update may still be held, and the
+    // update would count as one of a live process. The kernel gives its children another parent only after it has
+    // closed all of them.
     while getppid().as_raw() == options.of {
         sleep(Duration::from_millis(1));
     }

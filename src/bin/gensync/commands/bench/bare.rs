@@ -56,7 +56,8 @@ pub(super) fn contention(slice: Duration, threads: u64, is_shared: bool) -> f64 
 /// `woken` after that load, comes after the 0 that was stored before the addition, and is not overwritten by it; and a waiter
 /// that has seen the last addition also sees `is_over`, which was stored before it. A waiter that has not seen it does not sleep
 /// on, as the futex compares the word again. The Release store of the time pairs with the Acquire load of `woken` in the loop
-/// that waits for it. The Release and Acquire of `is_over` itself are not needed for that: they cost nothing here.
+/// that waits for it. `is_over` is stored with Release and loaded with Acquire, although the word already
+/// carries it.
 pub(super) fn waking(slice: Duration, rest: Duration) -> f64 {
     let (word, woken, is_over) = (AtomicU32::new(0), AtomicU64::new(0), AtomicBool::new(false));
     scope(|scope| {
