@@ -11,7 +11,7 @@
 //! ```text
 //! 4 workers watch 2 keys; 3000 updates, one every 1ms
 //!
-//! worker   key   wakings coalesced  missed    p50 µs    p99 µs  p99.9 µs    max µs
+//! worker   key   wakeups coalesced  missed    p50 µs    p99 µs  p99.9 µs    max µs
 //!      0     0      1498         2       0      20.5      41.5     941.1     942.6
 //!      1     1      1498         2       0      23.6      64.3    1026.0    1026.6
 //!      2     0      1499         1       0      17.7      38.8     929.3     930.3
@@ -131,8 +131,8 @@ fn watch(table: &Table, board: &Board, worker: usize) -> Outcome<()> {
         // An anonymous table is never replaced, so each update moves the generation on by one.
         let present = sync.refresh()?.get() - first;
         // ORDERING: Relaxed. The loads of `noted` and `time` pair with the parent's stores in `note`. The update makes them
-        // visible: the parent stores before `mark_updated`, which releases, and `refresh` above acquires. The worker alone writes its row,
-        // and the parent reads it after `waitpid`.
+        // visible: the parent stores before `mark_updated`, which releases, and `refresh` above acquires. The worker alone
+        // writes its row, and the parent reads it after `waitpid`.
         if board.noted(key).load(Relaxed) < present {
             row.unnoted().fetch_add(1, Relaxed);
         }
@@ -146,7 +146,7 @@ fn watch(table: &Table, board: &Board, worker: usize) -> Outcome<()> {
 fn report(board: &Board) -> Outcome<u64> {
     println!(
         "{:>6} {:>5} {:>9} {:>9} {:>7} {:>9} {:>9} {:>9} {:>9}",
-        "worker", "key", "wakings", "coalesced", "missed", "p50 µs", "p99 µs", "p99.9 µs", "max µs"
+        "worker", "key", "wakeups", "coalesced", "missed", "p50 µs", "p99 µs", "p99.9 µs", "max µs"
     );
     let mut total = Tally::new()?;
     for worker in 0..board.workers {

@@ -1,4 +1,5 @@
-//! The command line: bad input of each argument, help, exit statuses, and output that goes nowhere.
+//! Guards against bad input that is accepted, missing help, wrong exit statuses, and changes that are lost because the output
+//! cannot be written.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -156,7 +157,7 @@ fn keys_are_completed() {
     bash.args(["-c", script, "bash"]).arg(tool).arg(place.folder.path()).env("GENSYNC_TABLE", &place.path);
     let said = said(bash.output().unwrap());
     assert!(said.out.contains("user:1\n") && said.out.contains("users\n") && !said.out.contains("a\\ b"), "{said:?}");
-    // As readline does it: its words end at colons.
+    // Arguments as readline gives them: its words end at colons.
     let script = "PATH=$1:$PATH; . \"$2/script\"; COMP_WORDS=(gensync get user :); COMP_CWORD=3; COMP_LINE='gensync get user:'; \
                   COMP_POINT=17; COMP_WORDBREAKS=' :='; _gensync_keys gensync '' :; printf '<%s>' \"${COMPREPLY[@]}\"";
     let mut bash = std::process::Command::new("bash");
@@ -210,7 +211,7 @@ fn a_file_system_that_is_refused_can_be_allowed_by_its_number() {
     assert_eq!(refused.each_ref().map(|said| said.status), [3, 125, 3]);
     assert!(!hex.err.contains("none of those known") && !decimal.err.contains("none of those known"), "{hex:?}");
     place.fail(2, "expected the file system's number", &["--allow-file-system", "ext9", "ls"]);
-    // Its number is not taken for the command.
+    // The number is not taken for the name of the command.
     place.fail(125, "required", &["--allow-file-system", "1", "exec", "a"]);
     place.succeed(&["--allow-file-system=1", "create", "a"]);
     place.succeed(&["--allow-file-system=1", "exec", "a", "--", "true"]);
@@ -228,10 +229,10 @@ fn tables_that_can_be_seen_are_listed_and_anonymous_ones_looked_at() {
     mapped(0);
     let found = row(place.objects(&["tables"]));
     assert_eq!((&found["state"], &found["keys"], &found["processes"]), (&"live".into(), &1.into(), &0.into()));
-    // Mapped by a process, it is found without being named.
+    // A table that a process has mapped is found without being named.
     let table = place.table();
     let found = row(crate::tool::objects(&said(program().args(["--json", "tables"]).output().unwrap()).out));
-    // And by children of this one that another test has just forked.
+    // Children of this process that another test has just forked may have it mapped, too.
     assert!(found["processes"].as_u64().unwrap() >= 1, "{found}");
     mapped(1);
     drop(table);
@@ -283,7 +284,7 @@ fn a_table_is_named_in_three_ways_and_must_be() {
             "{said:?}"
         );
     }
-    // A path that is no text is as good as another.
+    // A path need not be valid UTF-8.
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join(OsStr::from_bytes(b"\xff.gensync"));
     let run = |argument| said(program().arg("--table").arg(&path).args(argument).output().unwrap());
@@ -312,7 +313,7 @@ fn the_reader_of_the_output_may_stop() {
     drop(running.child().stdout.take());
     assert_eq!(running.status().code(), Some(0));
     assert!(syncs.iter().all(GenerationSynchronizer::is_expired));
-    // From the beginning.
+    // The output is closed before the first byte is written.
     for arguments in
         [&["ls"][..], &["get", "key:1"], &["stat"], &["doctor"], &["man"], &["completions", "zsh"], &["--help"]]
     {

@@ -19,7 +19,7 @@ fn check<'a>(findings: &'a [Value], check: &str) -> &'a Value {
     matching[0]
 }
 
-/// One check finds a problem, says `found`, and advises `advice`; the others are content.
+/// Asserts that the check `name` finds a problem, with `found` and `advice` in its texts, and that no other check does.
 fn assert_problem(place: &Place, name: &str, found: &str, advice: &str) {
     let findings = place.objects(&["doctor"]);
     let finding = check(&findings, name);
@@ -234,7 +234,7 @@ fn a_table_that_another_container_uses_is_not_called_unused() {
     let _user = place.sync("a");
     let id = place.folder.path().join("id");
     fs::write(&id, "11111111-2222-3333-4444-555555555555\n").unwrap();
-    // A boot id of its own, as some container runtimes give it.
+    // Another boot id, as some container runtimes give each container its own.
     let script = format!(
         "mount --bind {} /proc/sys/kernel/random/boot_id || exit 77; exec {} --table {} --json doctor",
         id.display(),

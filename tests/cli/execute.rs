@@ -27,7 +27,7 @@ struct Held {
 }
 
 impl Held {
-    /// Runs `script` after it was let go.
+    /// Starts the tool with a command that runs `script` once it is released.
     fn start(script: &str) -> Self {
         let place = Place::with_keys(["key"]);
         let sync = place.sync("key");
@@ -62,7 +62,7 @@ impl Held {
         (&self.go).write_all(b"go\n").unwrap();
     }
 
-    /// Kills the tool: the key expires at once, and again when the command has ended.
+    /// Kills the tool, and asserts that the key expires at once, and once only: the command has not ended yet.
     fn kill_tool(&mut self) {
         let seen = self.sync.sync_gen().unwrap().get();
         self.tool().signal(Signal::SIGKILL);
@@ -152,11 +152,11 @@ fn the_command_is_killed_while_the_tool_is_stopped_and_then_the_tool() {
     held.tool().signal(Signal::SIGSTOP);
     kill(held.command, Signal::SIGKILL).unwrap();
     eventually("waiting for the command to end", || !lives(held.command));
-    // The tool alone holds it now.
+    // The tool alone holds the lock now.
     held.assert_in_flight();
     let seen = held.sync.sync_gen().unwrap().get();
     held.tool().signal(Signal::SIGKILL);
-    // By the witness, which also finds that no maker lives.
+    // The witness announces the change, and again as it finds that no maker of the update lives.
     eventually("waiting for both announcements", || {
         let key = held.place.object(&["get", "key"]);
         (&key["generation"], &key["pending"]) == (&(seen + 2).into(), &0.into())
@@ -310,7 +310,8 @@ fn what_keeps_an_update_from_beginning_is_reported() {
     let file = fs::File::options().read(true).write(true).open(&place.path).unwrap();
     let lock = |kind| {
         let range = nix::libc::flock { l_type: kind as i16, l_whence: 0, l_start: 0, l_len: 0, l_pid: 0 };
-        // A program that another test starts at this moment has a copy of the lock of the table that was closed, until it runs.
+        // Waits for the lock: a program that another test has just forked has inherited the descriptor of the table that was
+        // closed here, and with it a lock, until it executes.
         nix::fcntl::fcntl(&file, nix::fcntl::FcntlArg::F_OFD_SETLKW(&range)).unwrap();
     };
     // The lock as a process that resets the table holds it.

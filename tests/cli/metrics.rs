@@ -1,4 +1,5 @@
-//! `metrics`: valid OpenMetrics text, read back by a parser that was written from the standard, not from the program.
+//! Guards against invalid OpenMetrics text and files that are written in part. A parser reads the text back that was written from
+//! the standard, not from the program.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -104,7 +105,7 @@ fn figures_of_the_table_and_of_each_key_are_printed() {
     assert_eq!(value(&samples, "gensync_key_updates_total", &[table[0], ("key", "a")]), 3.0);
     assert_eq!(value(&samples, "gensync_key_updates_pending", &[("key", "b")]), 1.0);
     assert_eq!(value(&samples, "gensync_key_generation", &[("key", "a")]), a.refresh().unwrap().get() as f64);
-    // This test's own process.
+    // The process that has the table mapped is this test's own.
     assert_eq!(value(&samples, "gensync_table_processes", &[("file", "table")]), 1.0);
     for file in ["deleted", "reset", "elsewhere"] {
         assert_eq!(value(&samples, "gensync_table_processes", &[("file", file)]), 0.0);
@@ -165,7 +166,7 @@ fn a_file_is_replaced_as_a_whole() {
     place.succeed(&["metrics", "-o", name]);
     assert_ne!(before.metadata().unwrap().ino(), fs::metadata(&file).unwrap().ino());
     assert!(parse(&std::io::read_to_string(&before).unwrap()) != parse(&fs::read_to_string(&file).unwrap()));
-    // A failure leaves the old one, and nothing beside it.
+    // A failure leaves the old file, and no temporary file beside it.
     let text = fs::read_to_string(&file).unwrap();
     let missing = place.folder.path().join("missing");
     let mut command = place.command(&["-t", missing.to_str().unwrap(), "metrics", "-o", name]);
@@ -204,7 +205,7 @@ fn slots_with_one_label_have_labels_of_their_own() {
     let file = fs::File::options().read(true).write(true).open(&place.path).unwrap();
     let offset = |key: &str| place.table().slot(gensync::CacheKey::raw(key)).unwrap().unwrap().offset();
     let mut slot = [0; 128];
-    // The label of another key; a whole slot that is another's; a slot of a long key in another's place.
+    // Three forgeries: the label of another key; a copy of another key's slot; a copy of a long key's slot.
     file.read_exact_at(&mut slot[28..], offset("a") + 28).unwrap();
     file.write_all_at(&slot[28..32], offset("b") + 28).unwrap();
     file.write_all_at(&slot[40..], offset("b") + 40).unwrap();
@@ -229,7 +230,7 @@ fn only_regular_files_are_replaced() {
 
     parse(&place.succeed(&["metrics", "--output", "-"]));
     assert!(!at("-").exists());
-    // In /dev, as root, a device would be gone.
+    // If it were replaced, root would lose the device.
     let null = fs::metadata("/dev/null").unwrap();
     assert_eq!(place.succeed(&["metrics", "--output", "/dev/null"]), "");
     let now = fs::symlink_metadata("/dev/null").unwrap();

@@ -68,7 +68,7 @@ fn processes_that_are_left_with_a_deleted_file_are_marked() {
     await_users(&place, 0);
     let old = holder(&place, || {});
     fs::remove_file(&place.path).unwrap();
-    // Nothing is there, but that process.
+    // There is no file at the path, but the process is still listed.
     let process = place.object(&["ps"]);
     assert_eq!((&process["pid"], &process["deleted"]), (&number(&old).into(), &true.into()));
     place.sync("a");
@@ -163,7 +163,7 @@ fn processes_that_cannot_be_seen_are_not_reported_as_none() {
     };
     let none = None::<&str>;
     in_child(|| {
-        // Its children are in the new namespace.
+        // Only its children are in the new namespace.
         unshare(CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNS).unwrap();
         mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
         in_child(|| {

@@ -116,7 +116,7 @@ fn the_terminal_is_restored_whichever_process_is_killed() {
             let pid = terminal.program.pid();
             kill(if is_child { child_of(pid, "top") } else { pid }, signal).unwrap();
             assert_eq!(terminal.await_end(), 128 + signal as i32, "{signal}, child: {is_child}");
-            // The one that is left does it, perhaps after the other has ended.
+            // The process that is left restores the terminal, perhaps after the other one has ended.
             let is_left = |screen: &vt100::Screen| !screen.alternate_screen() && !screen.hide_cursor();
             terminal.await_screen("waiting for the screen to be left", is_left);
             eventually("waiting for the terminal to be restored", || terminal.is_restored());
@@ -147,7 +147,7 @@ fn a_terminal_that_goes_away_ends_both_processes() {
         command = setsid;
         let mut terminal = Terminal::start(&mut command);
         terminal.await_text("q quit");
-        // The first one has forked, if it led a group of processes.
+        // The first process has forked if it led a process group.
         let first = terminal.program.pid();
         let guard = child_of(first, "top");
         let drawing = child_of(guard, "top");
@@ -255,7 +255,7 @@ fn once_is_a_screen_as_text() {
 fn polls_end_when_their_reader_is_gone() {
     let place = Place::with_keys(["a"]);
     let mut looks = place.start(&["--json", "top", "--interval", "1h"]);
-    // Long before the first one.
+    // The end comes long before the first poll.
     drop(looks.child().stdout.take());
     eventually("waiting for the end", || looks.child().try_wait().unwrap().is_some());
     assert_eq!(looks.said().status, 0);
@@ -370,13 +370,13 @@ fn a_question_is_asked_on_a_terminal() {
 #[test]
 fn a_signal_from_the_terminal_is_not_passed_on_as_the_command_has_it_already() {
     let place = Place::with_keys(["a"]);
-    // With a trap: without one, a shell that is about to start something keeps the signal for later, and waits first.
+    // The shell has a trap: without one, a shell that is about to start a program keeps the signal for later, and waits first.
     let script = "trap 'exit 130' INT; echo ready; while true; do sleep 0.01; done";
     let mut terminal = Terminal::start(&mut place.command(&["exec", "a", "--", "sh", "-c", script]));
     terminal.await_text("ready");
     terminal.press("\u{3}");
     assert_eq!(terminal.await_end(), 130);
-    // A command in a session of its own does not get it from the terminal, and so shows that it does not from the tool.
+    // A command in a session of its own does not get the signal from the terminal, so it would show a signal from the tool.
     let script =
         "trap 'echo interrupted' INT; trap 'echo over; exit 5' USR1; echo ready; while true; do sleep 0.01; done";
     let mut terminal = Terminal::start(&mut place.command(&["exec", "a", "--", "setsid", "sh", "-c", script]));

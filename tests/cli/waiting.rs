@@ -182,7 +182,7 @@ fn each_change_is_a_line_with_its_time() {
     assert_eq!(watch.status().code(), Some(0));
 }
 
-/// Times as the program writes them, read without its help.
+/// Parses times as the program writes them, without the code of the program.
 mod clock {
     use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -202,7 +202,7 @@ mod clock {
             if !text.ends_with("+00:00") || text.len() != 29 {
                 return Err(text.to_owned());
             }
-            // The days before a date, of years that begin in March.
+            // The days before a date, in years that begin in March, so that a leap day is the last day of its year.
             let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
             let days = year * 365 + year / 4 - year / 100 + year / 400 + (month * 153 + 2) / 5 + day - 1 - 719_468;
             let seconds = days * 86_400 + hour * 3600 + minute * 60 + second;

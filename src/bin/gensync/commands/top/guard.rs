@@ -1,4 +1,5 @@
-//! A screen that is restored, and a program that ends, whichever of two processes is killed and whatever goes away.
+//! Restores the screen and ends the program, whichever of its two processes is killed, and if the terminal or the process that
+//! started it goes away.
 //!
 //! A process cannot react to SIGKILL. So there are two: the child draws, and its parent, the guard, waits for its end. If the
 //! child is killed, the guard restores the terminal. If the guard is killed, the child receives a signal, and ends as if asked

@@ -65,13 +65,13 @@ impl View {
             }
             return Asked::Draw;
         }
-        // Any key ends the help; q and what moves the list do what they always do.
+        // Any key ends the help; q and the keys that move the selection also have their usual effect.
         let was_helping = std::mem::take(&mut self.is_helping);
         match key {
             Key::Character('q') => return Asked::Quit,
             Key::Escape | Key::Character('?') if was_helping => {}
             Key::Character('?') => self.is_helping = true,
-            // With a filter, it ends that first.
+            // If there is a filter, Escape removes it first.
             Key::Escape if self.filter.is_empty() => return Asked::Quit,
             Key::Escape => self.filter.clear(),
             Key::Character('p' | ' ') => self.is_paused = !self.is_paused,
@@ -195,7 +195,7 @@ fn line(row: &Row<'_>) -> TableRow<'static> {
     ])
 }
 
-/// A line of bars, the highest of which is the greatest number.
+/// A line of bars; the greatest number has the highest bar.
 fn bars(numbers: &[u64]) -> String {
     const BARS: [char; 9] = [' ', '▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
     let greatest = numbers.iter().max().copied().unwrap_or(0).max(1);
