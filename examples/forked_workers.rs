@@ -2,8 +2,8 @@
 //!
 //! Each key has a settings file, replaced by rename. A worker checks `is_expired` at each request and loads the file
 //! again if so; now and then it writes a new version and marks it updated. An oracle outside gensync, a page that all
-//! processes share, holds the newest version of each key whose update is complete: an answer from an older one is a
-//! stale read. With `--kill`, workers die at random and are forked again.
+//! processes share, holds for each key the newest version with a complete update: an answer from an older one is a stale
+//! read. With `--kill`, workers die at random and are forked again.
 
 #![expect(unsafe_code, reason = "forks, and shares a page of counters between the processes")]
 
@@ -74,6 +74,7 @@ fn run(options: &Options) -> Outcome<bool> {
     let site = Site { folder: folder.path().to_owned(), board: Board::new(options)? };
     for key in 0..site.board.keys {
         site.save(key, &Settings { version: 1, greeting: "Hello".to_owned() })?;
+        // ORDERING: Relaxed. Pairs with the workers' loads of `completed`: they are forked after this.
         site.board.completed(key).store(1, Relaxed);
     }
     let table = Table::open(folder.path().join("table.gensync"))?;
@@ -87,6 +88,7 @@ fn run(options: &Options) -> Outcome<bool> {
     println!("{} workers, {} keys, {} updates a second", options.workers, options.keys, options.updates_per_second);
     let end = start + Duration::from_secs(options.seconds.into());
     let (mut next_line, mut checks_before) = (start + Duration::from_secs(1), 0);
+    // ORDERING: Relaxed. Pairs with the store in the signal handler `stop`; the flag is the whole message.
     while Instant::now() < end && !STOP.load(Relaxed) {
         std::thread::sleep(Duration::from_millis(100).min(end - Instant::now()));
         none_died()?;
@@ -113,7 +115,11 @@ fn run(options: &Options) -> Outcome<bool> {
     }
     let elapsed = start.elapsed();
 
-    // Nobody may update any more when the workers look for the last time.
+    // No worker may update any more when the workers check for the last time.
+    //
+    // ORDERING: SeqCst, for simplicity. DRAINING asks the workers to stop, and pairs with their Relaxed load of the phase, which
+    // may come late. Each worker's store to DRAINED, after its last update, pairs with the load in `row_sum`; ENDING, stored
+    // after all of them, pairs with the worker's load in its loop. So every update comes before every worker's last check.
     site.board.phase().store(DRAINING, SeqCst);
     while site.board.row_sum(Row::DRAINED) < pids.len() as u64 {
         std::thread::sleep(Duration::from_millis(1));
@@ -171,7 +177,7 @@ impl Site {
         match unsafe { fork() }? {
             ForkResult::Parent { child } => Ok(child),
             ForkResult::Child => {
-                // Leaves by `exit` whatever happens, as the folder is the parent's to remove.
+                // Leaves by `exit` in any case, as only the parent may remove the folder.
                 let work = || Worker::start(self, table, worker, options)?.work();
                 std::process::exit(match std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)) {
                     Ok(Ok(())) => 0,
@@ -227,16 +233,20 @@ impl<'a> Worker<'a> {
                 self.update(key)?;
             }
             self.answer(key)?;
+            // ORDERING: Relaxed. Pairs with the parent's store of DRAINING, which publishes nothing else; it may be seen late.
             if board.phase().load(Relaxed) != WORKING {
                 break;
             }
         }
+        // ORDERING: SeqCst, for simplicity. The store releases this worker's updates to the parent's load in `row_sum`; the load
+        // pairs with the parent's store of ENDING, and acquires the updates of all other workers.
         self.row.word(Row::DRAINED).store(1, SeqCst);
         while board.phase().load(SeqCst) != ENDING {
             std::thread::sleep(Duration::from_millis(1));
         }
         for key in 0..board.keys {
             self.answer(key)?;
+            // ORDERING: Relaxed. Pairs with the load in `report`, which runs after `waitpid`.
             self.row.last_version(key).store(self.settings[key].version, Relaxed);
         }
         Ok(())
@@ -244,6 +254,8 @@ impl<'a> Worker<'a> {
 
     /// One request.
     fn answer(&mut self, key: usize) -> Outcome<()> {
+        // ORDERING: Acquire pairs with the Release `fetch_max` in `update`: the update of the version that is read here was
+        // complete before the check below, which therefore must notice it.
         let newest = self.site.board.completed(key).load(Acquire);
         let expired = self.syncs[key].is_expired();
         self.row.count(Row::CHECKS);
@@ -257,7 +269,7 @@ impl<'a> Worker<'a> {
         Ok(())
     }
 
-    /// Times a single check, and a run of them: one takes less time than the clock can tell.
+    /// Times a single check, and a run of them, as one takes less time than the clock's resolution.
     fn time_checks(&self, key: usize) {
         let sync = &self.syncs[key];
         let start = Instant::now();
@@ -277,8 +289,9 @@ impl<'a> Worker<'a> {
         let _lock = self.site.lock(key)?;
         let version = self.site.load(key)?.version + 1;
         let settings = Settings { version, greeting: format!("Hello from {}", std::process::id()) };
-        // Killed in the middle, before or after the file is replaced, it leaves nobody stale.
+        // If this worker is killed within the update, before or after the file is replaced, no worker stays stale.
         self.syncs[key].update(|| self.site.save(key, &settings))?;
+        // ORDERING: Release pairs with the Acquire load in `answer`: a worker that reads this version also sees the update above.
         self.site.board.completed(key).fetch_max(version, Release);
         self.settings[key] = settings;
         self.row.count(Row::UPDATES);
@@ -358,7 +371,7 @@ impl Board {
         &self.words[0]
     }
 
-    /// The newest version of `key` whose update is complete.
+    /// The newest version of `key` with a complete update.
     fn completed(&self, key: usize) -> &AtomicU64 {
         &self.words[1 + key]
     }
@@ -391,6 +404,10 @@ struct Figures {
 }
 
 /// One worker's counters.
+///
+/// ORDERING: Relaxed, except DRAINED. One worker alone writes a row, and a worker that replaces a killed one is forked after its
+/// death. The parent's loads pair with these stores: those for its lines may be late, and those for the report run after
+/// `waitpid`.
 struct Row<'a>(&'a [AtomicU64]);
 
 impl<'a> Row<'a> {
@@ -469,6 +486,7 @@ static STOP: AtomicBool = AtomicBool::new(false);
 /// SIGINT and SIGTERM end the run early, with a report and nothing left behind.
 fn stop_on_signals() -> nix::Result<()> {
     extern "C" fn stop(_: i32) {
+        // ORDERING: Relaxed. Pairs with the load of `STOP` in the parent's loop; the flag is the whole message.
         STOP.store(true, Relaxed);
     }
     let action = SigAction::new(SigHandler::Handler(stop), SaFlags::SA_RESTART, SigSet::empty());

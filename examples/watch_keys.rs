@@ -1,16 +1,17 @@
 //! Workers that sleep until their key changes, and how long it takes to wake them.
 //!
-//! The parent updates the keys by turns. Before each update it notes the update's number and time in a page that all
+//! The parent updates the keys in turn. Before each update it notes the update's number and time in a page that all
 //! processes share, and a forked worker that wakes must find the note of the update that woke it, or of a later one. A
-//! latency is the time from just before `mark_updated` to just after `wait`. Where one waking tells a worker of several
-//! updates, they are coalesced, and the latency is that of the oldest. Who has not seen a key's last update has missed it.
+//! latency is the time from just before `mark_updated` to just after `wait`. If one wakeup reports several updates to a
+//! worker, they are coalesced, and the latency is that of the oldest. A worker that has not seen its key's last update has
+//! missed it.
 //!
 //! On a virtual machine of two cores:
 //!
 //! ```text
 //! 4 workers watch 2 keys; 3000 updates, one every 1ms
 //!
-//! worker   key   wakings coalesced  missed    p50 µs    p99 µs  p99.9 µs    max µs
+//! worker   key   wakeups coalesced  missed    p50 µs    p99 µs  p99.9 µs    max µs
 //!      0     0      1498         2       0      20.5      41.5     941.1     942.6
 //!      1     1      1498         2       0      23.6      64.3    1026.0    1026.6
 //!      2     0      1499         1       0      17.7      38.8     929.3     930.3
@@ -82,6 +83,8 @@ fn run(options: &Options) -> Outcome<u64> {
     for worker in 0..board.workers {
         workers.fork(|| watch(&table, &board, worker))?;
     }
+    // ORDERING: SeqCst, for simplicity. Pairs with the worker's addition to `ready` after its first `refresh`: no update begins
+    // before every worker has read its first generation.
     while board.ready().load(SeqCst) < board.workers as u64 {
         workers.reap()?;
         sleep(Duration::from_millis(1));
@@ -118,6 +121,8 @@ fn watch(table: &Table, board: &Board, worker: usize) -> Outcome<()> {
     let (key, row) = (board.key(worker), board.row(worker));
     let sync = attach(table, key)?;
     let first = sync.refresh()?.get();
+    // ORDERING: SeqCst, for simplicity. Pairs with the parent's load of `ready`: the parent updates only after the
+    // `refresh` above.
     board.ready().fetch_add(1, SeqCst);
     let mut seen = 0;
     while seen < board.updates_of(key) {
@@ -125,7 +130,9 @@ fn watch(table: &Table, board: &Board, worker: usize) -> Outcome<()> {
         let woken = board.now();
         // An anonymous table is never replaced, so each update moves the generation on by one.
         let present = sync.refresh()?.get() - first;
-        // Relaxed: it is the update that makes its note visible.
+        // ORDERING: Relaxed. The loads of `noted` and `time` pair with the parent's stores in `note`. The update makes them
+        // visible: the parent stores before `mark_updated`, which releases, and `refresh` above acquires. The worker alone
+        // writes its row, and the parent reads it after `waitpid`.
         if board.noted(key).load(Relaxed) < present {
             row.unnoted().fetch_add(1, Relaxed);
         }
@@ -139,7 +146,7 @@ fn watch(table: &Table, board: &Board, worker: usize) -> Outcome<()> {
 fn report(board: &Board) -> Outcome<u64> {
     println!(
         "{:>6} {:>5} {:>9} {:>9} {:>7} {:>9} {:>9} {:>9} {:>9}",
-        "worker", "key", "wakings", "coalesced", "missed", "p50 µs", "p99 µs", "p99.9 µs", "max µs"
+        "worker", "key", "wakeups", "coalesced", "missed", "p50 µs", "p99 µs", "p99.9 µs", "max µs"
     );
     let mut total = Tally::new()?;
     for worker in 0..board.workers {
@@ -151,7 +158,7 @@ fn report(board: &Board) -> Outcome<u64> {
     Ok(total.missed)
 }
 
-/// What became of the updates of a worker's key, or of all.
+/// The wakeups and latencies of one worker, or of all.
 struct Tally {
     latencies: Histogram<u64>,
     coalesced: u64,
@@ -191,7 +198,7 @@ impl Workers {
             ForkResult::Parent { child } => self.0.push(child),
             ForkResult::Child => {
                 let work = || set_pdeathsig(Signal::SIGKILL).map_err(Into::into).and_then(|()| work());
-                // Leaves by `exit` whatever happens, as the other workers are the parent's to kill.
+                // Leaves by `exit` in any case, as only the parent may kill the other workers.
                 std::process::exit(match catch_unwind(AssertUnwindSafe(work)) {
                     Ok(Ok(())) => 0,
                     Ok(Err(error)) => {
@@ -205,7 +212,7 @@ impl Workers {
         Ok(())
     }
 
-    /// Takes leave of those who have ended.
+    /// Removes the workers that have ended, and fails if one of them did not succeed.
     fn reap(&mut self) -> Outcome<()> {
         while !self.0.is_empty() {
             let status = waitpid(None, Some(WaitPidFlag::WNOHANG))?;
@@ -281,6 +288,7 @@ impl Board {
 
     fn note(&self, update: usize) {
         let (key, before) = (update % self.keys, (update / self.keys) as u64);
+        // ORDERING: Relaxed. Pairs with the worker's loads after it wakes: the `mark_updated` that follows releases both stores.
         self.noted(key).store(before + 1, Relaxed);
         self.time(key, before).store(self.now(), Relaxed);
     }
@@ -292,6 +300,8 @@ impl Board {
 
     fn tally(&self, worker: usize) -> Outcome<Tally> {
         let (row, mut tally) = (self.row(worker), Tally::new()?);
+        // ORDERING: Relaxed. These loads pair with the worker's stores to its row: the worker has ended, and `waitpid` has
+        // returned.
         let seen = row.seen().load(Relaxed);
         for before in 0..seen {
             match row.latency(before).load(Relaxed) {

@@ -3,8 +3,8 @@
 //!
 //! The settings are in an SQLite database. Each worker is a process with a tokio runtime of one thread, connections of
 //! its own, and a `Cached`, made after the fork over the table that it inherits. A change is a transaction within
-//! `Cached::update`: should the worker be killed after the commit and before the others are told, they find out
-//! themselves. To see that, run it with `--die-before-bump`.
+//! `Cached::update`: if the worker is killed after the commit and before the announcement, the others notice the change
+//! nevertheless. To see that, run it with `--die-before-bump`.
 //!
 //! ```text
 //! $ cargo run --example prefork_server -- --listen 127.0.0.1:8080
@@ -129,7 +129,7 @@ fn run(options: &Options) -> Outcome<()> {
     for _ in 0..options.workers {
         workers.insert(server.fork_worker()?, Instant::now());
     }
-    // The workers that do not accept yet have the kernel's queue do so.
+    // Until the workers accept, the kernel queues connections.
     println!("listening on http://{address}");
     io::stdout().flush()?;
     server.supervise(&signals, &mut workers)?;
@@ -153,7 +153,7 @@ impl Server {
         match unsafe { fork() }? {
             ForkResult::Parent { child } => Ok(child),
             ForkResult::Child => {
-                // Leaves by `exit` whatever happens, as the folder is the parent's to remove.
+                // Leaves by `exit` in any case, as only the parent may remove the folder.
                 let work = || self.work(parent);
                 std::process::exit(match std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)) {
                     Ok(Ok(())) => 0,

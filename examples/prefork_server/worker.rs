@@ -28,14 +28,14 @@ const ANNOUNCE_PAUSE: Duration = Duration::from_millis(10);
 
 struct Worker {
     settings: Cached<Settings>,
-    /// For changes. The loader has a connection of its own: it runs on the thread that serves all requests, where it
-    /// must not wait for a change that waits for another worker's. With WAL, readers wait for nobody.
+    /// The connection for changes. The loader has a connection of its own: it runs on the thread that serves all requests,
+    /// where it must not wait for a change that waits for another worker's. With WAL, readers never wait for writers.
     store: Store,
     die_before_bump: bool,
 }
 
-/// Serves until it is told to end. To be called in the forked child: the runtime, the connections and the `Cached` are
-/// the worker's own.
+/// Serves until a signal asks it to end. To be called in the forked child: the runtime, the connections and the `Cached`
+/// are the worker's own.
 pub(crate) fn serve(listener: &TcpListener, database: &Path, table: &Table, die_before_bump: bool) -> Outcome<()> {
     let reader = Store::open(database)?;
     let synchronizer = GenerationSynchronizer::new(table, "settings")?;
@@ -47,8 +47,8 @@ pub(crate) fn serve(listener: &TcpListener, database: &Path, table: &Table, die_
 
 async fn run(listener: TcpListener, worker: Arc<Worker>) -> Outcome<()> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let (ending, told_to_end) = oneshot::channel();
-    let told = async move {
+    let (ending, has_begun_to_end) = oneshot::channel();
+    let asked_to_end = async move {
         tokio::select! {
             _ = terminate.recv() => (),
             _ = interrupt.recv() => (),
@@ -56,7 +56,7 @@ async fn run(listener: TcpListener, worker: Arc<Worker>) -> Outcome<()> {
         let _ = ending.send(());
     };
     let too_long = async move {
-        let _ = told_to_end.await;
+        let _ = has_begun_to_end.await;
         tokio::time::sleep(GRACE).await;
     };
     let router = Router::new()
@@ -64,16 +64,16 @@ async fn run(listener: TcpListener, worker: Arc<Worker>) -> Outcome<()> {
         .route("/healthz", get(healthz))
         .layer(map_response(name_worker))
         .with_state(worker);
-    let server = axum::serve(tokio::net::TcpListener::from_std(listener)?, router).with_graceful_shutdown(told);
+    let server = axum::serve(tokio::net::TcpListener::from_std(listener)?, router).with_graceful_shutdown(asked_to_end);
     tokio::select! {
         result = server.into_future() => result?,
-        // Somebody keeps a connection open.
+        // A client keeps a connection open.
         () = too_long => (),
     }
     Ok(())
 }
 
-/// From memory; that takes so little that no other thread need do it. A load, which is a read of one row, is rare.
+/// Answers from memory, which takes so little time that it runs on this thread. A load, which reads one row, is rare.
 async fn get_settings(State(worker): State<Arc<Worker>>) -> Response {
     match worker.settings.snapshot() {
         Ok(snapshot) => {
@@ -108,11 +108,11 @@ impl Worker {
         });
         match changed {
             Ok(settings) => Json(settings).into_response(),
-            // Nothing was changed, and it may go better the next time.
+            // Nothing was changed, and another attempt may succeed.
             Err(error @ UpdateError::Begin(_)) => failed(StatusCode::SERVICE_UNAVAILABLE, &error),
             Err(error @ UpdateError::Announce { .. }) => {
                 self.announce();
-                // What was saved is not known here any more, if anything was. Whoever asks is shown it.
+                // It is not known here whether anything was saved. The next request shows it.
                 failed(StatusCode::INTERNAL_SERVER_ERROR, &error)
             }
             Err(error) => failed(StatusCode::INTERNAL_SERVER_ERROR, &error),

@@ -1,4 +1,5 @@
-//! The command line: bad input of each argument, help, exit statuses, and output that goes nowhere.
+//! Guards against bad input that is accepted, missing help, wrong exit statuses, and changes that are lost because the output
+//! cannot be written.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -33,7 +34,7 @@ const COMMANDS: [&str; 19] = [
 ];
 
 #[test]
-fn each_command_tells_how_it_is_used() {
+fn each_command_says_how_it_is_used() {
     let place = Place::empty();
     let help = place.succeed(&["--help"]);
     for command in COMMANDS {
@@ -51,7 +52,7 @@ fn each_command_tells_how_it_is_used() {
         assert!(!help.contains(hidden));
         place.fail(2, "there is no command", &["man", hidden]);
         for shell in ["bash", "zsh", "fish", "elvish"] {
-            // The scripts may call it; they do not offer it.
+            // The scripts call it, but do not offer it.
             let script = place
                 .succeed(&["completions", shell])
                 .replace("gensync __complete keys", "")
@@ -84,7 +85,7 @@ fn each_command_tells_how_it_is_used() {
 fn what_is_wrong_on_the_command_line_is_named_with_status_2() {
     let place = Place::with_keys(["a"]);
     let before = crate::tool::bytes(&place.path);
-    for (arguments, told) in [
+    for (arguments, expected) in [
         (&[][..], "Usage:"),
         (&["list"], "unrecognized subcommand 'list'"),
         (&["ls", "a", "b"], "unexpected argument 'b'"),
@@ -100,7 +101,7 @@ fn what_is_wrong_on_the_command_line_is_named_with_status_2() {
         (&["mark", "--all", "a"], "cannot be used with"),
         (&["mark", "--all", "--create"], "cannot be used with"),
         (&["clear", "--all", "--part", "x"], "cannot be used with"),
-        (&["clear", "[a"], "is no glob"),
+        (&["clear", "[a"], "is not a glob"),
         (&["create"], "required"),
         (&["wait"], "required"),
         (&["watch", "--exec"], "a value is required"),
@@ -114,7 +115,7 @@ fn what_is_wrong_on_the_command_line_is_named_with_status_2() {
     ] {
         let said = place.run(arguments);
         assert_eq!((said.status, &*said.out), (2, ""), "{arguments:?}: {said:?}");
-        assert!(said.err.contains(told), "{arguments:?}: \"{told}\" is not in {said:?}");
+        assert!(said.err.contains(expected), "{arguments:?}: \"{expected}\" is not in {said:?}");
     }
     let no_text = OsStr::from_bytes(b"\xff");
     for command in ["ls", "get", "mark", "create", "wait", "watch", "man"] {
@@ -156,7 +157,7 @@ fn keys_are_completed() {
     bash.args(["-c", script, "bash"]).arg(tool).arg(place.folder.path()).env("GENSYNC_TABLE", &place.path);
     let said = said(bash.output().unwrap());
     assert!(said.out.contains("user:1\n") && said.out.contains("users\n") && !said.out.contains("a\\ b"), "{said:?}");
-    // As readline does it: its words end at colons.
+    // Arguments as readline gives them: its words end at colons.
     let script = "PATH=$1:$PATH; . \"$2/script\"; COMP_WORDS=(gensync get user :); COMP_CWORD=3; COMP_LINE='gensync get user:'; \
                   COMP_POINT=17; COMP_WORDBREAKS=' :='; _gensync_keys gensync '' :; printf '<%s>' \"${COMPREPLY[@]}\"";
     let mut bash = std::process::Command::new("bash");
@@ -171,7 +172,7 @@ fn keys_are_completed_by_zsh() {
     let functions = place.folder.path().join("functions");
     std::fs::create_dir(&functions).unwrap();
     std::fs::write(functions.join("_gensync"), place.succeed(&["completions", "zsh"])).unwrap();
-    // Types into a shell in a terminal of its own, whose line is completed by a tab.
+    // Types into a shell in a terminal of its own; a tab completes the line.
     let script = r#"
         zmodload zsh/zpty
         zpty shell zsh -f -i
@@ -202,7 +203,7 @@ fn a_file_system_that_is_refused_can_be_allowed_by_its_number() {
     let advice = "\n  here, --allow-file-system=0x958458f6 accepts it\n";
     let refused =
         [&["create", "a"][..], &["exec", "--create", "a", "--", "true"], &["ls"]].map(|words| place.run(words));
-    // Whatever keeps it from being used then, it is not that nobody knows it.
+    // It may still be refused for other reasons, but not as an unknown file system.
     let [hex, decimal] =
         ["0x958458f6", "2508478710"].map(|number| place.run(&["--allow-file-system", number, "create", "a"]));
     umount2(folder, MntFlags::MNT_DETACH).unwrap();
@@ -210,7 +211,7 @@ fn a_file_system_that_is_refused_can_be_allowed_by_its_number() {
     assert_eq!(refused.each_ref().map(|said| said.status), [3, 125, 3]);
     assert!(!hex.err.contains("none of those known") && !decimal.err.contains("none of those known"), "{hex:?}");
     place.fail(2, "expected the file system's number", &["--allow-file-system", "ext9", "ls"]);
-    // Its number is not taken for the command.
+    // The number is not taken for the name of the command.
     place.fail(125, "required", &["--allow-file-system", "1", "exec", "a"]);
     place.succeed(&["--allow-file-system=1", "create", "a"]);
     place.succeed(&["--allow-file-system=1", "exec", "a", "--", "true"]);
@@ -228,10 +229,10 @@ fn tables_that_can_be_seen_are_listed_and_anonymous_ones_looked_at() {
     mapped(0);
     let found = row(place.objects(&["tables"]));
     assert_eq!((&found["state"], &found["keys"], &found["processes"]), (&"live".into(), &1.into(), &0.into()));
-    // Mapped by a process, it is found without being named.
+    // A table that a process has mapped is found without being named.
     let table = place.table();
     let found = row(crate::tool::objects(&said(program().args(["--json", "tables"]).output().unwrap()).out));
-    // And by children of this one that another test has just forked.
+    // Children of this process that another test has just forked may have it mapped, too.
     assert!(found["processes"].as_u64().unwrap() >= 1, "{found}");
     mapped(1);
     drop(table);
@@ -283,7 +284,7 @@ fn a_table_is_named_in_three_ways_and_must_be() {
             "{said:?}"
         );
     }
-    // A path that is no text is as good as another.
+    // A path need not be valid UTF-8.
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join(OsStr::from_bytes(b"\xff.gensync"));
     let run = |argument| said(program().arg("--table").arg(&path).args(argument).output().unwrap());
@@ -292,10 +293,10 @@ fn a_table_is_named_in_three_ways_and_must_be() {
 }
 
 #[test]
-fn whoever_reads_the_output_may_stop() {
+fn the_reader_of_the_output_may_stop() {
     let place = Place::empty();
     let table = Table::open(&place.path).unwrap();
-    // More than a pipe takes.
+    // More than a pipe holds.
     (0..5000).for_each(|i| drop(GenerationSynchronizer::new(&table, format!("key:{i}")).unwrap()));
     for arguments in [&["ls"][..], &["--json", "ls"], &["metrics"], &["clear", "--all"]] {
         let mut running =
@@ -306,13 +307,13 @@ fn whoever_reads_the_output_may_stop() {
         let said = running.said();
         assert_eq!((said.status, &*said.err), (0, ""), "{arguments:?}");
     }
-    // Whatever was asked for is done all the same.
+    // The command is carried out nevertheless.
     let syncs = ["key:0", "key:4999"].map(|key| place.sync(key));
     let mut running = Running::start(place.command(&["mark", "key:1*", "key:*"]).stdout(Stdio::piped()));
     drop(running.child().stdout.take());
     assert_eq!(running.status().code(), Some(0));
     assert!(syncs.iter().all(GenerationSynchronizer::is_expired));
-    // From the beginning.
+    // The output is closed before the first byte is written.
     for arguments in
         [&["ls"][..], &["get", "key:1"], &["stat"], &["doctor"], &["man"], &["completions", "zsh"], &["--help"]]
     {
@@ -325,7 +326,7 @@ fn whoever_reads_the_output_may_stop() {
 }
 
 #[test]
-fn output_that_cannot_be_written_is_told() {
+fn output_that_cannot_be_written_is_reported() {
     let place = Place::with_keys(["a"]);
     for arguments in [&["ls"][..], &["get", "a"], &["stat"], &["metrics"], &["--json", "doctor"]] {
         let full = File::options().write(true).open("/dev/full").unwrap();
@@ -333,7 +334,7 @@ fn output_that_cannot_be_written_is_told() {
         assert_eq!(said.status, 3, "{arguments:?}: {said:?}");
         assert!(said.err.contains("the output cannot be written"), "{said:?}");
     }
-    // A mark is made whether it can be told or not.
+    // A mark is made even if it cannot be printed.
     let sync = place.sync("a");
     let full = File::options().write(true).open("/dev/full").unwrap();
     assert_eq!(said(place.command(&["mark", "a"]).stdout(full).output().unwrap()).status, 3);

@@ -1,4 +1,4 @@
-//! `bench`: measures, says so, and leaves nothing behind.
+//! Guards `bench`: it measures, prints the figures, and leaves nothing behind.
 
 use crate::tool::{Place, objects, program, said};
 

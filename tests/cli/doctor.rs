@@ -1,4 +1,4 @@
-//! `doctor`: each thing that goes wrong is made to go wrong, found, and told with what to do.
+//! Guards `doctor`: each thing that goes wrong is made to go wrong, and is found and reported with advice.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -19,7 +19,7 @@ fn check<'a>(findings: &'a [Value], check: &str) -> &'a Value {
     matching[0]
 }
 
-/// One check finds a problem, says `found`, and advises `advice`; the others are content.
+/// Asserts that the check `name` finds a problem, with `found` and `advice` in its texts, and that no other check does.
 fn assert_problem(place: &Place, name: &str, found: &str, advice: &str) {
     let findings = place.objects(&["doctor"]);
     let finding = check(&findings, name);
@@ -32,7 +32,7 @@ fn assert_problem(place: &Place, name: &str, found: &str, advice: &str) {
     assert!(text.out.contains("problem  ") && text.out.contains(found) && text.out.contains(advice), "{text:?}");
 }
 
-/// A table in memory, as nothing is to be said of the file system.
+/// A table in memory, so that `doctor` reports nothing about the file system.
 fn place() -> Place {
     let folder = tempfile::tempdir_in("/dev/shm").unwrap();
     let path = folder.path().join("table");
@@ -59,7 +59,7 @@ fn all_is_well() {
 }
 
 #[test]
-fn anybody_could_forge_generations() {
+fn any_user_could_forge_generations() {
     let place = place();
     fs::set_permissions(&place.path, fs::Permissions::from_mode(0o666)).unwrap();
     assert_problem(&place, "permissions", "mode 0666", "chmod o-w ");
@@ -81,7 +81,7 @@ fn an_update_whose_maker_is_dead() {
         raise(Signal::SIGSTOP).unwrap();
     });
     eventually("waiting for an update", || place.object(&["get", "a"])["pending"] == 1);
-    // While he lives, there is nothing to do.
+    // While the maker lives, there is nothing to do.
     let findings = place.objects(&["doctor"]);
     let finding = check(&findings, "updates");
     assert_eq!(finding["verdict"], "note");
@@ -198,7 +198,7 @@ fn an_application_with_and_without_a_runtime_folder_has_two_tables() {
 }
 
 #[test]
-fn a_folder_of_somebody_elses_is_told_of() {
+fn a_folder_of_another_user_is_reported() {
     let folder = tempfile::tempdir().unwrap();
     fs::create_dir(folder.path().join("gensync")).unwrap();
     fs::set_permissions(folder.path().join("gensync"), fs::Permissions::from_mode(0o777)).unwrap();
@@ -225,7 +225,7 @@ fn a_table_of_an_earlier_boot_and_leftovers_are_noted() {
     let leftovers = check(&findings, "leftovers");
     let found = leftovers["found"].as_str().unwrap();
     assert!(found.contains(".table.successor") && found.contains(".table.0123456789abcdef") && !found.contains("swp"));
-    assert_eq!(place.run(&["doctor"]).status, 0, "a note needs nobody");
+    assert_eq!(place.run(&["doctor"]).status, 0, "a note needs no attention");
 }
 
 #[test]
@@ -234,7 +234,7 @@ fn a_table_that_another_container_uses_is_not_called_unused() {
     let _user = place.sync("a");
     let id = place.folder.path().join("id");
     fs::write(&id, "11111111-2222-3333-4444-555555555555\n").unwrap();
-    // A boot id of its own, as some container runtimes give it.
+    // Another boot id, as some container runtimes give each container its own.
     let script = format!(
         "mount --bind {} /proc/sys/kernel/random/boot_id || exit 77; exec {} --table {} --json doctor",
         id.display(),
@@ -253,7 +253,7 @@ fn a_table_that_another_container_uses_is_not_called_unused() {
     assert!(text.contains("container") && !text.contains("nobody has opened"), "{text}");
 }
 
-/// Writes into the file what no gensync would: a word at `offset` of the key's slot.
+/// Writes into the file what gensync would never write: a word at `offset` of the key's slot.
 #[expect(clippy::host_endian_bytes, reason = "the words of a slot are in the machine's byte order")]
 fn forge(place: &Place, key: &str, offset: u64, word: u64) {
     use std::os::unix::fs::FileExt as _;
@@ -267,7 +267,7 @@ fn forge(place: &Place, key: &str, offset: u64, word: u64) {
 }
 
 #[test]
-fn damaged_keys_are_told_of_everywhere_and_a_reset_cures_them() {
+fn damaged_keys_are_reported_everywhere_and_a_reset_cures_them() {
     let end = (1_u64 << 54) - 1;
     for (generation, first) in
         [(end, None), (end - 3, None), (1 << 20, None), (end - 3, Some(end - 5)), (1 << 51, Some(0))]
@@ -298,7 +298,7 @@ fn damaged_keys_are_told_of_everywhere_and_a_reset_cures_them() {
 }
 
 #[test]
-fn a_table_that_cannot_be_replaced_is_told_of_and_no_advice_fails_for_that() {
+fn a_table_that_cannot_be_replaced_is_reported_and_no_advice_fails_for_that() {
     if !crate::tool::can_mount() {
         return;
     }

@@ -1,4 +1,5 @@
-//! `exec`: whoever is killed, everybody loads again when the change can be complete, not before and not never.
+//! Guards `exec`: whichever process is killed, every process loads again when the change can be complete, neither before that nor
+//! never.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -13,12 +14,12 @@ use nix::unistd::Pid;
 use crate::support::LIMIT;
 use crate::tool::{Place, Running, child_of, eventually, lives};
 
-/// A command that says that it has begun, and goes on when it may.
+/// A command that says that it has begun, and goes on when it is released.
 struct Held {
     place: Place,
     sync: GenerationSynchronizer,
-    /// What lets it go is written here. Open from the beginning: a shell keeps an interrupt that comes while it opens a file for
-    /// later, and would wait for the other end first.
+    /// The pipe that releases the command. It is open from the beginning: a shell keeps an interrupt that comes while it opens a
+    /// file for later, and would wait for the other end first.
     go: fs::File,
     path: PathBuf,
     tool: Option<Running>,
@@ -26,7 +27,7 @@ struct Held {
 }
 
 impl Held {
-    /// Runs `script` after it was let go.
+    /// Starts the tool with a command that runs `script` once it is released.
     fn start(script: &str) -> Self {
         let place = Place::with_keys(["key"]);
         let sync = place.sync("key");
@@ -61,7 +62,7 @@ impl Held {
         (&self.go).write_all(b"go\n").unwrap();
     }
 
-    /// Everybody loads what there is then, and goes on to be told when the command has ended.
+    /// Kills the tool, and asserts that the key expires at once, and once only: the command has not ended yet.
     fn kill_tool(&mut self) {
         let seen = self.sync.sync_gen().unwrap().get();
         self.tool().signal(Signal::SIGKILL);
@@ -92,7 +93,7 @@ impl Drop for Held {
 }
 
 #[test]
-fn everybody_is_expired_when_the_command_has_ended_and_its_status_is_passed_on() {
+fn every_process_is_expired_when_the_command_has_ended_and_its_status_is_passed_on() {
     let mut held = Held::start("echo out; echo err >&2; exit 7");
     held.assert_in_flight();
     held.let_go();
@@ -151,11 +152,11 @@ fn the_command_is_killed_while_the_tool_is_stopped_and_then_the_tool() {
     held.tool().signal(Signal::SIGSTOP);
     kill(held.command, Signal::SIGKILL).unwrap();
     eventually("waiting for the command to end", || !lives(held.command));
-    // The tool alone holds it now.
+    // The tool alone holds the lock now.
     held.assert_in_flight();
     let seen = held.sync.sync_gen().unwrap().get();
     held.tool().signal(Signal::SIGKILL);
-    // By the witness, which also finds that no maker lives.
+    // The witness announces the change, and again as it finds that no maker of the update lives.
     eventually("waiting for both announcements", || {
         let key = held.place.object(&["get", "key"]);
         (&key["generation"], &key["pending"]) == (&(seen + 2).into(), &0.into())
@@ -230,7 +231,7 @@ fn a_missing_key_skips_no_step_unless_that_is_asked_for() {
     place.fail(0, "key: created", &["exec", "key", "--", "true"]);
     empty.run(&[&["exec", "--create", "key"][..], &touch].concat());
     assert_eq!(empty.object(&["get", "key"])["updates"], 1);
-    // A command's own 1, 2 and 3 are told from a refusal.
+    // A command's own 1, 2 and 3 differ from the status of a refusal.
     for status in ["1", "2", "3"] {
         let said = place.run(&["exec", "key", "--", "sh", "-c", &format!("exit {status}")]);
         assert_eq!(said.status.to_string(), status);
@@ -304,15 +305,16 @@ fn a_killed_tool_announces_what_globs_chose() {
 }
 
 #[test]
-fn what_keeps_an_update_from_beginning_is_told() {
+fn what_keeps_an_update_from_beginning_is_reported() {
     let place = Place::with_keys(["key"]);
     let file = fs::File::options().read(true).write(true).open(&place.path).unwrap();
     let lock = |kind| {
         let range = nix::libc::flock { l_type: kind as i16, l_whence: 0, l_start: 0, l_len: 0, l_pid: 0 };
-        // A program that another test starts at this moment has a copy of the lock of the table that was closed, until it runs.
+        // Waits for the lock: a program that another test has just forked has inherited the descriptor of the table that was
+        // closed here, and with it a lock, until it executes.
         nix::fcntl::fcntl(&file, nix::fcntl::FcntlArg::F_OFD_SETLKW(&range)).unwrap();
     };
-    // As somebody who resets the table has it.
+    // The lock as a process that resets the table holds it.
     lock(nix::libc::F_WRLCK);
     let mut tool = place.start(&["exec", "key", "--", "true"]);
     let mut line = String::new();
@@ -323,7 +325,7 @@ fn what_keeps_an_update_from_beginning_is_told() {
 }
 
 #[test]
-fn a_closed_terminal_is_told_to_the_command_by_the_leader_of_the_session() {
+fn a_closed_terminal_is_signalled_to_the_command_by_the_leader_of_the_session() {
     let place = Place::with_keys(["key"]);
     let ready = place.folder.path().join("ready");
     let pair = crate::tool::pty();

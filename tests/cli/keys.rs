@@ -1,4 +1,5 @@
-//! `ls`, `get`, `mark`, `clear`, `create`; keys of all kinds.
+//! Guards `ls`, `get`, `mark`, `clear` and `create` against taking one key for another, and against keys that are hostile, long,
+//! not text, or many.
 
 use std::fs;
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
@@ -34,7 +35,7 @@ fn keys_are_listed_sorted_and_aligned_with_what_is_known_of_each() {
 }
 
 #[test]
-fn an_object_a_line_tells_the_same() {
+fn an_object_per_line_says_the_same() {
     let place = Place::with_keys(["a", "b"]);
     let sync = place.sync("b");
     sync.mark_updated().unwrap();
@@ -44,7 +45,7 @@ fn an_object_a_line_tells_the_same() {
     assert_eq!((&b["key"], &b["updates"], &b["pending"]), (&"b".into(), &1.into(), &0.into()));
     assert_eq!(b["generation"], sync.refresh().unwrap().get());
     assert_eq!((&b["waiters"], &b["truncated"], &b["abandoned"]), (&false.into(), &false.into(), &false.into()));
-    // Before or behind the command.
+    // `--json` may stand before or behind the command.
     assert_eq!(place.succeed(&["ls", "--json"]), place.succeed(&["--json", "ls"]));
 }
 
@@ -60,7 +61,7 @@ fn a_glob_chooses_keys() {
     assert_eq!(keys("routes"), ["routes"]);
     place.fail(1, "no key matches 'route'", &["ls", "route"]);
     place.fail(2, "invalid value '[' for '[GLOB]'", &["ls", "["]);
-    // Nothing asked for, nothing missing.
+    // Without a glob, an empty list is no failure.
     assert_eq!(Place::with_keys([]).succeed(&["ls"]).lines().count(), 1);
 }
 
@@ -96,7 +97,7 @@ fn keys_are_made_as_the_library_makes_them() {
         let created = place.succeed(&[&["create"], arguments].concat());
         let slot = table.slot(&key).unwrap().unwrap_or_else(|| panic!("{key} was not made"));
         assert!(created.trim_end().ends_with(&slot.generation().to_string()), "{created}");
-        // Once more, it is the same.
+        // Creating it again changes nothing.
         assert_eq!(place.succeed(&[&["create"], arguments].concat()), created);
         assert_eq!(place.object(&[&["get"], arguments].concat())["key"], key.as_str());
         for command in ["mark", "clear"] {
@@ -109,7 +110,7 @@ fn keys_are_made_as_the_library_makes_them() {
 }
 
 #[test]
-fn create_makes_the_table_as_it_is_told() {
+fn create_makes_the_table_with_its_options() {
     let place = Place::empty();
     place.succeed(&["create", "--mode", "660", "--capacity", "9", "a"]);
     assert_eq!(fs::metadata(&place.path).unwrap().permissions().mode() & 0o7777, 0o660);
@@ -148,7 +149,7 @@ fn a_missing_folder_is_named() {
 }
 
 #[test]
-fn several_keys_are_created_and_told_and_one_is_found_by_its_digest() {
+fn several_keys_are_created_and_printed_and_one_is_found_by_its_digest() {
     let place = Place::empty();
     let long = "x".repeat(150);
     assert_eq!(place.succeed(&["create", "a", "b", "a", &long]).lines().count(), 3);
@@ -156,7 +157,7 @@ fn several_keys_are_created_and_told_and_one_is_found_by_its_digest() {
     assert!(lines.starts_with("a  ") && lines.contains("\nb  "), "{lines}");
     let said = place.run(&["get", "a", "c", "b"]);
     assert_eq!((said.status, said.out.lines().count()), (1, 2), "{said:?}");
-    // Whatever is listed can be named again.
+    // Every key that is listed can be named.
     for key in place.objects(&["ls"]) {
         let digest = key["digest"].as_str().unwrap();
         let generation = key["generation"].as_u64().unwrap();
@@ -171,7 +172,7 @@ fn several_keys_are_created_and_told_and_one_is_found_by_its_digest() {
 }
 
 #[test]
-fn marked_and_cleared_keys_expire_for_everybody_and_others_do_not() {
+fn marked_and_cleared_keys_expire_in_every_process_and_others_do_not() {
     for command in ["mark", "clear"] {
         let place = Place::with_keys(["user:1", "user:2", "routes", "groups"]);
         let syncs = ["user:1", "user:2", "routes", "groups"].map(|key| place.sync(key));
@@ -201,8 +202,8 @@ fn a_typing_error_creates_nothing_and_keeps_nothing_else_from_being_done() {
     assert_eq!(place.table().stats().keys, 2);
     place.fail(1, "no such key: a*", &["mark", "--raw", "a*"]);
     place.fail(1, "no such key: a*", &["mark", "--part", "a*"]);
-    place.fail(2, "'a[' is no glob", &["mark", "a["]);
-    // Said that it is meant, the key is created.
+    place.fail(2, "'a[' is not a glob", &["mark", "a["]);
+    // With `--create`, the key is created.
     place.succeed(&["mark", "--create", "b"]);
     assert_eq!(place.table().stats().keys, 3);
     let empty = Place::empty();
@@ -232,19 +233,19 @@ fn long_keys_are_looked_up_whole_and_matched_by_their_labels() {
     assert!(sync.is_expired());
 }
 
-/// Puts `label` where the key "label" has its own.
+/// Overwrites the label of the key "label" by `label`.
 fn write_label(place: &Place, label: &[u8]) {
     let bytes = crate::tool::bytes(&place.path);
     let at = bytes.windows(6).position(|window| window == b"label\0").unwrap();
     let file = fs::File::options().write(true).open(&place.path).unwrap();
     file.write_all_at(label, at as u64).unwrap();
-    // Of a number in the machine's byte order, only the byte that was the length is not zero.
+    // In either byte order, only the byte that holds the length is not zero.
     let length = (at - 12..at - 8).find(|byte| bytes[*byte] == 5).unwrap();
     file.write_all_at(&[label.len() as u8], length as u64).unwrap();
 }
 
 #[test]
-fn labels_that_are_no_text_are_escaped_and_told_byte_by_byte() {
+fn labels_that_are_not_text_are_escaped_and_printed_byte_by_byte() {
     let place = Place::with_keys(["label", "zzz"]);
     write_label(&place, b"caf\xc3\xa9\xff\xc3");
     let out = place.succeed(&["ls"]);
@@ -298,7 +299,7 @@ fn a_hundred_thousand_keys() {
     assert_eq!(place.succeed(&["--json", "ls"]).lines().count(), 100_000);
     assert_eq!(place.object(&["stat"])["keys"], 100_000);
     assert!(place.succeed(&["metrics"]).ends_with("# EOF\n"));
-    // What streams has no memory for so many keys, and needs none. What sorts them shows that there is none.
+    // A command that streams needs no memory for so many keys. Those that sort fail here, which shows that the limit holds.
     for (arguments, streams) in [
         (&["ls", "--unsorted"][..], true),
         (&["--json", "ls", "--unsorted"], true),

@@ -1,4 +1,4 @@
-//! Commands that only look: they need no write permission, create nothing, and change no byte.
+//! Guards against commands for reading that need write permission, create something, or change a byte.
 
 use std::fs;
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
@@ -11,7 +11,7 @@ use crate::tool::{Place, bytes, program, said};
 
 const NOBODY: u32 = 65_534;
 
-/// Each command that only looks, with arguments by which it finds something.
+/// Each command that only reads, with arguments by which it finds something.
 const LOOKS: [&[&str]; 13] = [
     &["ls"],
     &["ls", "user:*"],
@@ -31,7 +31,7 @@ const LOOKS: [&[&str]; 13] = [
 #[test]
 fn no_byte_is_changed() {
     let place = Place::with_keys(["user:1", "label"]);
-    // As a table of the last boot is, with the pending update of a killed process.
+    // Like a table of the last boot, with the pending update of a killed process.
     let sync = place.sync("user:1");
     let child = crate::support::in_child(|| {
         let _update = sync.begin_update().unwrap();
@@ -48,7 +48,7 @@ fn no_byte_is_changed() {
         assert_eq!(bytes(&place.path), before, "{look:?} has changed the table");
     }
     for look in [&["wait", "user:1"][..], &["watch"]] {
-        // A wait may find the killed process's update, as far as itself is concerned.
+        // A wait may report the update of the killed process, but does not finish it in the table.
         assert!(place.run(&[look, &["--read-only", "--timeout", "30ms"]].concat()).status <= 1);
         assert_eq!(bytes(&place.path), before, "{look:?} has changed the table");
     }
@@ -59,7 +59,8 @@ fn no_byte_is_changed() {
 fn write_permission_is_not_needed() {
     let place = Place::with_keys(["user:1"]);
     let tool = place.folder.path().join("gensync");
-    // Not by this process: children that other tests fork meanwhile would have the file open for writing.
+    // Another process copies the program: if this one did, children that other tests fork meanwhile would have the copy open for
+    // writing, and it could not be executed.
     assert!(Command::new("cp").arg(env!("CARGO_BIN_EXE_gensync")).arg(&tool).status().unwrap().success());
     fs::set_permissions(place.folder.path(), fs::Permissions::from_mode(0o555)).unwrap();
     fs::set_permissions(&place.path, fs::Permissions::from_mode(0o444)).unwrap();
@@ -73,7 +74,7 @@ fn write_permission_is_not_needed() {
     };
     for look in LOOKS {
         let said = run(look);
-        // A table that its own user cannot write to is something for a person.
+        // For `doctor`, a table that its own user cannot write to is a problem.
         assert_eq!(said.status, i32::from(look[0] == "doctor"), "{look:?}: {said:?}");
     }
     let said = run(&["wait", "user:1", "--timeout", "30ms"]);
@@ -96,13 +97,13 @@ fn nothing_is_created() {
     for look in LOOKS.into_iter().chain([&["wait", "a"][..], &["watch"], &["reset", "--yes"], &["rm", "--yes"]]) {
         let said = place.run(look);
         assert_eq!(said.status, if look[0] == "doctor" { 1 } else { 3 }, "{look:?}: {said:?}");
-        let told = [&*said.out, &*said.err].concat();
-        assert!(told.contains("no such table") && told.contains("`gensync create KEY`"), "{look:?}: {said:?}");
+        let text = [&*said.out, &*said.err].concat();
+        assert!(text.contains("no such table") && text.contains("`gensync create KEY`"), "{look:?}: {said:?}");
         let said = said_of_app(&place, look);
         assert_eq!(said.status, if look[0] == "doctor" { 1 } else { 3 }, "{look:?}: {said:?}");
         assert_eq!(fs::read_dir(place.folder.path()).unwrap().count(), 0, "{look:?} has made something");
     }
-    // What creates, creates where the library looks.
+    // A command that creates the table does so where the library opens it.
     let created = said_of_app(&place, &["create", "a"]);
     assert_eq!(created.status, 0, "{created:?}");
     assert!(place.folder.path().join("gensync/shop").exists());
@@ -141,14 +142,16 @@ fn a_list_may_come_as_it_is_found() {
 }
 
 #[test]
-fn what_is_no_table_is_told_by_status_3_and_left_alone() {
+fn a_file_that_is_not_a_table_ends_with_status_3_and_is_left_alone() {
     let place = Place::empty();
     let mut other_version = {
         let table = Place::with_keys(["a"]);
         bytes(&table.path)
     };
     other_version[8] = 2;
-    for (content, told) in [(&b"hello"[..], "not a gensync table"), (&other_version, "layout version 2, expected 1")] {
+    for (content, expected) in
+        [(&b"hello"[..], "not a gensync table"), (&other_version, "layout version 2, expected 1")]
+    {
         fs::write(&place.path, content).unwrap();
         for look in LOOKS.into_iter().chain([
             &["mark", "a"][..],
@@ -163,7 +166,7 @@ fn what_is_no_table_is_told_by_status_3_and_left_alone() {
                 _ => 3,
             };
             assert_eq!(said.status, status, "{look:?}: {said:?}");
-            assert!([&*said.out, &*said.err].concat().contains(told), "{look:?}: {said:?}");
+            assert!([&*said.out, &*said.err].concat().contains(expected), "{look:?}: {said:?}");
             assert_eq!(bytes(&place.path), content);
         }
     }
@@ -172,7 +175,7 @@ fn what_is_no_table_is_told_by_status_3_and_left_alone() {
 #[test]
 fn a_retired_table_is_shown_as_such() {
     let place = Place::with_keys(["a"]);
-    // Of the state, in the machine's byte order, only the byte that says "live" is not zero.
+    // In either byte order, only the byte of the state that says "live" is not zero.
     let live = (144..148).find(|byte| bytes(&place.path)[*byte] == 1).unwrap();
     fs::File::options().write(true).open(&place.path).unwrap().write_all_at(&[2], live as u64).unwrap();
     let before = bytes(&place.path);

@@ -1,4 +1,5 @@
-//! `metrics`: valid OpenMetrics text, read back by a parser that was written from the standard, not from the program.
+//! Guards against invalid OpenMetrics text and files that are written in part. A parser reads the text back that was written from
+//! the standard, not from the program.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -71,7 +72,7 @@ fn labels(mut text: &str) -> (BTreeMap<String, String>, &str) {
     }
 }
 
-/// The only value of that name whose labels have these.
+/// The only value of that name that has these labels.
 fn value(samples: &Samples, name: &str, labels: &[(&str, &str)]) -> f64 {
     let matching = samples.iter().filter(|((found, has), _)| {
         found == name && labels.iter().all(|(name, value)| has.get(*name).is_some_and(|has| has == value))
@@ -82,7 +83,7 @@ fn value(samples: &Samples, name: &str, labels: &[(&str, &str)]) -> f64 {
 }
 
 #[test]
-fn figures_of_the_table_and_of_each_key_are_told() {
+fn figures_of_the_table_and_of_each_key_are_printed() {
     let place = Place::with_keys(["a", "b"]);
     let [a, b] = ["a", "b"].map(|key| place.sync(key));
     (0..3).for_each(|_| _ = a.mark_updated().unwrap());
@@ -104,7 +105,7 @@ fn figures_of_the_table_and_of_each_key_are_told() {
     assert_eq!(value(&samples, "gensync_key_updates_total", &[table[0], ("key", "a")]), 3.0);
     assert_eq!(value(&samples, "gensync_key_updates_pending", &[("key", "b")]), 1.0);
     assert_eq!(value(&samples, "gensync_key_generation", &[("key", "a")]), a.refresh().unwrap().get() as f64);
-    // This test's own process.
+    // The process that has the table mapped is this test's own.
     assert_eq!(value(&samples, "gensync_table_processes", &[("file", "table")]), 1.0);
     for file in ["deleted", "reset", "elsewhere"] {
         assert_eq!(value(&samples, "gensync_table_processes", &[("file", file)]), 0.0);
@@ -141,14 +142,14 @@ fn labels_are_escaped_and_never_the_same_for_two_keys() {
     ];
     let place = Place::with_keys(keys);
     let samples = parse(&place.succeed(&["metrics"]));
-    let told: Vec<_> = samples.keys().filter(|(name, _)| name == "gensync_key_updates_total").collect();
-    assert_eq!(told.len(), keys.len());
+    let names: Vec<_> = samples.keys().filter(|(name, _)| name == "gensync_key_updates_total").collect();
+    assert_eq!(names.len(), keys.len());
     for key in ["q\"uote", "back\\slash", "é,}=\" {", "\\"] {
         value(&samples, "gensync_key_awaited", &[("key", key)]);
     }
-    let with_digest = told.iter().filter(|(_, labels)| labels.contains_key("digest")).count();
+    let with_digest = names.iter().filter(|(_, labels)| labels.contains_key("digest")).count();
     assert_eq!(with_digest, 4, "what is not shown in full");
-    assert!(!told.iter().any(|(_, labels)| labels["key"].contains('\u{1b}')));
+    assert!(!names.iter().any(|(_, labels)| labels["key"].contains('\u{1b}')));
 }
 
 #[test]
@@ -159,13 +160,13 @@ fn a_file_is_replaced_as_a_whole() {
     assert_eq!(place.succeed(&["metrics", "--output", name]), "");
     parse(&fs::read_to_string(&file).unwrap());
     assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o7777, 0o644);
-    // Who is reading the old one goes on reading it.
+    // A reader that has the old file open goes on reading it.
     let before = fs::File::open(&file).unwrap();
     place.sync("a").mark_updated().unwrap();
     place.succeed(&["metrics", "-o", name]);
     assert_ne!(before.metadata().unwrap().ino(), fs::metadata(&file).unwrap().ino());
     assert!(parse(&std::io::read_to_string(&before).unwrap()) != parse(&fs::read_to_string(&file).unwrap()));
-    // A failure leaves the old one, and nothing beside it.
+    // A failure leaves the old file, and no temporary file beside it.
     let text = fs::read_to_string(&file).unwrap();
     let missing = place.folder.path().join("missing");
     let mut command = place.command(&["-t", missing.to_str().unwrap(), "metrics", "-o", name]);
@@ -204,7 +205,7 @@ fn slots_with_one_label_have_labels_of_their_own() {
     let file = fs::File::options().read(true).write(true).open(&place.path).unwrap();
     let offset = |key: &str| place.table().slot(gensync::CacheKey::raw(key)).unwrap().unwrap().offset();
     let mut slot = [0; 128];
-    // The label of another key; a whole slot that is another's; a slot of a long key in another's place.
+    // Three forgeries: the label of another key; a copy of another key's slot; a copy of a long key's slot.
     file.read_exact_at(&mut slot[28..], offset("a") + 28).unwrap();
     file.write_all_at(&slot[28..32], offset("b") + 28).unwrap();
     file.write_all_at(&slot[40..], offset("b") + 40).unwrap();
@@ -215,9 +216,9 @@ fn slots_with_one_label_have_labels_of_their_own() {
         file.write_all_at(&slot, to).unwrap();
     }
     let samples = parse(&place.succeed(&["metrics"]));
-    let told = samples.keys().filter(|(name, labels)| name == "gensync_key_generation" && labels["key"] == "a");
-    let told: Vec<_> = told.map(|(_, labels)| labels.contains_key("digest")).collect();
-    assert_eq!((told.len(), told.iter().filter(|has| !**has).count()), (3, 1));
+    let series = samples.keys().filter(|(name, labels)| name == "gensync_key_generation" && labels["key"] == "a");
+    let with_digest: Vec<_> = series.map(|(_, labels)| labels.contains_key("digest")).collect();
+    assert_eq!((with_digest.len(), with_digest.iter().filter(|has| !**has).count()), (3, 1));
 }
 
 #[test]
@@ -229,7 +230,7 @@ fn only_regular_files_are_replaced() {
 
     parse(&place.succeed(&["metrics", "--output", "-"]));
     assert!(!at("-").exists());
-    // In /dev, as root, a device would be gone.
+    // If it were replaced, root would lose the device.
     let null = fs::metadata("/dev/null").unwrap();
     assert_eq!(place.succeed(&["metrics", "--output", "/dev/null"]), "");
     let now = fs::symlink_metadata("/dev/null").unwrap();

@@ -1,4 +1,4 @@
-//! `ps`: who has the table mapped, who still has a deleted one, and who has another of the same name.
+//! Guards `ps`: which processes have the table mapped, still have a deleted one, or have another one of the same name.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -25,7 +25,7 @@ fn holder(place: &Place, before: impl FnOnce()) -> Child {
     child
 }
 
-/// Forks of other tests have what this process had mapped at that moment, until they end.
+/// Forked children of other tests have what this process had mapped at that moment, until they end.
 fn await_users(place: &Place, count: usize) {
     eventually("waiting for forks of other tests to end", || pids(place).len() == count);
 }
@@ -68,7 +68,7 @@ fn processes_that_are_left_with_a_deleted_file_are_marked() {
     await_users(&place, 0);
     let old = holder(&place, || {});
     fs::remove_file(&place.path).unwrap();
-    // Nothing is there, but that process.
+    // There is no file at the path, but the process is still listed.
     let process = place.object(&["ps"]);
     assert_eq!((&process["pid"], &process["deleted"]), (&number(&old).into(), &true.into()));
     place.sync("a");
@@ -85,26 +85,26 @@ fn processes_that_are_left_with_a_deleted_file_are_marked() {
     let stale = format!("clean-up, without being retired: {} (", old.pid());
     assert!(doctor.out.contains(&stale) && doctor.out.contains("restart those"), "{doctor:?}");
     assert!(place.succeed(&["metrics"]).lines().any(|line| line.contains("file=\"deleted\"") && line.ends_with(" 1")));
-    // A table that was reset is left in the same way, until its process looks.
+    // A process still has a table that was reset in the same way, until it checks a key.
     old.kill();
     place.succeed(&["reset", "--yes"]);
     let process = place.object(&["ps"]);
     assert_eq!((&process["deleted"], &process["retired"]), (&true.into(), &true.into()));
     assert!(place.run(&["ps"]).out.contains("  (reset)  "));
-    // That needs nobody: neither the doctor nor the alarm says so.
+    // That needs no attention: it is neither a problem for the doctor nor counted by the alarm's figure.
     let doctor = place.run(&["doctor"]);
     assert!(doctor.status == 0 && doctor.out.contains("a table mapped that was reset or removed"), "{doctor:?}");
     let metrics = place.succeed(&["metrics"]);
     for (file, count) in [("deleted", 0), ("reset", 1)] {
-        let told = metrics.lines().find(|line| line.contains(&format!("file=\"{file}\""))).unwrap();
-        assert!(told.ends_with(&format!(" {count}")), "{told}");
+        let line = metrics.lines().find(|line| line.contains(&format!("file=\"{file}\""))).unwrap();
+        assert!(line.ends_with(&format!(" {count}")), "{line}");
     }
     new.kill();
     assert_eq!(place.run(&["doctor"]).status, 0);
 }
 
 #[test]
-fn a_process_that_sees_another_file_at_the_same_path_is_told_of() {
+fn a_process_that_sees_another_file_at_the_same_path_is_reported() {
     if !crate::tool::can_mount() {
         return;
     }
@@ -126,13 +126,13 @@ fn a_process_that_sees_another_file_at_the_same_path_is_told_of() {
     assert!(processes.len() <= 1, "{processes:?}");
 }
 
-/// Says the same of processes that cannot be seen, whatever command is asked.
+/// Every command says the same of processes that cannot be seen.
 fn assert_blind(place: &Place, run: impl Fn(&[&str]) -> Said, reason: &str) {
     for look in [&["ps"][..], &["doctor"], &["--json", "doctor"]] {
         let said = run(look);
         let text = [&*said.out, &*said.err].concat();
         assert!(
-            text.contains("cannot be told") && text.contains(reason) && !text.contains("0 have it"),
+            text.contains("is unknown") && text.contains(reason) && !text.contains("0 have it"),
             "{look:?}: {said:?}"
         );
         assert_ne!(said.status, 0, "{look:?}: {said:?}");
@@ -144,7 +144,7 @@ fn assert_blind(place: &Place, run: impl Fn(&[&str]) -> Said, reason: &str) {
 }
 
 #[test]
-fn what_cannot_be_seen_is_not_told_as_if_there_were_nothing() {
+fn processes_that_cannot_be_seen_are_not_reported_as_none() {
     if !crate::tool::can_mount() || !crate::tool::can_be_first() {
         return;
     }
@@ -163,7 +163,7 @@ fn what_cannot_be_seen_is_not_told_as_if_there_were_nothing() {
     };
     let none = None::<&str>;
     in_child(|| {
-        // Its children are in the new namespace.
+        // Only its children are in the new namespace.
         unshare(CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNS).unwrap();
         mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
         in_child(|| {
@@ -186,7 +186,7 @@ fn what_cannot_be_seen_is_not_told_as_if_there_were_nothing() {
             mount(Some("tmpfs"), "/proc", Some("tmpfs"), MsFlags::empty(), none).unwrap();
             assert_blind(&place, |arguments| run(None, arguments), "there is no /proc here");
             let metrics = run(None, &["metrics"]).out;
-            assert!(!metrics.contains("gensync_table_processes{"), "a number that is not known is not told: {metrics}");
+            assert!(!metrics.contains("gensync_table_processes{"), "an unknown number is not printed: {metrics}");
         })
         .succeeds();
     })

@@ -1,4 +1,4 @@
-//! `reset` and `rm`: not by accident, and not without those who use the table.
+//! Guards against a `reset` or `rm` by accident, and against processes that do not notice one.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
@@ -21,7 +21,7 @@ fn without_a_terminal_it_takes_a_yes() {
 }
 
 #[test]
-fn a_reset_expires_everybody_and_they_go_on_together() {
+fn a_reset_expires_every_process_and_they_go_on_together() {
     let place = Place::with_keys(["a", "nobody's"]);
     let [one, other] = ["a", "a"].map(|key| place.sync(key));
     let said = place.succeed(&["reset", "--yes"]);
@@ -78,11 +78,11 @@ fn a_removed_table_is_gone_until_it_is_used_again() {
     let said = place.run(&["rm", "--yes"]);
     assert_eq!((said.status, said.out), (0, format!("{} is removed\n", place.path.display())));
     assert_eq!(fs::read_dir(place.folder.path()).unwrap().count(), 0);
-    // Who may not make one has none.
+    // A process that may not make a table has none.
     assert!(frozen.is_expired());
     assert!(matches!(frozen.refresh().unwrap_err().kind(), ErrorKind::NotFound));
     place.fail(3, "no such table", &["rm", "--yes"]);
-    // Who may, makes one.
+    // A process that may, makes one.
     let sync = place.sync("a");
     let object = place.object(&["rm", "--yes"]);
     assert_eq!(object["removed"], true);
@@ -121,7 +121,7 @@ fn a_reset_that_others_finish_is_a_success() {
 }
 
 #[test]
-fn what_a_reset_waits_for_is_told() {
+fn what_a_reset_waits_for_is_reported() {
     let place = Place::with_keys(["a"]);
     let sync = place.sync("a");
     let update = sync.begin_update().unwrap();
@@ -135,7 +135,7 @@ fn what_a_reset_waits_for_is_told() {
 }
 
 #[test]
-fn a_key_that_went_with_a_reset_is_told_from_one_that_never_was() {
+fn a_key_that_went_with_a_reset_is_distinguished_from_one_that_never_was() {
     let place = Place::with_keys(["a"]);
     let never = place.run(&["mark", "b"]);
     assert!(never.status == 1 && !never.err.contains("began anew"), "{never:?}");

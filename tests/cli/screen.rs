@@ -1,4 +1,5 @@
-//! `top` in a terminal: drawn, obeying keys, and leaving the terminal as it was, whoever is killed. Colours, and questions.
+//! Guards `top` in a terminal: it draws, obeys keys, and leaves the terminal as it was, whichever process is killed. Colours,
+//! and questions.
 
 use gensync::{GenerationSynchronizer, Table};
 use nix::sys::signal::{Signal, kill};
@@ -16,7 +17,7 @@ fn top(place: &Place) -> Terminal {
 fn keys(terminal: &Terminal) -> Vec<String> {
     let text = terminal.text();
     let lines = text.lines().skip_while(|line| !line.starts_with("KEY ")).skip(1);
-    let lines = lines.take_while(|line| !line.trim().is_empty() && !line.contains(": updates at each look"));
+    let lines = lines.take_while(|line| !line.trim().is_empty() && !line.contains(": updates at each poll"));
     lines.map(|line| line.split("  ").next().unwrap().trim().to_owned()).collect()
 }
 
@@ -35,7 +36,7 @@ fn keys_are_drawn_with_their_rates_and_the_table_with_its_figures() {
         (0..50).for_each(|_| _ = fast.mark_updated().unwrap());
         slow.mark_updated().unwrap();
         terminal.await_screen("drawing", |_| true);
-        let is_charted = terminal.text().contains("fast: updates at each look");
+        let is_charted = terminal.text().contains("fast: updates at each poll");
         keys(&terminal) == ["fast", "slow", "still"] && terminal.text().contains('█') && is_charted
     });
     let waiter = place.start(&["wait", "still"]);
@@ -45,7 +46,10 @@ fn keys_are_drawn_with_their_rates_and_the_table_with_its_figures() {
     // This test has the table mapped, and the waiter; the tool's own two processes do not count.
     terminal.await_screen("waiting for processes", |screen| screen.contents().contains("processes 2"));
     let guard = i64::from(terminal.program.pid().as_raw());
-    assert!(place.objects(&["ps"]).iter().all(|process| process["pid"] != guard), "who only guards is no user");
+    assert!(
+        place.objects(&["ps"]).iter().all(|process| process["pid"] != guard),
+        "a process that only guards does not count"
+    );
     update.finish().unwrap();
     drop(waiter);
     terminal.press("q");
@@ -79,11 +83,11 @@ fn keys_are_obeyed() {
     // Escape ends the filter, not the program.
     terminal.press("\u{1b}");
     terminal.await_screen("waiting for all keys", |screen| screen.contents().contains("\nnewest "));
-    terminal.await_text("a: updates at each look");
+    terminal.await_text("a: updates at each poll");
     terminal.press("j\u{1b}[B");
-    terminal.await_text("bb: updates at each look");
+    terminal.await_text("bb: updates at each poll");
     terminal.press("k");
-    terminal.await_text(" b: updates at each look");
+    terminal.await_text(" b: updates at each poll");
     terminal.press("p");
     terminal.await_text("PAUSED");
     let before = b.mark_updated().unwrap();
@@ -112,7 +116,7 @@ fn the_terminal_is_restored_whichever_process_is_killed() {
             let pid = terminal.program.pid();
             kill(if is_child { child_of(pid, "top") } else { pid }, signal).unwrap();
             assert_eq!(terminal.await_end(), 128 + signal as i32, "{signal}, child: {is_child}");
-            // The one that is left does it, perhaps after the other has ended.
+            // The process that is left restores the terminal, perhaps after the other one has ended.
             let is_left = |screen: &vt100::Screen| !screen.alternate_screen() && !screen.hide_cursor();
             terminal.await_screen("waiting for the screen to be left", is_left);
             eventually("waiting for the terminal to be restored", || terminal.is_restored());
@@ -134,7 +138,7 @@ fn a_terminal_that_goes_away_ends_both_processes() {
         eventually("waiting for both to end", || !lives(guard) && !lives(drawing));
         assert!(!program.status().success());
     }
-    // In a session of its own, no signal tells of it. In a sequence of keys that is not complete, neither does a read.
+    // In a session of its own, no signal reports it. Within an incomplete sequence of keys, a read does not report it either.
     for typed in ["", "\u{1b}["] {
         let mut command = place.command(&["top", "--interval", "50ms"]);
         let mut setsid = std::process::Command::new("setsid");
@@ -143,7 +147,7 @@ fn a_terminal_that_goes_away_ends_both_processes() {
         command = setsid;
         let mut terminal = Terminal::start(&mut command);
         terminal.await_text("q quit");
-        // The first one has forked, if it led a group of processes.
+        // The first process has forked if it led a process group.
         let first = terminal.program.pid();
         let guard = child_of(first, "top");
         let drawing = child_of(guard, "top");
@@ -248,10 +252,10 @@ fn once_is_a_screen_as_text() {
 }
 
 #[test]
-fn looks_end_when_nobody_reads_them() {
+fn polls_end_when_their_reader_is_gone() {
     let place = Place::with_keys(["a"]);
     let mut looks = place.start(&["--json", "top", "--interval", "1h"]);
-    // Long before the first one.
+    // The end comes long before the first poll.
     drop(looks.child().stdout.take());
     eventually("waiting for the end", || looks.child().try_wait().unwrap().is_some());
     assert_eq!(looks.said().status, 0);
@@ -366,19 +370,19 @@ fn a_question_is_asked_on_a_terminal() {
 #[test]
 fn a_signal_from_the_terminal_is_not_passed_on_as_the_command_has_it_already() {
     let place = Place::with_keys(["a"]);
-    // With a trap: without one, a shell that is about to start something keeps the signal for later, and waits first.
+    // The shell has a trap: without one, a shell that is about to start a program keeps the signal for later, and waits first.
     let script = "trap 'exit 130' INT; echo ready; while true; do sleep 0.01; done";
     let mut terminal = Terminal::start(&mut place.command(&["exec", "a", "--", "sh", "-c", script]));
     terminal.await_text("ready");
     terminal.press("\u{3}");
     assert_eq!(terminal.await_end(), 130);
-    // A command in a session of its own does not get it from the terminal, and so shows that it does not from the tool.
+    // A command in a session of its own does not get the signal from the terminal, so it would show a signal from the tool.
     let script =
         "trap 'echo interrupted' INT; trap 'echo over; exit 5' USR1; echo ready; while true; do sleep 0.01; done";
     let mut terminal = Terminal::start(&mut place.command(&["exec", "a", "--", "setsid", "sh", "-c", script]));
     terminal.await_text("ready");
     terminal.press("\u{3}");
-    // Echoed when it was sent. The tool takes it before the next one, whose number is higher.
+    // The echo shows that it was sent. The tool takes it before the next one, which has a higher number.
     terminal.await_text("^C");
     terminal.program.signal(Signal::SIGUSR1);
     assert_eq!(terminal.await_end(), 5);

@@ -35,14 +35,15 @@ impl Terminal {
         let pair = pty();
         let (master, slave) = (File::from(pair.master), pair.slave);
         #[expect(unsafe_code, reason = "no library has this call")]
-        // SAFETY: the descriptor is a terminal's, and the call reads one Winsize.
+        // SAFETY: the descriptor is open and a terminal's, and the call only reads the one Winsize that the pointer refers to.
         let set = unsafe { nix::libc::ioctl(slave.as_raw_fd(), nix::libc::TIOCSWINSZ, &raw const size) };
         assert_eq!(set, 0);
         let before = tcgetattr(&slave).unwrap();
         let end = || slave.try_clone().unwrap();
         command.env("TERM", "xterm-256color").stdin(end()).stdout(end()).stderr(end());
         #[expect(unsafe_code, reason = "runs between fork and exec")]
-        // SAFETY: two system calls.
+        // SAFETY: between the fork and the exec, the closure makes only two system calls, which are async-signal-safe, and
+        // does not allocate.
         unsafe {
             command.pre_exec(|| {
                 nix::unistd::setsid()?;
@@ -92,7 +93,7 @@ impl Terminal {
         self.screen().contents()
     }
 
-    /// Reads until the screen is as it should be.
+    /// Reads until the screen fulfils the condition.
     pub(crate) fn await_screen(&mut self, what: &str, is_so: impl Fn(&Screen) -> bool) {
         let mut last = String::new();
         eventually(what, || {
@@ -132,7 +133,7 @@ impl Terminal {
         self.program
     }
 
-    /// From now on, whoever writes to the terminal hangs, as when what shows it is stopped.
+    /// From now on, every write to the terminal hangs, as when the program that shows it is stopped.
     pub(crate) fn take_nothing(&self) {
         tcflow(&self.slave, FlowArg::TCOOFF).unwrap();
     }
@@ -141,7 +142,7 @@ impl Terminal {
         tcflow(&self.slave, FlowArg::TCOON).unwrap();
     }
 
-    /// Prints as another process would.
+    /// Prints to the terminal as another process would.
     pub(crate) fn print(&self, text: &str) {
         File::from(self.slave.try_clone().unwrap()).write_all(text.as_bytes()).unwrap();
     }

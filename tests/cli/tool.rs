@@ -16,7 +16,7 @@ use serde_json::Value;
 
 use crate::support::LIMIT;
 
-/// A folder with room for one table, which the program is told of.
+/// A folder with room for one table, which each run of the program names.
 pub(crate) struct Place {
     pub(crate) folder: tempfile::TempDir,
     pub(crate) path: PathBuf,
@@ -63,14 +63,14 @@ impl Place {
         said(self.command(arguments).stdin(Stdio::null()).output().unwrap())
     }
 
-    /// Ends with status 0 and nothing on stderr; what it printed.
+    /// Runs it, asserts status 0 and an empty stderr, and returns what it printed.
     pub(crate) fn succeed(&self, arguments: &[&str]) -> String {
         let said = self.run(arguments);
         assert_eq!((said.status, &*said.err), (0, ""), "{arguments:?}: {said:?}");
         said.out
     }
 
-    /// Ends with `status`, prints nothing, and says `text` on stderr.
+    /// Runs it, and asserts that it ends with `status`, prints nothing, and has `text` on stderr.
     pub(crate) fn fail(&self, status: i32, text: &str, arguments: &[&str]) {
         let said = self.run(arguments);
         assert_eq!((said.status, &*said.out), (status, ""), "{arguments:?}: {said:?}");
@@ -103,7 +103,7 @@ pub(crate) fn objects(text: &str) -> Vec<Value> {
     objects
 }
 
-/// The program, in an environment that says nothing.
+/// The program, in an environment without the variables that it reads.
 pub(crate) fn program() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_gensync"));
     for variable in ["GENSYNC_TABLE", "XDG_RUNTIME_DIR", "NO_COLOR", "TERM"] {
@@ -157,7 +157,7 @@ impl Drop for Running {
     }
 }
 
-/// Asks again and again until it is so.
+/// Repeats the check until it holds.
 pub(crate) fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
     let start = Instant::now();
     while !is_so() {
@@ -192,7 +192,7 @@ pub(crate) fn bytes(path: &Path) -> Vec<u8> {
     std::fs::read(path).unwrap()
 }
 
-/// A pseudo-terminal whose ends no program inherits, not even one that another test starts at this moment: a program that has
+/// A pseudo-terminal with ends that no program inherits, not even one that another test starts at this moment: a program that has
 /// one keeps the terminal from going away.
 pub(crate) fn pty() -> OpenptyResult {
     let master = posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC).unwrap();
@@ -203,12 +203,12 @@ pub(crate) fn pty() -> OpenptyResult {
     OpenptyResult { master: master.as_fd().try_clone_to_owned().unwrap(), slave: slave.unwrap().into() }
 }
 
-/// Whether this user may have a process namespace; says why not.
+/// Whether this user may create a process namespace; prints why not.
 pub(crate) fn can_be_first() -> bool {
     can_unshare(&["--pid", "--fork"], "a process namespace")
 }
 
-/// Whether this user may mount file systems, which even root may not in most containers; says why not.
+/// Whether this user may mount file systems, which even root may not in most containers; prints why not.
 pub(crate) fn can_mount() -> bool {
     can_unshare(&["--mount"], "a mount namespace, and so mounts")
 }
@@ -222,7 +222,7 @@ fn can_unshare(options: &[&str], what: &str) -> bool {
     is_possible
 }
 
-/// The program as the first process of a namespace: what stands around it, and itself.
+/// The program as the first process of a namespace: the process that started the namespace, and the program itself.
 pub(crate) fn start_first(place: &Place, arguments: &[&str]) -> (Running, Pid) {
     let mut command = Command::new("unshare");
     command.args(["--pid", "--fork", "--kill-child", env!("CARGO_BIN_EXE_gensync")]).args(arguments);

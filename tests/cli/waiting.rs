@@ -1,4 +1,4 @@
-//! `wait` and `watch`: who is told, when, and by what.
+//! Guards `wait` and `watch`: which changes end a wait, when, and what is printed.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
@@ -9,13 +9,13 @@ use nix::sys::signal::Signal;
 
 use crate::tool::{Place, Running, eventually};
 
-/// Waits until somebody waits for the key.
+/// Waits until the key has a waiter.
 fn await_waiter(place: &Place, key: &str) {
     let table = place.table();
     eventually("waiting for a waiter", || table.slot(CacheKey::raw(key)).unwrap().unwrap().is_awaited());
 }
 
-/// Waits until the program sleeps on a futex: a watch has looked at all keys then, and tells of each change.
+/// Waits until the program sleeps on a futex: a watch has then seen all keys, and reports each change.
 fn await_sleep(program: &Running) {
     let path = format!("/proc/{}/syscall", program.pid());
     let (one, several) = (nix::libc::SYS_futex, nix::libc::SYS_futex_waitv);
@@ -58,7 +58,7 @@ fn a_wait_times_out_with_status_1() {
 }
 
 #[test]
-fn a_change_that_came_before_the_wait_is_told_by_the_generation_that_was_seen() {
+fn a_change_that_came_before_the_wait_is_found_by_the_generation_that_was_seen() {
     let place = Place::with_keys(["a"]);
     let seen = place.succeed(&["get", "a"]).trim().to_owned();
     place.fail(1, "timed out", &["wait", "a", "--seen", &seen, "--timeout", "10ms"]);
@@ -83,7 +83,7 @@ fn one_wait_is_for_several_keys() {
     let text = place.succeed(&["wait", "a", "b", "--seen", "0", "--seen", &generation.to_string()]);
     assert!(text.starts_with("a  ") && text.lines().count() == 1, "{text}");
     place.fail(2, "once for each", &["wait", "a", "b", "--seen", "1"]);
-    // That the time was up is told to programs as well.
+    // JSON also says that the wait timed out.
     let objects = place.objects(&["wait", "a", "b", "--timeout", "10ms"]);
     assert!(
         objects.len() == 2 && objects.iter().all(|object| object["timed_out"] == true && object["changed"] == false)
@@ -91,7 +91,7 @@ fn one_wait_is_for_several_keys() {
 }
 
 #[test]
-fn nobody_waits_for_a_listener_that_is_gone() {
+fn no_command_waits_for_a_listener_that_is_gone() {
     for (arguments, status) in [(&["wait", "a"][..], 1), (&["wait", "a", "--read-only"], 1), (&["watch"], 0)] {
         // A pipe.
         let place = Place::with_keys(["a"]);
@@ -112,7 +112,7 @@ fn nobody_waits_for_a_listener_that_is_gone() {
 }
 
 #[test]
-fn the_first_process_of_a_container_ends_when_it_is_told_to() {
+fn the_first_process_of_a_container_ends_when_it_is_signalled() {
     if !crate::tool::can_be_first() {
         return;
     }
@@ -182,7 +182,7 @@ fn each_change_is_a_line_with_its_time() {
     assert_eq!(watch.status().code(), Some(0));
 }
 
-/// Times as the program writes them, read without its help.
+/// Parses times as the program writes them, without the code of the program.
 mod clock {
     use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -202,7 +202,7 @@ mod clock {
             if !text.ends_with("+00:00") || text.len() != 29 {
                 return Err(text.to_owned());
             }
-            // The days before a date, of years that begin in March.
+            // The days before a date, in years that begin in March, so that a leap day is the last day of its year.
             let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
             let days = year * 365 + year / 4 - year / 100 + year / 400 + (month * 153 + 2) / 5 + day - 1 - 719_468;
             let seconds = days * 86_400 + hour * 3600 + minute * 60 + second;
@@ -318,7 +318,7 @@ fn a_hostile_key_runs_no_command_in_whatever_quotes_it_is_put() {
 }
 
 #[test]
-fn the_command_is_told_of_the_table() {
+fn the_command_knows_the_table() {
     let tool = env!("CARGO_BIN_EXE_gensync");
     let (place, said, generation) = watch_once("a", &format!("{tool} get {{key}} > out"));
     assert_eq!(said.status, 0, "{said:?}");

@@ -18,7 +18,7 @@ use ureq::Agent;
 use ureq::http::StatusCode;
 
 const WORKERS: usize = 4;
-/// For what takes much less: it fails after this rather than never.
+/// A limit for what takes much less time: a test fails after it rather than hangs.
 const LIMIT: Duration = Duration::from_secs(30);
 /// More than the millisecond after a look at the lock in which a worker need not look again.
 const NOTICED: Duration = Duration::from_millis(2);
@@ -56,7 +56,7 @@ impl Server {
             .args(["--workers", &WORKERS.to_string()])
             .args(options)
             .stdout(Stdio::piped())
-            .stderr(Stdio::null()) // It tells of workers that ended.
+            .stderr(Stdio::null()) // It reports workers that ended.
             .spawn()
             .unwrap();
         let mut line = String::new();
@@ -139,6 +139,9 @@ fn client() -> Agent {
 }
 
 /// What the clients know of the server: the newest version that a `PUT` was answered with.
+///
+/// ORDERING: SeqCst, for simplicity. The load of `completed` before a `GET` pairs with the `fetch_max` after a `PUT` was
+/// answered: what the load returns was answered before the `GET` began. `lost` is only counted.
 struct Oracle<'a> {
     server: &'a Server,
     completed: AtomicI64,
@@ -146,6 +149,9 @@ struct Oracle<'a> {
 }
 
 /// Ends the other threads when one of them ends, or fails.
+///
+/// ORDERING: SeqCst, for simplicity. The store pairs with the loads in the loops of the other threads; the flag is the whole
+/// message.
 struct Stop<'a>(&'a AtomicBool);
 
 impl Drop for Stop<'_> {
@@ -223,7 +229,7 @@ fn no_worker_shows_an_old_value_after_a_put_was_answered() {
 }
 
 #[test]
-fn a_change_is_seen_although_its_maker_died_before_telling() {
+fn a_change_is_seen_although_its_maker_died_before_the_announcement() {
     let server = Server::start(&["--die-before-bump"]);
     let mut dead = BTreeSet::new();
     for version in 1..=10 {
@@ -344,7 +350,7 @@ fn sigint_ends_it_and_leaves_nothing() {
 }
 
 #[test]
-fn bad_input_changes_nothing_and_a_failing_database_is_told() {
+fn bad_input_changes_nothing_and_a_failing_database_is_reported() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("settings.db");
     let server = Server::start(&["--database", path.to_str().unwrap()]);

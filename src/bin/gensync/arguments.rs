@@ -1,4 +1,4 @@
-//! What may be said on the command line.
+//! The command line: commands, options and their help.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -22,7 +22,7 @@ exec ends with the status of its command: 128 + N if signal N killed it, 125 if 
 watch --exec ends with the status of the last command that failed.
 
 ls, get, stat, ps, top, doctor and metrics only read: they need no write permission, never create a table and never
-change a byte of it. wait and watch say in the table that somebody waits, if they may; with --read-only they do not.";
+change a byte of it. wait and watch mark in the table that there is a waiter, if they may; with --read-only they do not.";
 
 /// Of the tool as a whole.
 pub(crate) const EXAMPLES: &str = "\
@@ -31,7 +31,7 @@ gensync create siteconfig:1
 gensync exec siteconfig:1 -- ./migrate --settings
 gensync wait siteconfig:1 --timeout 30";
 
-/// Looks at the generations that processes share, and changes them
+/// Shows the generations that processes share, and changes them
 #[derive(Debug, Parser)]
 #[command(name = "gensync", version, after_long_help = STATUSES, after_help = "See --help for the exit statuses.")]
 #[command(subcommand_required = true, arg_required_else_help = true)]
@@ -53,12 +53,12 @@ pub(crate) enum Command {
     /// Print the generations of keys
     #[command(after_long_help = "Examples:\n  gensync get siteconfig:1\n  gensync get siteconfig:1 prices")]
     Get(Get),
-    /// Say that what keys stand for was changed: everybody loads it again
+    /// Announce that the source behind keys was changed: every process loads it again
     #[command(
         after_long_help = "Examples:\n  gensync mark siteconfig:1\n  gensync mark 'user:*'\n  gensync mark --create siteconfig:1"
     )]
     Mark(Mark),
-    /// Expire keys, though nothing was changed: everybody loads again
+    /// Expire keys though nothing was changed: every process loads again
     #[command(after_long_help = "Examples:\n  gensync clear 'user:*'\n  gensync clear --all")]
     Clear(Clear),
     /// Create keys, and the table if there is none
@@ -66,7 +66,7 @@ pub(crate) enum Command {
         after_long_help = "Examples:\n  gensync create siteconfig:1 prices\n  gensync create --mode 660 --part user --part 7"
     )]
     Create(Create),
-    /// Run a command that changes what keys stand for: everybody loads again when it has ended, even if it is killed
+    /// Run a command that changes the source behind keys: every process loads again when it has ended, even if it is killed
     #[command(
         after_long_help = "Examples:\n  gensync exec siteconfig:1 -- ./migrate --settings\n  gensync exec 'user:*' -- ./import-users\n  gensync exec --must-exist prices -- ./import-prices"
     )]
@@ -90,10 +90,10 @@ pub(crate) enum Command {
     /// Show the table as a whole: size, occupancy, header
     #[command(after_long_help = "Examples:\n  gensync stat")]
     Stat,
-    /// Look for everything that goes wrong in practice; exit status 1 if something needs a person
+    /// Check for everything that goes wrong in practice; exit status 1 if something needs a person
     #[command(after_long_help = "Examples:\n  gensync doctor")]
     Doctor,
-    /// Begin the table anew: everybody loads everything again, keys that nobody uses are gone
+    /// Begin the table anew: every process loads everything again, keys that no process uses are gone
     #[command(after_long_help = "Examples:\n  gensync reset --yes")]
     Reset(Confirmed),
     /// Remove the table; a process that uses it again makes a new one
@@ -102,7 +102,7 @@ pub(crate) enum Command {
     /// Print figures as OpenMetrics text, as for a node exporter's textfile collector
     #[command(after_long_help = "Examples:\n  gensync metrics --output /var/lib/node_exporter/textfile/shop.prom")]
     Metrics(Metrics),
-    /// Measure what checks, updates and wakings cost on this machine
+    /// Measure what checks, updates and wakeups cost on this machine
     #[command(after_long_help = "Examples:\n  gensync bench --seconds 2")]
     Bench(Bench),
     #[command(hide = true)]
@@ -128,7 +128,7 @@ pub(crate) enum Command {
     /// List the tables that this user can see: in the default folder, /dev/shm, XDG_RUNTIME_DIR and mapped by processes
     #[command(after_long_help = "Examples:\n  gensync tables")]
     Tables,
-    /// For the scripts that complete command lines: what there is
+    /// For the scripts that complete command lines: print what can be named
     #[command(name = "__complete", hide = true)]
     Complete { what: Completed },
 }
@@ -138,7 +138,7 @@ pub(crate) enum Completed {
     Keys,
 }
 
-/// Whether the command line is one of `exec`, though it could not be parsed.
+/// Whether a command line that could not be parsed is one of `exec`.
 pub(crate) fn is_exec(words: impl IntoIterator<Item = std::ffi::OsString>) -> bool {
     let mut words = words.into_iter().skip(1);
     while let Some(word) = words.next() {
@@ -173,7 +173,7 @@ pub(crate) enum Order {
 
 #[derive(Args, Debug)]
 pub(crate) struct Get {
-    /// The keys; of several, each line has the key as well
+    /// The keys; with several, each line has the key as well
     #[arg(value_name = "KEY", required_unless_present_any = ["part", "digest"], conflicts_with = "part")]
     texts: Vec<String>,
     #[command(flatten)]
@@ -209,7 +209,7 @@ pub(crate) struct Clear {
 
 #[derive(Args, Debug)]
 pub(crate) struct Create {
-    /// Permissions of a new table, in octal; 600 unless given. One that is there and has others is not used
+    /// Permissions of a new table, in octal; 600 unless given. A table that exists with other permissions is not used
     #[arg(long, value_parser = parse_mode)]
     pub(crate) mode: Option<u32>,
     /// How many keys the first segment of a new table has room for; 1024 unless given
@@ -240,14 +240,14 @@ fn parse_generation(text: &str) -> Result<u64, String> {
 
 #[derive(Args, Debug)]
 pub(crate) struct Wait {
-    /// The generation that you have seen: if it is not the present one, there is no need to wait. Of several keys, once for each,
+    /// The generation that you have seen: if it is not the present one, the wait ends at once. With several keys, once for each,
     /// in their order
     #[arg(long, value_name = "GENERATION", value_parser = parse_generation)]
     pub(crate) seen: Vec<u64>,
     /// Wait no longer than this, such as 30 or 30s, 500ms, or 2m
     #[arg(long, value_parser = parse_duration)]
     pub(crate) timeout: Option<Duration>,
-    /// Say nothing in the table: look 100 times a second instead of being woken
+    /// Write nothing to the table: poll it 100 times a second instead of sleeping until a wakeup
     #[arg(long)]
     pub(crate) read_only: bool,
     #[command(flatten)]
@@ -267,20 +267,20 @@ pub(crate) struct Watch {
     /// End after this time, such as 30 or 30s, 500ms, or 2m
     #[arg(long, value_parser = parse_duration)]
     pub(crate) timeout: Option<Duration>,
-    /// Say nothing in the table: look 100 times a second instead of being woken
+    /// Write nothing to the table: poll it 100 times a second instead of sleeping until a wakeup
     #[arg(long)]
     pub(crate) read_only: bool,
 }
 
 #[derive(Args, Debug)]
 pub(crate) struct Top {
-    /// The time from one look to the next, such as 2 or 500ms
+    /// The time from one poll to the next, such as 2 or 500ms
     #[arg(long, default_value = "1s", value_parser = parse_interval)]
     pub(crate) interval: Duration,
     /// Print what the screen would show after one interval, as text, and end; no terminal is needed
     #[arg(long, conflicts_with = "count")]
     pub(crate) once: bool,
-    /// With --json: end after so many looks
+    /// With --json: end after so many polls
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) count: Option<u64>,
 }
@@ -299,7 +299,7 @@ pub(crate) struct Metrics {
 
 #[derive(Args, Debug)]
 pub(crate) struct Bench {
-    /// How long to measure, all in all
+    /// How many seconds to measure in total
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub(crate) seconds: u64,
     /// How many processes contend; as many as there are processors unless given
@@ -311,13 +311,13 @@ pub(crate) struct Bench {
 pub(crate) struct BenchWorker {
     pub(crate) path: PathBuf,
     pub(crate) key: String,
-    /// 0: wait for changes and tell when each was noticed.
+    /// How long to mark the key. 0: wait for changes instead, and print when each was noticed.
     pub(crate) milliseconds: u64,
 }
 
 #[derive(Args, Debug)]
 pub(crate) struct WitnessOptions {
-    /// The process that is watched, whose child this is.
+    /// The process to watch, which is the parent of this one.
     #[arg(long)]
     pub(crate) of: i32,
     #[arg(long)]
@@ -326,7 +326,7 @@ pub(crate) struct WitnessOptions {
     pub(crate) glob: Vec<glob::Pattern>,
     #[command(flatten)]
     pub(crate) digests: Digests,
-    /// As they are in the table.
+    /// The keys as the table has them, which are not normalized again.
     #[arg(last = true)]
     pub(crate) keys: Vec<String>,
 }

@@ -1,4 +1,5 @@
-//! A child process that stands in for this one: it gets the signals that this one is sent, and this one waits for its end.
+//! A child process that stands in for this one: this process forwards the signals that it receives, and
+//! waits for the child's end.
 
 use std::fs::File;
 use std::io;
@@ -15,15 +16,16 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{Id, WaitPidFlag, waitid, waitpid};
 use nix::unistd::{Pid, getpgrp, getpid, getsid, tcgetpgrp};
 
-/// In milliseconds: after this, the child is looked at though no signal came.
+/// In milliseconds: after this time, the child's state is checked even if no signal came.
 const LONGEST_SLEEP: u16 = 500;
-/// What the child gets as well.
+/// The signals that are forwarded to the child.
 const PASSED_ON: [Signal; 6] =
     [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGUSR2];
-/// The kernel itself has sent the signal: to the whole group of processes that the terminal talks to.
+/// `si_code` of a signal that the kernel itself has sent (SI_KERNEL), as it does to the whole foreground
+/// process group of a terminal.
 const FROM_THE_KERNEL: i32 = 0x80;
 
-/// Another process of this program, even if its file was replaced since it was started.
+/// A command that starts this program again, even if its file was replaced since this process started.
 pub(crate) fn this_program() -> io::Result<Command> {
     let path = std::env::current_exe()?;
     let mut command = Command::new(if path.exists() { &path } else { Path::new("/proc/self/exe") });
@@ -31,7 +33,7 @@ pub(crate) fn this_program() -> io::Result<Command> {
     Ok(command)
 }
 
-/// Starts `command`, and gives its status when it has ended; `None` if that is not known.
+/// Starts `command`, and returns its status when it has ended; `None` if that is not known.
 ///
 /// # Errors
 ///
@@ -39,8 +41,9 @@ pub(crate) fn this_program() -> io::Result<Command> {
 pub(crate) fn run(command: &mut Command) -> io::Result<Option<ExitStatus>> {
     let ignored = ignored();
     let signals: Vec<_> = PASSED_ON.into_iter().filter(|signal| ignored & (1 << (*signal as u32 - 1)) == 0).collect();
-    // Handled, not blocked, while the child is started: it inherits what is blocked, but no handler. What is ignored, as by
-    // nohup, stays so for both. SIGCHLD must not be, or how a child ends is not told.
+    // The signals are handled, not blocked, while the child is started: a child inherits blocked signals, but no handlers. A
+    // signal that is ignored, as by nohup, stays ignored in both processes. SIGCHLD must not be ignored: the kernel then discards
+    // the child's status.
     let flags = signals.iter().copied().chain([Signal::SIGCHLD]).map(|signal| {
         let flag = Arc::new(AtomicBool::new(false));
         let _ = signal_hook::flag::register(signal as i32, Arc::clone(&flag));
@@ -50,8 +53,11 @@ pub(crate) fn run(command: &mut Command) -> io::Result<Option<ExitStatus>> {
     let child = command.spawn()?;
     let blocked: SigSet = caught.iter().map(|(signal, _)| *signal).collect();
     let _ = blocked.thread_block();
+    // ORDERING: Relaxed. Pairs with the store in signal_hook's handler. The flag itself is the whole message, and no other memory
+    // is read because of it. A handler that ran on this thread ran before the signals were blocked above, so it is sequenced
+    // before this load.
     for (signal, _) in caught.into_iter().filter(|(_, flag)| flag.load(Relaxed)) {
-        // Who has sent it is not known here.
+        // The flag does not say which process sent the signal, so it may have been typed at the terminal.
         let is_typed = matches!(signal, Signal::SIGINT | Signal::SIGQUIT) && is_in_foreground();
         if signal != Signal::SIGCHLD && !is_typed {
             pass_on(signal, &child);
@@ -60,7 +66,7 @@ pub(crate) fn run(command: &mut Command) -> io::Result<Option<ExitStatus>> {
     Ok(wait_for(child, &blocked))
 }
 
-/// Whether the signals that are typed at the terminal come to this process, and to its child.
+/// Whether signals that are typed at the terminal reach this process, and so its child as well.
 fn is_in_foreground() -> bool {
     File::open("/dev/tty").is_ok_and(|terminal| tcgetpgrp(terminal) == Ok(getpgrp()))
 }
@@ -84,43 +90,44 @@ fn wait_for(mut child: Child, signals: &SigSet) -> Option<ExitStatus> {
             Ok(None) => {}
             Err(_) => return None,
         }
-        // A signal may have been taken by another thread of this process, or come before it was blocked.
+        // The sleep has a limit, as another thread may have taken the signal, or it may have come before it was blocked.
         let _ = poll(&mut [PollFd::new(descriptor.as_fd(), PollFlags::POLLIN)], LONGEST_SLEEP);
         let Ok(Some(signal)) = descriptor.read_signal() else { continue };
         let is_from_the_kernel = signal.ssi_code == FROM_THE_KERNEL;
         let Ok(signal) = Signal::try_from(signal.ssi_signo as i32) else { continue };
-        // The terminal's signals have come to the child as well; but that it is gone, only to the session's leader.
-        let is_told = is_from_the_kernel && !(signal == Signal::SIGHUP && is_leader());
-        if signal != Signal::SIGCHLD && !is_told {
+        // The child has received the terminal's signals as well, except the SIGHUP of a terminal that is gone, which the kernel
+        // sends to the session's leader only.
+        let has_received = is_from_the_kernel && !(signal == Signal::SIGHUP && is_leader());
+        if signal != Signal::SIGCHLD && !has_received {
             pass_on(signal, &child);
         }
     }
 }
 
-/// As the first process of a container: lets go of those whose parents are gone, which the kernel has made its children.
+/// As the first process of a container: reaps orphans that have ended, which the kernel has made children of this process.
 fn reap_others(child: &Child) {
     if !is_first() {
         return;
     }
     let peek = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
     while let Ok(status) = waitid(Id::All, peek) {
-        // Its status is for `try_wait` to take, which is asked again as its end comes with a signal.
+        // The status of `child` is left for `try_wait`, which runs again because the child's end also raises SIGCHLD.
         let Some(pid) = status.pid().filter(|pid| pid.as_raw() != child.id() as i32) else { return };
         let _ = waitpid(pid, None);
     }
 }
 
-/// Whether this is the first process of a process namespace, which gets no signal that it does not handle, and which is to take
-/// care of all that lose their parents.
+/// Whether this is the first process of a process namespace. It receives no signal that it does not handle, and it has to reap
+/// every process that loses its parent.
 pub(crate) fn is_first() -> bool {
     getpid().as_raw() == 1
 }
 
-/// As the first process: runs the command in a child, and does what a first process is for.
+/// As the first process: runs the command in a child, forwards signals to it, and reaps orphans.
 ///
 /// # Errors
 ///
-/// There can be no child.
+/// No child can be started.
 pub(crate) fn run_as_first() -> io::Result<u8> {
     let mut command = this_program()?;
     command.args(std::env::args_os().skip(1));
@@ -138,7 +145,7 @@ fn ignored() -> u64 {
     mask.unwrap_or(0)
 }
 
-/// The exit status that tells how a process ended, as shells give it; 1 where that is not known.
+/// The exit status that says how a process ended, as shells give it; 1 where that is not known.
 pub(crate) fn status_of(status: Option<ExitStatus>) -> u8 {
     status.map_or(1, |status| status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0)) as u8)
 }

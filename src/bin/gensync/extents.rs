@@ -1,4 +1,4 @@
-//! Whether the file system writes a file's pages elsewhere when they are rewritten, though room was reserved for them.
+//! Whether the file system writes a file's pages to another place when they are rewritten, although room was reserved for them.
 
 #![expect(unsafe_code, reason = "asks for a file's extents, for which there is no safe call")]
 
@@ -38,7 +38,7 @@ const FS_IOC_FIEMAP: u32 = 0xc020_660b;
 const LAST: u32 = 0x1;
 const SHARED: u32 = 0x2000;
 
-/// What makes an update on a full disk end in a SIGBUS; `None` if nothing is known to.
+/// The reason why an update on a full disk would end in a SIGBUS; `None` if none is known.
 pub(crate) fn written_elsewhere(path: &Path, kind: &str) -> Option<&'static str> {
     let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
     let file = File::options().read(true).custom_flags(flags).open(path).ok()?;
@@ -53,7 +53,7 @@ pub(crate) fn written_elsewhere(path: &Path, kind: &str) -> Option<&'static str>
     }
 }
 
-/// `false` also where the file system does not tell.
+/// `false` also where the file system does not report it.
 fn shares_extents(file: &File) -> bool {
     let mut start = 0;
     loop {

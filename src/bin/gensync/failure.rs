@@ -1,10 +1,10 @@
-//! How a command fails: what is said, and the exit status.
+//! How a command fails: its message, and its exit status.
 
 use std::io;
 
 use gensync::{Error, ErrorKind};
 
-/// The exit status of a command that went well, or nearly.
+/// The exit status of a command that was carried out, or the failure to report.
 pub(crate) type Outcome<T = u8> = Result<T, Failure>;
 
 pub(crate) const DONE: u8 = 0;
@@ -22,24 +22,24 @@ pub(crate) enum Failure {
     Usage(String),
     /// The table cannot be used.
     Table(Error),
-    /// What was to be printed cannot be.
+    /// The output cannot be written.
     Output(io::Error),
     /// Something else that the command needs cannot be used.
     Unusable(String),
 }
 
 impl Failure {
-    /// Success if there is none; else all but the last are told, which is for the caller to report.
+    /// Success if there is no failure. Otherwise reports all but the last, which is for the caller to report.
     pub(crate) fn all(mut failures: Vec<Self>) -> Outcome {
         let Some(last) = failures.pop() else { return Ok(DONE) };
         failures.iter().for_each(|failure| _ = failure.report());
         Err(last)
     }
 
-    /// Tells it on stderr, and gives the exit status.
+    /// Reports it on stderr, and returns the exit status.
     pub(crate) fn report(&self) -> u8 {
         let (status, text) = match self {
-            // Whoever reads the output has had enough.
+            // The reader of the output has closed it, as `head` does when it has enough.
             Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => return DONE,
             Self::Output(error) => (UNUSABLE, format!("the output cannot be written: {error}")),
             Self::Negative(text) => (NEGATIVE, text.clone()),
@@ -52,7 +52,7 @@ impl Failure {
     }
 }
 
-/// Says something on stderr, which may be closed.
+/// Prints a message on stderr, which may be closed.
 pub(crate) fn complain(text: &str) {
     let _ = io::Write::write_all(&mut io::stderr(), format!("gensync: {text}\n").as_bytes());
 }
@@ -88,16 +88,16 @@ pub(crate) fn explain(error: &Error) -> String {
         ErrorKind::NotFound => {
             let Some(path) = error.path() else { return text };
             let shown = crate::printable::printable(path.as_os_str().as_encoded_bytes());
-            // Whatever is not there: the table may be the least of it.
+            // Name the topmost folder that is missing, not the table alone.
             let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
             if let Some(missing) = folder.and_then(|folder| folder.ancestors().filter(|one| !one.exists()).last()) {
                 let missing = crate::printable::printable(missing.as_os_str().as_encoded_bytes());
                 text = format!("{shown}: no such table, as the folder {missing} does not exist");
-                "make the folder, as the user whose processes are to use the table; or see that --table, --app or \
+                "make the folder, as the user that the processes run as; or check that --table, --app or \
                  GENSYNC_TABLE names the right one (--app also depends on XDG_RUNTIME_DIR)"
             } else {
                 text = format!("{shown}: no such table");
-                "`gensync create KEY` makes one; but if processes use one, see that --table, --app or GENSYNC_TABLE names \
+                "`gensync create KEY` makes one; but if processes use one, check that --table, --app or GENSYNC_TABLE names \
                  theirs (--app also depends on XDG_RUNTIME_DIR)"
             }
         }
@@ -107,7 +107,7 @@ pub(crate) fn explain(error: &Error) -> String {
             &format!("here, --allow-file-system={magic:#x} accepts it")
         }
         ErrorKind::Retired => {
-            "`gensync doctor` tells more; any command that writes, such as `gensync create KEY`, replaces it"
+            "`gensync doctor` says more; any command that writes, such as `gensync create KEY`, replaces it"
         }
         ErrorKind::Locked { .. } => "`gensync doctor` names the processes, if it may see them",
         _ => return text,

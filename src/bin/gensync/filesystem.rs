@@ -1,4 +1,4 @@
-//! What the system says of a table's file and of where it is.
+//! What the system reports about a table's file and the place that it is in.
 
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt as _;

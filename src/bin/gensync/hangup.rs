@@ -1,7 +1,7 @@
-//! The end of who listens: a pipe whose reader is gone, a terminal that was closed.
+//! The end of the listener: the reader of a pipe is gone, or a terminal was closed.
 //!
-//! A command that waits writes nothing for hours, and would not find out by writing. So a thread asks the kernel, which tells
-//! without anything being written.
+//! A command that waits writes nothing for hours, so a failing write would not show it in time. Therefore a thread polls the
+//! descriptor, and the kernel reports the hangup without a write.
 
 use std::io;
 use std::os::fd::AsFd as _;
@@ -10,12 +10,12 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-/// Held while something is done that is to be completed first.
+/// Held during work that must be completed before the process may end.
 static BUSY: Mutex<()> = Mutex::new(());
 
-/// From now on, the process ends with `status` when standard output has nobody at its other end.
+/// From now on, the process ends with `status` when the other end of standard output is gone.
 pub(crate) fn end_with_the_listener(status: u8) {
-    // Without a thread, it is as it would be without this: found out by writing.
+    // If no thread can be started, the next write finds out.
     let _ = std::thread::Builder::new().name("hangup".to_owned()).spawn(move || {
         let out = io::stdout();
         let mut descriptors = [PollFd::new(out.as_fd(), PollFlags::empty())];
@@ -36,7 +36,7 @@ pub(crate) fn end_with_the_listener(status: u8) {
     });
 }
 
-/// While this is kept, the process goes on.
+/// While this guard is held, a hangup does not end the process.
 pub(crate) fn busy() -> MutexGuard<'static, ()> {
     BUSY.lock().unwrap_or_else(PoisonError::into_inner)
 }

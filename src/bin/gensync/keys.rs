@@ -1,4 +1,4 @@
-//! Which keys are meant.
+//! Which keys the command line means.
 
 use std::cmp::Ordering;
 
@@ -12,14 +12,14 @@ use crate::failure::{Failure, Outcome};
 use crate::printable::printable;
 use crate::time::{local, rough};
 
-/// How keys are made.
+/// How keys are made from the command line.
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Keys")]
 pub(crate) struct KeyOptions {
     /// A part of the key, instead of KEY: once for each part
     #[arg(long, value_name = "PART", allow_hyphen_values = true)]
     part: Vec<String>,
-    /// Take KEY to the letter: it is not normalized, and no glob
+    /// Take KEY literally: it is not normalized, and is not a glob
     #[arg(long, conflicts_with_all = ["part", "domain", "site_root"])]
     raw: bool,
     /// Put the site's domain in front of the key, as its processes do
@@ -92,7 +92,7 @@ pub(crate) struct Selection {
 /// Keys by their digests.
 #[derive(Args, Debug)]
 pub(crate) struct Digests {
-    /// The key with this digest, as `gensync ls --json` tells it: also if its label is cut or is no text
+    /// The key with this digest, as `gensync ls --json` prints it, also if its label is cut or is not text
     #[arg(long, value_name = "HEX", value_parser = parse_digest, help_heading = "Keys")]
     pub(crate) digest: Vec<u128>,
 }
@@ -104,7 +104,7 @@ fn parse_digest(text: &str) -> Result<u128, String> {
         .ok_or_else(|| "expected the 32 hexadecimal digits of \"digest\" in `gensync ls --json`".to_owned())
 }
 
-/// What chooses several keys at once, or one of which no more than that is known.
+/// What chooses several keys at once, or one key of which only the digest is known.
 #[derive(Clone, Debug)]
 pub(crate) enum Choice {
     All,
@@ -130,7 +130,7 @@ impl Choice {
         }
     }
 
-    /// What is said if there is no such key; `None` if that is nothing to be said.
+    /// The failure to report if no key matches; `None` if that is no failure.
     pub(crate) fn nothing(&self, table: &Table) -> Option<Failure> {
         let what = match self {
             Self::All => return None,
@@ -149,12 +149,12 @@ impl Selection {
         self.options.keys(self.texts.iter().filter(|text| !self.options.is_glob(text))).map(each_once)
     }
 
-    /// What else chooses keys.
+    /// The globs, digests and `--all` that choose further keys.
     pub(crate) fn choices(&self) -> Outcome<Vec<Choice>> {
         let texts = self.texts.iter().filter(|text| self.options.is_glob(text));
         let globs = texts.map(|text| {
             Pattern::new(text).map(Choice::Glob).map_err(|error| {
-                Failure::Usage(format!("'{text}' is no glob: {error}; with --raw or --part it is taken for a key"))
+                Failure::Usage(format!("'{text}' is not a glob: {error}; with --raw or --part it is taken for a key"))
             })
         });
         let digests = self.digests.digest.iter().map(|digest| Ok(Choice::Digest(*digest)));
@@ -167,7 +167,7 @@ fn each_once(keys: Vec<CacheKey>) -> Vec<CacheKey> {
     keys.into_iter().filter(|key| seen.insert(key.as_str().to_owned())).collect()
 }
 
-/// What is said of a key that no process has attached to.
+/// The failure to report for a key that no process has attached to.
 pub(crate) fn no_such_key(table: &Table, key: &str) -> Failure {
     let key = printable(key.as_bytes());
     Failure::Negative(format!(
@@ -177,7 +177,7 @@ pub(crate) fn no_such_key(table: &Table, key: &str) -> Failure {
     ))
 }
 
-/// What tells a key that went with a reset from one that never was.
+/// Advice that distinguishes a key that went with a reset from one that never existed.
 pub(crate) fn anew(table: &Table) -> String {
     let info = table.info();
     if info.floor == 0 {
@@ -198,19 +198,21 @@ pub(crate) fn chosen(table: &Table, glob: Option<&Pattern>) -> impl Iterator<Ite
     table.slots().filter(move |slot| glob.is_none_or(|glob| matches(glob, slot)))
 }
 
-/// The order of the labels; of those that begin alike, always the same.
+/// The order of the labels. Keys with equal labels are ordered by digest, so that the order is always the same.
 pub(crate) fn by_label(one: &SlotInfo, other: &SlotInfo) -> Ordering {
     one.label_bytes().cmp(other.label_bytes()).then_with(|| one.digest().cmp(&other.digest()))
 }
 
-/// Whether a key whose label is cut may match for all that is known: then it is announced rather once too often than not at all.
+/// Whether a key with a cut label may match, as far as its label shows. If it may, the key is announced: once too often is safe,
+/// not at all is not.
 fn may_match(glob: &Pattern, slot: &SlotInfo) -> bool {
     let bytes = slot.label_bytes();
-    // It may be cut within a character.
+    // The label may be cut within a character.
     let label =
         str::from_utf8(bytes).or_else(|error| str::from_utf8(&bytes[..error.valid_up_to()])).unwrap_or_default();
     let text = glob.as_str();
-    // If the glob's beginning takes all of the label, the rest can take the rest of the key. What ends within a class is no glob.
+    // If a beginning of the glob matches the whole label, the rest of it can match the rest of the key. A beginning that ends
+    // within a class is not a glob.
     text.char_indices().any(|(at, _)| Pattern::new(&text[..at]).is_ok_and(|beginning| beginning.matches(label)))
 }
 

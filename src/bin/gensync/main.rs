@@ -1,4 +1,4 @@
-//! `gensync`, the operator's tool: looks at tables of generations, and changes them, from a terminal or a script.
+//! `gensync`, the operator's tool: shows tables of generations, and changes them, from a terminal or a script.
 
 mod arguments;
 mod child;
@@ -32,7 +32,7 @@ fn main() -> ExitCode {
     }
     let arguments = Arguments::try_parse().unwrap_or_else(|error| {
         let _ = error.print();
-        // For `exec`, 2 is a status of its command's.
+        // For `exec`, 2 may be the status of its command.
         let is_refusal = error.use_stderr() && arguments::is_exec(std::env::args_os());
         std::process::exit(if is_refusal { EXEC_FAILED.into() } else { error.exit_code() })
     });

@@ -1,4 +1,4 @@
-//! What is said while something takes long, so that silence does not look like a hang.
+//! A message while something takes long, so that silence does not look like a hang.
 
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use crate::failure::complain;
 
-/// What takes less is not worth a word.
+/// What takes less time than this needs no message.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// How long the library waits for others, at most, with the options of this tool: the default of `TableOptions::pending_limit`.
+/// How long the library waits for other processes at most, with this tool's options: the default
+/// of `TableOptions::pending_limit`.
 pub(crate) const LIMIT: &str = "30 s";
 
-/// Runs `action`; says `text` on stderr if it has not ended after a second.
+/// Runs `action`; prints `text` on stderr if it has not ended after a second.
 pub(crate) fn while_waiting<R>(text: impl FnOnce() -> String + Send, action: impl FnOnce() -> R) -> R {
     thread::scope(|scope| {
         let (end, ended) = channel::<()>();

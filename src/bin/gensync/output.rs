@@ -1,6 +1,6 @@
 //! What is printed: text for people, aligned and coloured on a terminal; JSON, one object a line, for programs.
 //!
-//! Keys come from other processes. Whatever is in them, nothing but printable characters gets to a terminal.
+//! Keys come from other processes. Whatever they contain, only printable characters reach a terminal.
 
 use std::fmt::Write as _;
 use std::io::{self, BufWriter, IsTerminal as _, Stdout, Write as _};
@@ -64,7 +64,7 @@ impl Output {
         if self.colour && style != PLAIN { format!("{style}{text}{style:#}") } else { text.to_owned() }
     }
 
-    /// Prints cells in columns, under a heading. The rows are made twice, so that they need not be kept.
+    /// Prints cells in columns, under a heading. The rows are made twice, once for the widths, so that they need not be kept.
     pub(crate) fn table(&mut self, columns: &[Column], rows: impl Iterator<Item = Vec<Cell>> + Clone) -> Outcome<()> {
         let mut widths: Vec<_> = columns.iter().map(|column| column.name.len()).collect();
         for row in rows.clone() {
@@ -84,7 +84,7 @@ impl Output {
         self.row(columns, widths, &heading)
     }
 
-    /// Prints cells in columns of these widths; what is wider moves the rest of its line.
+    /// Prints cells in columns of these widths; a wider cell moves the rest of its line to the right.
     pub(crate) fn row(&mut self, columns: &[Column], widths: &[usize], row: &[Cell]) -> Outcome<()> {
         let mut line = String::new();
         for (i, (cell, column)) in row.iter().zip(columns).enumerate() {
@@ -101,7 +101,7 @@ impl Output {
         self.line(&line)
     }
 
-    /// Where all of this goes.
+    /// The stream that all of this is written to.
     pub(crate) fn writer(&mut self) -> &mut impl io::Write {
         &mut self.out
     }
@@ -146,7 +146,7 @@ impl Cell {
     }
 }
 
-/// JSON that a terminal prints as it is. Only within its strings are there characters that must be escaped.
+/// JSON that a terminal prints as it is. The characters that must be escaped occur only within its strings.
 fn ascii_or_printable(json: &str) -> String {
     if json.is_ascii() && !json.contains('\u{7f}') {
         return json.to_owned();

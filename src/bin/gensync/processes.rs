@@ -1,7 +1,7 @@
 //! Which processes have a table mapped, from /proc; and `ps`.
 //!
-//! Another process may have mapped the table itself; a file that was deleted from its path; or, in a mount namespace of its
-//! own, another file at the same path.
+//! Another process may have mapped the table itself, a file that was deleted from the table's path, or, in a mount namespace of
+//! its own, another file at the same path.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -29,11 +29,11 @@ pub(crate) enum Mapped {
     Table,
     /// A file that had the table's path before it was deleted or replaced, and was not retired.
     Deleted,
-    /// The same, and whether it was retired cannot be told.
-    Untold,
-    /// What a `reset` or `rm` has left: the process moves on when it next checks a key, and misses nothing if it never does.
+    /// A deleted file, of which this process cannot find out whether it was retired.
+    Unknown,
+    /// A table that a `reset` or `rm` has retired: the process moves on when it next checks a key, and misses nothing until then.
     Retired,
-    /// Another file that is called so, where that process looks.
+    /// Another file at the table's path, as that process sees the path.
     Elsewhere,
 }
 
@@ -42,7 +42,7 @@ impl Mapped {
         match self {
             Self::Table => "mapped",
             Self::Deleted => "(deleted)",
-            Self::Untold => "(deleted?)",
+            Self::Unknown => "(deleted?)",
             Self::Retired => "(reset)",
             Self::Elsewhere => "(another file)",
         }
@@ -59,7 +59,7 @@ pub(crate) struct Process {
     pub(crate) mapped: Mapped,
 }
 
-/// Where a table's header has its state, which the file format fixes, and the state of one that was retired.
+/// The offset of the state in a table's header, which the file format fixes, and the state of a retired table.
 const STATE: usize = 144;
 const HEADER: usize = STATE + 4;
 const RETIRED: u8 = 3;
@@ -67,12 +67,12 @@ const RETIRED: u8 = 3;
 #[derive(Debug, Default)]
 pub(crate) struct Scan {
     pub(crate) processes: Vec<Process>,
-    /// How many processes did not let themselves be looked at.
+    /// How many processes could not be inspected.
     pub(crate) hidden: usize,
-    /// Whether those are the machinery's own, such as a sandbox's, as this process may look at all that may do no more than
-    /// itself.
+    /// Whether this process may inspect every process that has no more privileges than itself. The hidden ones then belong to
+    /// the machinery, such as that of a sandbox.
     pub(crate) may_look: bool,
-    /// Why there may be processes that are not even counted.
+    /// Why there may be processes that are not even counted as hidden.
     pub(crate) blind: Option<Blind>,
 }
 
@@ -81,7 +81,7 @@ impl Scan {
         self.processes.iter().filter(|process| mapped.contains(&process.mapped)).count()
     }
 
-    /// How many processes have the table, or had it, as far as that can be told.
+    /// How many processes have the table mapped, or had it, as far as this process can see.
     pub(crate) fn text(&self) -> String {
         match (self.processes.len(), self.is_complete()) {
             (count, true) => count.to_string(),
@@ -90,7 +90,7 @@ impl Scan {
         }
     }
 
-    /// Whether every process was looked at.
+    /// Whether every process was inspected.
     pub(crate) fn is_complete(&self) -> bool {
         self.blind.is_none() && (self.hidden == 0 || self.may_look)
     }
@@ -99,9 +99,9 @@ impl Scan {
 /// Why processes cannot be seen.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Blind {
-    /// Nothing can be seen.
+    /// No process can be seen.
     NoProc,
-    /// Those of other users cannot, as /proc is mounted with this option.
+    /// Processes of other users cannot be seen, as /proc is mounted with this option.
     Hidden(String),
 }
 
@@ -110,12 +110,12 @@ impl Blind {
     pub(crate) fn text(&self) -> (String, &'static str) {
         match self {
             Self::NoProc => (
-                "which processes have the table mapped cannot be told: there is no /proc here".to_owned(),
+                "which processes have the table mapped is unknown: there is no /proc here".to_owned(),
                 "mount /proc, or run this where it is mounted",
             ),
             Self::Hidden(option) => (
                 format!(
-                    "which processes have the table mapped cannot be told: /proc is mounted with {option}, so that those of \
+                    "which processes have the table mapped is unknown: /proc is mounted with {option}, so that those of \
                      other users are not seen"
                 ),
                 "run this as root, or in the group that the mount option gid= of /proc names",
@@ -123,7 +123,7 @@ impl Blind {
         }
     }
 
-    /// What keeps this process from seeing that others exist.
+    /// What prevents this process from seeing that other processes exist.
     fn find(may_look: bool) -> Option<Self> {
         if fs::read_link("/proc/self").is_err() {
             return Some(Self::NoProc);
@@ -155,13 +155,13 @@ struct Name {
     inode: Vec<u8>,
 }
 
-/// All processes but this one that have `table` mapped.
+/// All processes that have `table` mapped, except this one.
 pub(crate) fn scan(table: &Table) -> Scan {
     let Some(path) = table.path().map(real) else { return Scan::default() };
     scan_for(&path, own_name(&path))
 }
 
-/// All processes that have mapped what used to be at `path`, where nothing is now.
+/// All processes that have mapped a file that used to be at `path`, where there is none now.
 pub(crate) fn scan_path(path: &Path) -> Scan {
     scan_for(&real(path), None)
 }
@@ -176,7 +176,7 @@ fn real(path: &Path) -> PathBuf {
     }
 }
 
-/// The file's name in this process's own maps, where the table is mapped, too.
+/// The file's name as this process's own maps have it, as the table is mapped here, too.
 fn own_name(path: &Path) -> Option<Name> {
     let maps = fs::read("/proc/self/maps").unwrap_or_default();
     let own = lines(&maps).find(|line| line.path == escaped(path)).map(|line| line.name);
@@ -207,7 +207,7 @@ fn lines(maps: &[u8]) -> impl Iterator<Item = Line<'_>> {
     })
 }
 
-/// A path as maps have it.
+/// A path as /proc/PID/maps has it.
 fn escaped(path: &Path) -> Vec<u8> {
     let bytes = path.as_os_str().as_bytes();
     bytes.iter().flat_map(|byte| if *byte == b'\n' { br"\012".to_vec() } else { vec![*byte] }).collect()
@@ -245,7 +245,7 @@ fn scan_for(path: &Path, own: Option<Name>) -> Scan {
     scan
 }
 
-/// Whether this process may look at others, whoever's they are: root may, but in a container, as a rule, may not.
+/// Whether this process may inspect processes of every user. Root may, but usually not in a container.
 fn may_look() -> bool {
     const CAP_SYS_PTRACE: u32 = 19;
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
@@ -253,11 +253,11 @@ fn may_look() -> bool {
     set.is_some_and(|set| set & (1 << CAP_SYS_PTRACE) != 0)
 }
 
-/// What a process has that has mapped a file which was deleted: its header tells whether it was retired before.
+/// What a process with a deleted file has mapped: the file's header says whether it was retired before.
 fn of_deleted(folder: &Path, line: &Line<'_>) -> Mapped {
     let is_retired = |file: PathBuf| {
         let inode = String::from_utf8_lossy(&line.name.inode);
-        // Looked at before it is opened, as opening alone does things to devices and pipes.
+        // Checked before it is opened, as opening alone has effects on devices and pipes.
         let is_it = |metadata: Metadata| metadata.is_file() && metadata.ino().to_string() == inode;
         fs::metadata(&file).ok().filter(|metadata| is_it(metadata.clone()))?;
         let file = File::options().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(file).ok()?;
@@ -270,26 +270,26 @@ fn of_deleted(folder: &Path, line: &Line<'_>) -> Mapped {
     };
     let mapped = folder.join("map_files").join(OsStr::from_bytes(line.addresses));
     let answer = is_retired(mapped).or_else(|| {
-        // Only the privileged may open what is mapped; but what is open, whoever may look at the process.
+        // Only a privileged process may open `map_files`. Every process that may inspect that one may open its `fd`.
         let entries = fs::read_dir(folder.join("fd")).into_iter().flatten().flatten();
         entries.map(|entry| entry.path()).find_map(is_retired)
     });
     match answer {
         Some(true) => Mapped::Retired,
         Some(false) => Mapped::Deleted,
-        None => Mapped::Untold,
+        None => Mapped::Unknown,
     }
 }
 
-/// The processes that hold locks on parts of `file`, which are those with an update in flight; the command of a `gensync exec`
-/// does without having the table mapped.
+/// The processes that hold locks on parts of `file`, which are those with an update in flight. The command of a `gensync exec`
+/// holds one without having the table mapped.
 pub(crate) fn holders(file: &Metadata) -> Vec<String> {
     let (major, minor) = (nix::sys::stat::major(file.dev()), nix::sys::stat::minor(file.dev()));
     let name = format!(" {major:02x}:{minor:02x}:{} ", file.ino());
     let holds = |folder: &Path| {
         let descriptors = fs::read_dir(folder.join("fdinfo")).into_iter().flatten().flatten();
         descriptors.filter_map(|entry| fs::read_to_string(entry.path()).ok()).any(|text| {
-            // On the boot id, whoever has the table open has one.
+            // Every process that has the table open holds the lock on bytes 128 to 143, the boot id, which is no update's.
             let is_of_update =
                 |line: &str| line.contains("OFDLCK") && line.contains(&name) && !line.ends_with(" 128 143");
             text.lines().any(|line| line.starts_with("lock:") && is_of_update(line))
@@ -339,7 +339,7 @@ fn start_of(folder: &Path) -> Option<SystemTime> {
 }
 
 pub(crate) fn ps(target: &Target, output: &mut Output) -> Outcome {
-    // Also of a table that is gone, there may be processes that have not noticed.
+    // Even if the table is gone, there may be processes that have not noticed it.
     let scan = match target.inspect() {
         Ok(table) => scan(&table),
         Err(failure @ (Failure::Usage(_) | Failure::Output(_))) => return Err(failure),
@@ -358,9 +358,9 @@ pub(crate) fn ps(target: &Target, output: &mut Output) -> Outcome {
                 "user": process.user,
                 "command": process.command,
                 "since": process.since.map(seconds),
-                "deleted": matches!(process.mapped, Mapped::Deleted | Mapped::Untold | Mapped::Retired),
+                "deleted": matches!(process.mapped, Mapped::Deleted | Mapped::Unknown | Mapped::Retired),
                 "retired": match process.mapped {
-                    Mapped::Untold => None,
+                    Mapped::Unknown => None,
                     mapped => Some(mapped == Mapped::Retired),
                 },
                 "elsewhere": process.mapped == Mapped::Elsewhere,
@@ -384,7 +384,7 @@ pub(crate) fn ps(target: &Target, output: &mut Output) -> Outcome {
     }
     if !scan.is_complete() {
         complain(&format!(
-            "the processes of other users, {} in number, cannot be looked at; root sees all (in a container, with CAP_SYS_PTRACE)",
+            "the processes of other users, {} in number, cannot be inspected; root sees all (in a container, with CAP_SYS_PTRACE)",
             scan.hidden
         ));
     }
@@ -394,7 +394,7 @@ pub(crate) fn ps(target: &Target, output: &mut Output) -> Outcome {
 fn row(process: &Process) -> Vec<Cell> {
     let style = match process.mapped {
         Mapped::Table | Mapped::Retired => PLAIN,
-        Mapped::Deleted | Mapped::Untold => BAD,
+        Mapped::Deleted | Mapped::Unknown => BAD,
         Mapped::Elsewhere => ATTENTION,
     };
     let since = process.since.map_or_else(|| "?".to_owned(), local);

@@ -27,12 +27,12 @@ pub(crate) fn rough(duration: Duration) -> String {
     }
 }
 
-/// The time on the wall here, to the second.
+/// The local time, to the second.
 pub(crate) fn local(time: SystemTime) -> String {
     format(time, "%F %T")
 }
 
-/// The time on the wall here, to the millisecond, with the offset of the time zone.
+/// The local time, to the millisecond, with the offset of the time zone.
 pub(crate) fn precise(time: SystemTime) -> String {
     format(time, "%FT%T%.3f%:z")
 }

@@ -1,7 +1,7 @@
 //! `bench`: what gensync costs on this machine, beside the bare atomics that it is made of.
 //!
-//! The table is one of its own. Processes of this same program contend for its keys and wait for them; the bare atomics and
-//! futexes are contended for by threads, as caches and the kernel see no difference.
+//! The table is a temporary one. Processes of this same program contend for its keys and wait for them. Threads contend for the
+//! bare atomics and futexes, as it makes no difference to caches and the kernel.
 
 mod bare;
 
@@ -21,12 +21,12 @@ use crate::child::this_program;
 use crate::failure::{DONE, Failure, Outcome};
 use crate::output::{FAINT, GOOD, HEADING, Output};
 
-/// Operations between two looks at the clock.
+/// Operations between two readings of the clock.
 const BATCH: u32 = 10_000;
-/// The time from one waking to the next, in which the one who is woken falls asleep again.
+/// The time from one wakeup to the next, in which the waiter falls asleep again.
 const REST: Duration = Duration::from_millis(2);
 
-/// What was measured, for gensync and for the bare thing.
+/// What was measured, for gensync and for the bare atomic or futex.
 struct Measured {
     name: String,
     unit: &'static str,
@@ -122,9 +122,9 @@ fn contention(path: &Path, processes: u64, is_shared: bool, slice: Duration) -> 
     for worker in &mut workers {
         ours += worker.number()?;
     }
-    let whose = if is_shared { "one key" } else { "a key each" };
+    let keys = if is_shared { "one key" } else { "a key each" };
     Ok(Measured {
-        name: format!("contention: {processes} processes mark {whose}"),
+        name: format!("contention: {processes} processes mark {keys}"),
         unit: "million/s",
         ours,
         bare: bare::contention(slice, processes, is_shared),
@@ -148,7 +148,7 @@ impl Worker {
         let mut process = start().map_err(|error| Failure::Unusable(format!("no process can be started: {error}")))?;
         let (input, output) = (process.stdin.take().expect("a pipe"), process.stdout.take().expect("a pipe"));
         let mut worker = Self { process, input, output: BufReader::new(output) };
-        // It is ready.
+        // Its first number says that it is ready.
         worker.number()?;
         Ok(worker)
     }
@@ -171,7 +171,7 @@ impl Drop for Worker {
     }
 }
 
-/// One of several processes; told what to do by the one that started it.
+/// One of several worker processes. The process that started it says what to do by the arguments.
 pub(crate) fn worker(options: &BenchWorker) -> Outcome {
     let _ = nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL);
     let table = Table::options().create(false).open(&options.path)?;

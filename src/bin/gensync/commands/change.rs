@@ -18,7 +18,7 @@ use crate::printable::printable;
 use crate::processes::{holders, name_of};
 use crate::target::Target;
 
-/// Of a new table, unless the command line says otherwise.
+/// Mode and capacity of a new table, unless the command line gives others.
 const MODE: u32 = 0o600;
 const CAPACITY: u64 = 1024;
 
@@ -26,7 +26,7 @@ pub(crate) fn mark(target: &Target, options: &Mark, output: &mut Output) -> Outc
     change(target, &options.selection, options.create, output)
 }
 
-/// The same as `mark`: this process has no state that it could keep.
+/// The same as `mark`: the two differ in what the calling process keeps of its own state, and this process has none.
 pub(crate) fn clear(target: &Target, options: &Clear, output: &mut Output) -> Outcome {
     change(target, &options.selection, options.create, output)
 }
@@ -51,8 +51,8 @@ fn change(target: &Target, selection: &Selection, create: bool, output: &mut Out
         }
         changed.append(&mut matching);
     }
-    // Whether it can be told or not, everything has been done by now.
-    changed.iter().try_for_each(|slot| tell(slot, output))?;
+    // Everything is announced before the first line is printed, so that a failing output leaves nothing undone.
+    changed.iter().try_for_each(|slot| print(slot, output))?;
     output.flush()?;
     Failure::all(failures)
 }
@@ -61,12 +61,12 @@ fn change(target: &Target, selection: &Selection, create: bool, output: &mut Out
 pub(crate) fn mark_key(table: &Table, key: &CacheKey) -> Outcome<Option<SlotInfo>> {
     let sync = GenerationSynchronizer::new(table, key)?;
     sync.mark_updated()?;
-    // The check ends updates whose makers are dead.
+    // The check ends updates that dead processes have left pending.
     let _ = sync.is_expired();
     Ok(table.slot(key)?)
 }
 
-fn tell(slot: &SlotInfo, output: &mut Output) -> Outcome<()> {
+fn print(slot: &SlotInfo, output: &mut Output) -> Outcome<()> {
     match output.is_json() {
         true => output.object(&object(slot)),
         false => output.line(&format!("{}  {}", label(slot), slot.generation())),
@@ -82,21 +82,21 @@ pub(crate) fn create(target: &Target, options: &Create, output: &mut Output) -> 
     {
         let shown = printable(path.as_os_str().as_encoded_bytes());
         let (found, owner) = (metadata.mode() & 0o7777, metadata.uid());
-        let whose = if owner == Uid::effective().as_raw() {
+        let belongs = if owner == Uid::effective().as_raw() {
             String::new()
         } else {
             format!(" and belongs to {}", name_of(owner))
         };
         if options.mode.is_some_and(|mode| mode != found) {
             return Err(Failure::Unusable(format!(
-                "{shown}: the table was there already: its mode is {found:04o}{whose}, expected mode {mode:04o}; no key was \
-                 created\n  --mode is for a new table: leave it away to use this one as it is, or have its owner change the mode \
-                 (chmod) if no stranger has written to it"
+                "{shown}: the table was there already: its mode is {found:04o}{belongs}, expected mode {mode:04o}; no key was \
+                 created\n  --mode is for a new table: omit it to use this one as it is, or have its owner change the mode \
+                 (chmod) if no other user has written to it"
             )));
         }
-        if !whose.is_empty() {
+        if !belongs.is_empty() {
             complain(&format!(
-                "{shown}: the table was there already: its mode is {found:04o}{whose}; whoever may write to it can forge generations"
+                "{shown}: the table was there already: its mode is {found:04o}{belongs}; any user that may write to it can forge generations"
             ));
         }
         if is_mount_point(path) {
@@ -114,17 +114,17 @@ pub(crate) fn create(target: &Target, options: &Create, output: &mut Output) -> 
     }
     for key in &keys {
         GenerationSynchronizer::new(&table, key)?;
-        table.slot(key)?.iter().try_for_each(|slot| tell(slot, output))?;
+        table.slot(key)?.iter().try_for_each(|slot| print(slot, output))?;
     }
     Ok(DONE)
 }
 
-/// What a command that announces something may have to wait for.
+/// The message of a command that announces something, while it waits for a reset.
 pub(crate) fn reset_in_the_way() -> String {
     format!("waiting for a reset of the table to end, for {LIMIT} at most")
 }
 
-/// What the end of a table may have to wait for.
+/// The message of `reset` and `rm`, while they wait for updates in flight.
 fn updates_in_the_way(path: &Path) -> String {
     let holders = std::fs::metadata(path).map(|metadata| holders(&metadata)).unwrap_or_default();
     let own = format!("{} (", std::process::id());
@@ -142,7 +142,7 @@ pub(crate) fn reset(target: &Target, options: &Confirmed, output: &mut Output) -
     let result = while_waiting(|| updates_in_the_way(&file), || table.reset());
     let (incarnation, by) = match result {
         Ok(()) => (table.info().incarnation, ""),
-        // Somebody else's reset, which ended after this one had begun, has done all that was asked for.
+        // Another process's reset that ended after this one had begun has done all that was asked for.
         Err(error) => match target.read().map(|table| table.info()) {
             Ok(info) if info.incarnation != before && info.state == TableState::Live => {
                 (info.incarnation, ": another process has finished the reset")

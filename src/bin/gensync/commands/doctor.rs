@@ -1,4 +1,4 @@
-//! `doctor`: everything that goes wrong in practice, each with what to do.
+//! `doctor`: checks for everything that goes wrong in practice, each with advice.
 
 mod replaceable;
 mod surroundings;
@@ -32,10 +32,10 @@ struct Finding {
     advice: Option<String>,
 }
 
-/// So many names, no more.
+/// How many names are listed at most.
 const NAMED: usize = 10;
 
-/// The first few of what may be a million.
+/// The first few of names that may be a million, and the number of the others.
 fn few(names: impl IntoIterator<Item = String>) -> String {
     let mut names = names.into_iter();
     let first: Vec<_> = names.by_ref().take(NAMED).collect();
@@ -62,10 +62,10 @@ impl Finding {
 pub(crate) fn doctor(target: &Target, output: &mut Output) -> Outcome {
     let path = match target.path() {
         Ok(path) => path,
-        // The folder that --app leads to is not as it should be.
+        // The folder that --app leads to cannot be used safely.
         Err(Failure::Table(error)) if !matches!(error.kind(), ErrorKind::InvalidInput { .. }) => {
             let found = printable(error.to_string().as_bytes());
-            let advice = "in a folder of somebody else's, others could forge generations";
+            let advice = "in a folder of another user, others could forge generations";
             return report(&[Finding::problem("folder", found, advice)], output);
         }
         Err(failure) => return Err(failure),
@@ -99,7 +99,7 @@ fn processes(scan: &Scan) -> Vec<Finding> {
         let names = scan.processes.iter().filter(|process| process.mapped == mapped);
         names.map(|process| format!("{} ({}, {})", process.pid, process.user, process.command)).collect::<Vec<_>>()
     };
-    let (deleted, untold) = (named(Mapped::Deleted), named(Mapped::Untold));
+    let (deleted, unknown) = (named(Mapped::Deleted), named(Mapped::Unknown));
     let (retired, elsewhere) = (named(Mapped::Retired), named(Mapped::Elsewhere));
     let mut findings = Vec::new();
     if !deleted.is_empty() {
@@ -110,18 +110,18 @@ fn processes(scan: &Scan) -> Vec<Finding> {
                 deleted.join("; ")
             ),
             "they and the users of the file that is here now do not hear of each other: each moves on within about a second once \
-             it checks a key; restart those that stay. Find out who deletes the file (a unit's RuntimeDirectory, RemoveIPC, \
+             it checks a key; restart those that stay. Find out what deletes the file (a unit's RuntimeDirectory, RemoveIPC, \
              tmpfiles), and use `gensync reset` or `gensync rm` rather than deleting it",
         ));
     }
-    if !untold.is_empty() {
+    if !unknown.is_empty() {
         findings.push(Finding::problem(
             CHECK,
             format!(
-                "still have a file mapped that was here before; whether a reset has retired it cannot be told: {}",
-                untold.join("; ")
+                "still have a file mapped that was here before; whether a reset has retired it is unknown: {}",
+                unknown.join("; ")
             ),
-            "run this as root, who can tell; if it was deleted instead, restart those that stay",
+            "run this as root, which can find out; if it was deleted instead, restart those that stay",
         ));
     }
     if !retired.is_empty() {
@@ -147,14 +147,14 @@ fn processes(scan: &Scan) -> Vec<Finding> {
     }
     let mapped = match (scan.count(&[Mapped::Table]), scan.is_complete()) {
         (count, true) => format!("{count} have it mapped"),
-        (0, false) => "which have it mapped cannot be told".to_owned(),
+        (0, false) => "which have it mapped is unknown".to_owned(),
         (count, false) => format!("at least {count} have it mapped"),
     };
     findings.push(match scan.hidden {
         0 => Finding::good(CHECK, mapped),
-        hidden if scan.may_look => Finding::good(CHECK, format!("{mapped}; {hidden} cannot be looked at")),
+        hidden if scan.may_look => Finding::good(CHECK, format!("{mapped}; {hidden} cannot be inspected")),
         hidden => {
-            let found = format!("{mapped}; {hidden} of other users cannot be looked at");
+            let found = format!("{mapped}; {hidden} of other users cannot be inspected");
             Finding::note(CHECK, found, "run this as root to see all; in a container, with CAP_SYS_PTRACE")
         }
     });

@@ -1,15 +1,16 @@
 //! `exec`: a command that changes the source, within an update.
 //!
-//! The kernel tells the others whether the update's maker lives by a lock on a descriptor. The command inherits it, so there
-//! are two makers, and the update is in flight until both have ended. Whatever is killed:
+//! Other processes see by a lock on a descriptor whether the maker of an update lives. The command inherits the descriptor, so
+//! there are two makers, and the update is in flight until both have ended. For each process that may be killed:
 //!
 //! - the command: this process finishes the update;
-//! - this process: the [witness](crate::commands::witness) announces the update at once. The command may still change the source, so
-//!   the update stays in flight: the lock goes with the command, and whoever checks the key next announces it again;
-//! - both, or all: whoever checks the key next announces it.
+//! - this process: the [witness](crate::commands::witness) announces the update at once. The command may still change the
+//!   source, so the update stays in flight: the lock goes with the command, and the process that checks the key next announces it
+//!   again;
+//! - both, or all three: the process that checks the key next announces it.
 //!
-//! A daemon that the command leaves behind has the lock as well, which this process lets go of for all when the command ends.
-//! If this process was killed, the daemon keeps it, and the others load again after their `pending_limit`.
+//! A daemon that the command leaves behind holds the lock as well. When the command ends, this process releases the lock for all
+//! of them. If this process was killed, the daemon keeps it, and the other processes load again after their `pending_limit`.
 
 use std::collections::HashSet;
 use std::process::{Command, ExitStatus};
@@ -33,7 +34,7 @@ use crate::target::Target;
 const CANNOT_RUN: u8 = 126;
 const NO_SUCH_COMMAND: u8 = 127;
 
-/// The status is the command's, or one that says that there is none.
+/// Returns the command's status, or one that says that the command has none.
 pub(crate) fn execute(target: &Target, options: &Exec, output: &mut Output) -> Outcome {
     run(target, options, output).or_else(|failure| {
         failure.report();
@@ -70,14 +71,15 @@ fn run(target: &Target, options: &Exec, output: &mut Output) -> Outcome {
     if options.must_exist {
         Failure::all(missing.into_iter().map(|(_, failure)| failure).collect())?;
     } else {
-        // That nobody uses what a deploy step changes is no reason to leave the step out; that it is misspelt, one to say so.
+        // A deploy step is not left out because no process uses the key that it changes. As the key may be misspelt, say so.
         for (text, _) in missing {
             complain(&format!("{text}; the command is run (--must-exist refuses)"));
         }
     }
     let keys = each(named.clone(), &choices, &table)?;
     let syncs = keys.iter().map(|key| GenerationSynchronizer::new(&table, key)).collect::<Result<Vec<_>, _>>()?;
-    // Kept until the updates are finished; begun before they are, as it is not to inherit their descriptors.
+    // The witness is kept until the updates are finished. It is started before they begin, as it must not inherit their
+    // descriptors: the updates would count as in flight while it lives.
     let _witness = Witness::start(target, &named, &choices)?;
     let updates = while_waiting(reset_in_the_way, || begin(&syncs))?;
     let mut command = Command::new(&options.command[0]);
@@ -94,8 +96,8 @@ fn run(target: &Target, options: &Exec, output: &mut Output) -> Outcome {
     finish(&table, &keys, updates, &choices, status, output)
 }
 
-/// The keys that are named, and those that are chosen, as far as the table has them in full: an update takes the whole key. The
-/// others are announced when the command has ended.
+/// The keys that are named, and the chosen ones that the table has in full, as an update needs the whole key. The other chosen
+/// keys are announced when the command has ended.
 fn each(mut keys: Vec<CacheKey>, choices: &[Choice], table: &Table) -> Outcome<Vec<CacheKey>> {
     let mut seen = HashSet::new();
     for key in &keys {
@@ -107,13 +109,13 @@ fn each(mut keys: Vec<CacheKey>, choices: &[Choice], table: &Table) -> Outcome<V
             continue;
         }
         let key = CacheKey::raw(label);
-        // Of a damaged label, another key would be made.
+        // The label may be damaged, and would then name another key, which must not be created.
         if table.slot(&key)?.is_some_and(|found| found.digest() == slot.digest()) {
             seen.insert(slot.digest());
             keys.push(key);
         }
     }
-    // Each takes a descriptor, and some are needed besides.
+    // Each update takes a descriptor, and the process needs some others.
     if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
         let needed = keys.len() as u64 + 64;
         if soft < needed && needed <= hard {
@@ -123,7 +125,7 @@ fn each(mut keys: Vec<CacheKey>, choices: &[Choice], table: &Table) -> Outcome<V
     Ok(keys)
 }
 
-/// Begins an update of each key, whose descriptors the command is to inherit; or of none.
+/// Begins an update of each key, or of none. The command is to inherit the updates' descriptors.
 fn begin(syncs: &[GenerationSynchronizer]) -> Outcome<Vec<Update<'_>>> {
     let mut updates = Vec::with_capacity(syncs.len());
     for sync in syncs {
@@ -147,7 +149,7 @@ fn begin(syncs: &[GenerationSynchronizer]) -> Outcome<Vec<Update<'_>>> {
     Ok(updates)
 }
 
-/// Announces the updates, and whatever else is chosen by now; gives the command's status.
+/// Announces the updates, and all other keys that are chosen by now; returns the command's status.
 fn finish(
     table: &Table,
     keys: &[CacheKey],
@@ -160,7 +162,7 @@ fn finish(
         complain("how the command ended is not known");
     }
     let status = status_of(status);
-    let (mut announced, mut told, mut digests) = (DONE, Vec::new(), HashSet::new());
+    let (mut announced, mut objects, mut digests) = (DONE, Vec::new(), HashSet::new());
     let mut failed = |error: &gensync::Error| {
         complain(&format!(
             "{}\n  the command has run, but that could not be announced: repeat `gensync mark` until it succeeds",
@@ -172,18 +174,18 @@ fn finish(
         match update.finish() {
             Ok(generation) => {
                 digests.extend(table.slot(key).ok().flatten().map(|slot| slot.digest()));
-                told.push(json!({ "key": key.as_str(), "generation": generation.get(), "status": status }));
+                objects.push(json!({ "key": key.as_str(), "generation": generation.get(), "status": status }));
             }
             Err(error) => failed(&error),
         }
     }
     if !choices.is_empty() {
-        // Those that a process has begun to use while the command ran, with what it loaded then, as well.
+        // Also the keys that a process has begun to use while the command ran: what it loaded then may be stale.
         let is_left = |slot: &gensync::SlotInfo| {
             !digests.contains(&slot.digest()) && choices.iter().any(|choice| choice.matches(slot))
         };
         match table.clear_matching(is_left) {
-            Ok(slots) => told.extend(slots.iter().map(|slot| {
+            Ok(slots) => objects.extend(slots.iter().map(|slot| {
                 let mut object = object(slot);
                 object["status"] = status.into();
                 object
@@ -192,9 +194,9 @@ fn finish(
         }
     }
     if output.is_json() {
-        // The command's status says more than that this could not be told.
-        let told = told.iter().try_for_each(|object| output.object(object)).and_then(|()| output.flush());
-        let _ = told.map_err(|failure| failure.report());
+        // An error of the output is reported, but does not replace the command's status, which is worth more.
+        let printed = objects.iter().try_for_each(|object| output.object(object)).and_then(|()| output.flush());
+        let _ = printed.map_err(|failure| failure.report());
     }
     Ok(if status == DONE { announced } else { status })
 }

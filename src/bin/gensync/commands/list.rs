@@ -10,7 +10,7 @@ use crate::keys::{Choice, by_label, chosen, no_such_key};
 use crate::output::{ATTENTION, BAD, Cell, FAINT, GOOD, Output, label, left, object, right};
 use crate::target::Target;
 
-/// How wide a column is where the list is printed as it is found: most of what there is fits.
+/// The widths of the columns where the list is printed as it is found, so that most cells fit.
 const WIDTHS: [usize; 5] = [40, 16, 12, 7, 7];
 
 pub(crate) fn ls(target: &Target, options: &Ls, output: &mut Output) -> Outcome {
@@ -64,7 +64,7 @@ fn row(slot: &SlotInfo) -> Vec<Cell> {
         count if slot.is_abandoned() => Cell::styled(BAD, format!("{count} abandoned")),
         count => Cell::styled(ATTENTION, count),
     };
-    // Of a damaged key, the number means nothing.
+    // The number of updates of a damaged key means nothing.
     let updates = if slot.is_damaged() { Cell::styled(BAD, "damaged") } else { Cell::new(slot.updates()) };
     vec![Cell::new(label(slot)), Cell::new(slot.generation()), updates, waiters, pending]
 }
@@ -89,7 +89,7 @@ pub(crate) fn get(target: &Target, options: &Get, output: &mut Output) -> Outcom
         if output.is_json() {
             let mut object = object(slot);
             if let Some(key) = key {
-                // The whole of it is known here.
+                // The whole key is known here, as the command line named it.
                 object["key"] = key.as_str().into();
                 object["truncated"] = false.into();
             }

@@ -105,7 +105,7 @@ fn of_table(table: &Table, path: &str, samples: &mut Samples<'_>) -> io::Result<
     let info = table.info();
     let labels = || vec![("table", path.to_owned())];
     let with = |name, value: &str| labels().into_iter().chain([(name, value.to_owned())]).collect::<Labels>();
-    // What is known without a look at all slots comes first, and at once.
+    // The samples that need no scan of all slots come first, and at once.
     let facts = [
         ("incarnation", format!("{:032x}", info.incarnation)),
         ("layout_version", info.layout_version.to_string()),
@@ -117,7 +117,7 @@ fn of_table(table: &Table, path: &str, samples: &mut Samples<'_>) -> io::Result<
     let (stats, scan) = (table.stats(), scan(table));
     let (mut updates, mut pending, mut abandoned, mut awaited, mut damaged) = (0, 0, 0, 0, 0);
     for slot in table.slots() {
-        // Of a damaged key, the number means nothing.
+        // The number of updates of a damaged key means nothing.
         updates += if slot.is_damaged() { 0 } else { slot.updates() };
         pending += u64::from(slot.pending());
         abandoned += u64::from(slot.is_abandoned());
@@ -138,12 +138,12 @@ fn of_table(table: &Table, path: &str, samples: &mut Samples<'_>) -> io::Result<
         seconds(info.created),
     )?;
     gauge("gensync_table_updates_pending", "Updates in flight, or left by killed processes", pending as f64)?;
-    gauge("gensync_table_keys_abandoned", "Keys with a pending update whose maker is dead", abandoned as f64)?;
-    gauge("gensync_table_keys_awaited", "Keys that somebody waits for", awaited as f64)?;
-    gauge("gensync_table_keys_damaged", "Keys whose generation no gensync wrote", damaged as f64)?;
+    gauge("gensync_table_keys_abandoned", "Keys with a pending update of a process that is dead", abandoned as f64)?;
+    gauge("gensync_table_keys_awaited", "Keys that have waiters", awaited as f64)?;
+    gauge("gensync_table_keys_damaged", "Keys with a generation that gensync did not write", damaged as f64)?;
     gauge(
         "gensync_table_processes_visible",
-        "Whether all processes could be looked at: at 0, their numbers are too low, or missing",
+        "Whether all processes could be inspected: at 0, their numbers are too low, or missing",
         f64::from(u8::from(scan.is_complete())),
     )?;
     samples.family(
@@ -163,8 +163,8 @@ fn of_table(table: &Table, path: &str, samples: &mut Samples<'_>) -> io::Result<
     )?;
     let mut count = |file, mapped: &[Mapped]| samples.sample(&with("file", file), scan.count(mapped) as f64);
     count("table", &[Mapped::Table])?;
-    // What cannot be told may be in need of a person.
-    count("deleted", &[Mapped::Deleted, Mapped::Untold])?;
+    // Where it is unknown whether the file was retired, a person may be needed, so it counts as deleted.
+    count("deleted", &[Mapped::Deleted, Mapped::Unknown])?;
     count("reset", &[Mapped::Retired])?;
     count("elsewhere", &[Mapped::Elsewhere])
 }
@@ -184,11 +184,11 @@ fn of_keys(table: &Table, glob: Option<&Pattern>, path: &str, samples: &mut Samp
     })?;
     family("gensync_key_generation", "Generation of the key", false, |slot| Some(slot.generation().get()))?;
     family("gensync_key_updates_pending", "Updates of the key in flight", false, |slot| Some(slot.pending().into()))?;
-    family("gensync_key_awaited", "Whether somebody waits for the key", false, |slot| Some(slot.is_awaited().into()))
+    family("gensync_key_awaited", "Whether the key has waiters", false, |slot| Some(slot.is_awaited().into()))
 }
 
-/// Two slots never have the same labels: what does not show a key in full, or is not where that key is found, as somebody has
-/// written into the file, has its digest and its place beside it.
+/// Two slots never have the same labels. A slot that does not show its key in full, or is not the one where that key is found, as
+/// another program has written into the file, has its digest and its offset as further labels.
 fn labels_of(table: &Table, slot: &SlotInfo, path: &str) -> Labels {
     let key = printable(slot.label_bytes());
     let is_whole = key.as_bytes() == slot.label_bytes() && !slot.is_truncated() && slot.key_length() > 0;
@@ -204,7 +204,7 @@ fn labels_of(table: &Table, slot: &SlotInfo, path: &str) -> Labels {
     [("table", path.to_owned()), ("key", key)].into_iter().chain(further.into_iter().flatten()).collect()
 }
 
-/// Where a text goes that is to be in a file.
+/// Where the text is written to.
 enum Destination {
     /// A regular file, or none yet, which is replaced as a whole.
     Replaced(PathBuf),
@@ -212,19 +212,20 @@ enum Destination {
     Written(File),
 }
 
-/// What to do with `path`, whatever is there. Only a regular file is ever replaced; a link is followed, so that it stays.
+/// Decides what to do with `path`, depending on what is there. Only a regular file is ever replaced; a symbolic link is followed,
+/// so that it stays.
 fn destination(path: &Path) -> io::Result<Destination> {
     let refuse = |text: &str| Err(io::Error::other(text.to_owned()));
     let path = match fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Destination::Replaced(path.to_owned())),
         Err(error) => return Err(error),
         Ok(link) if link.is_symlink() => {
-            // Anybody may have put it into a folder like /tmp. The kernel's rule for such folders, applied to all.
+            // In a folder like /tmp, any user may have made the link. This is the kernel's rule for such folders, applied to all.
             if ![0, Uid::effective().as_raw()].contains(&link.uid()) {
                 return refuse("it is a symbolic link of another user's; name its target");
             }
             let target = fs::metadata(path)?;
-            // This very process's output, which is no file of a name even if there is one.
+            // The file may be the output of this very process, as with /dev/stdout: it is appended to, not replaced.
             let is_own = |number: &str| {
                 fs::metadata(format!("/proc/self/fd/{number}"))
                     .is_ok_and(|own| (own.dev(), own.ino()) == (target.dev(), target.ino()))
@@ -232,7 +233,7 @@ fn destination(path: &Path) -> io::Result<Destination> {
             if target.is_file() && ["1", "2"].into_iter().any(is_own) {
                 return Ok(Destination::Written(File::options().append(true).open(path)?));
             }
-            // A pipe or a terminal has no path that it could be found by, but the link.
+            // A pipe or a terminal has no path except the link.
             if target.is_file() { fs::canonicalize(path)? } else { path.to_owned() }
         }
         Ok(_) => path.to_owned(),
@@ -254,7 +255,7 @@ fn destination(path: &Path) -> io::Result<Destination> {
 }
 
 impl Destination {
-    /// Has `write` write to it, so that a reader of a file finds the old one or the new one, as a whole.
+    /// Has `write` write to it. A reader of a file finds the whole old file or the whole new one.
     fn fill(self, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
         let path = match self {
             Self::Written(file) => {
@@ -268,7 +269,7 @@ impl Destination {
         let mut writer = BufWriter::new(tempfile::NamedTempFile::new_in(&folder)?);
         write(&mut writer)?;
         let file = writer.into_inner().map_err(io::IntoInnerError::into_error)?;
-        // The collector is another user, as a rule.
+        // The collector usually runs as another user.
         file.as_file().set_permissions(Permissions::from_mode(0o644))?;
         file.as_file().sync_all()?;
         file.persist(path)?;

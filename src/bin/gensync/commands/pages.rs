@@ -1,4 +1,4 @@
-//! What shells and `man` are given.
+//! Scripts for shells, and pages for `man`.
 
 use std::path::Path;
 
@@ -32,7 +32,7 @@ The table of \-\-app APP.
 The same, where XDG_RUNTIME_DIR is not set. UID is the effective user.
 "#;
 
-/// What completes keys in zsh. The words are taken from the line itself, as `words` has lost what stands before the command.
+/// Completes keys in zsh. It takes the words from the line itself, as `words` no longer has those before the command.
 const ZSH_KEYS: &str = r#"
 _gensync_keys() {
     local -a line table keys
@@ -57,7 +57,7 @@ pub(crate) fn completions(shell: Shell, output: &mut Output) -> Outcome {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut visible(Arguments::command()), "gensync", &mut script);
     let of_keys = match shell {
-        // Keys are asked of the table that the line names, or GENSYNC_TABLE; lines that cannot name one get none.
+        // Keys are those of the table that the line names, or GENSYNC_TABLE; no keys after `--`, or for commands that take none.
         Shell::Bash => format!(
             r#"
 _gensync_keys() {{
@@ -88,7 +88,7 @@ _gensync_keys() {{
 complete -F _gensync_keys -o nosort -o bashdefault -o default gensync 2>/dev/null || complete -F _gensync_keys gensync
 "#
         ),
-        // Instead of files, as in bash.
+        // Keys take the place of files, as in bash.
         Shell::Zsh => {
             let text = String::from_utf8_lossy(&script);
             let is_of_keys = |line: &&str| line.starts_with("'*::texts -- ") || line.starts_with("'::glob -- ");
@@ -112,7 +112,7 @@ complete -F _gensync_keys -o nosort -o bashdefault -o default gensync 2>/dev/nul
     Ok(DONE)
 }
 
-/// What completes command lines: one a line, nothing of what could end a line.
+/// Prints the keys for completion, one per line; keys with control characters, which could end a line, are left out.
 pub(crate) fn complete(what: Completed, target: &Target, output: &mut Output) -> Outcome {
     let Completed::Keys = what;
     let Ok(table) = target.read() else { return Ok(DONE) };
@@ -127,7 +127,7 @@ pub(crate) fn complete(what: Completed, target: &Target, output: &mut Output) ->
     Ok(DONE)
 }
 
-/// The command without what is hidden, and with the options that are for all.
+/// The command without its hidden parts, and with the global options.
 fn visible(command: clap::Command) -> clap::Command {
     let hidden: Vec<_> = command.get_subcommands().filter(|command| command.is_hide_set()).cloned().collect();
     if hidden.is_empty() {
@@ -148,7 +148,7 @@ fn visible(command: clap::Command) -> clap::Command {
 
 pub(crate) fn man(name: Option<&str>, folder: Option<&Path>, output: &mut Output) -> Outcome {
     let mut command = visible(Arguments::command());
-    // Gives each of its commands the options that are for all.
+    // Gives each subcommand the global options.
     command.build();
     if let Some(folder) = folder {
         std::fs::create_dir_all(folder).map_err(|error| unwritable(folder, &error))?;
@@ -191,7 +191,7 @@ fn page(command: clap::Command) -> Outcome<Vec<u8>> {
         }
         more += ".fi\n";
     }
-    // Before the version, which stands at the end.
+    // They go before the version, which stands at the end.
     match text.find(".SH VERSION") {
         Some(at) => text.insert_str(at, &more),
         None => text += &more,

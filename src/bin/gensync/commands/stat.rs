@@ -79,7 +79,7 @@ pub(crate) fn state(state: TableState) -> &'static str {
     }
 }
 
-/// As the kernel writes it.
+/// The boot id as the kernel writes it.
 fn boot(boot: u128) -> String {
     let hex = format!("{boot:032x}");
     [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]].join("-")

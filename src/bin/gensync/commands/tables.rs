@@ -15,20 +15,20 @@ use crate::printable::printable;
 use crate::processes::scan;
 use crate::target::Target;
 
-/// A folder of that many files is somebody's data.
+/// How many files of a folder are examined. A folder with more of them holds other data.
 const MOST: usize = 10_000;
 
 pub(crate) fn tables(target: &Target, output: &mut Output) -> Outcome {
     let mut rows = Vec::new();
     let mut seen = BTreeSet::new();
     for path in candidates(target) {
-        // One that several processes have a descriptor of is one table.
+        // A table that several processes have a descriptor of is listed once.
         let identity = fs::metadata(&path).map(|metadata| (metadata.dev(), metadata.ino())).ok();
         if identity.is_none_or(|identity| !seen.insert(identity)) {
             continue;
         }
         let options = target.options().read_only(true).accept_retired(true);
-        // What is no table is no business of this.
+        // Files that are not tables are skipped.
         let Ok(table) = options.open(&path) else { continue };
         let state = match table.info().state {
             TableState::Live => "live",
@@ -55,11 +55,11 @@ fn candidates(target: &Target) -> BTreeSet<PathBuf> {
     let mut found = BTreeSet::new();
     found.extend(target.path().ok().and_then(|path| std::path::absolute(path).ok()));
     let shm = Path::new("/dev/shm");
-    look(shm, &mut found);
-    look(&shm.join(format!("gensync-{}", Uid::effective())), &mut found);
+    scan_folder(shm, &mut found);
+    scan_folder(&shm.join(format!("gensync-{}", Uid::effective())), &mut found);
     if let Some(runtime) = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|path| path.is_absolute()) {
-        look(&runtime, &mut found);
-        look(&runtime.join("gensync"), &mut found);
+        scan_folder(&runtime, &mut found);
+        scan_folder(&runtime.join("gensync"), &mut found);
     }
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
         let is_process = entry.file_name().to_str().is_some_and(|name| name.bytes().all(|byte| byte.is_ascii_digit()));
@@ -70,14 +70,14 @@ fn candidates(target: &Target) -> BTreeSet<PathBuf> {
     found
 }
 
-fn look(folder: &Path, found: &mut BTreeSet<PathBuf>) {
+fn scan_folder(folder: &Path, found: &mut BTreeSet<PathBuf>) {
     let files = fs::read_dir(folder).into_iter().flatten().flatten();
     found.extend(
         files.take(MOST).filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_file())).map(|entry| entry.path()),
     );
 }
 
-/// What a process has mapped to share; by name, as most are.
+/// Files that a process has mapped shared: by their paths, and anonymous ones by its descriptors.
 fn from_process(process: &Path, found: &mut BTreeSet<PathBuf>) {
     for entry in fs::read_dir(process.join("fd")).into_iter().flatten().flatten() {
         // An anonymous table has no other name.

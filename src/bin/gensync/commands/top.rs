@@ -33,13 +33,13 @@ use keyboard::Keyboard;
 use model::Model;
 use view::{Asked, View};
 
-/// How soon a signal is noticed.
+/// How long it may take until a signal is noticed.
 const PATIENCE: Duration = Duration::from_millis(50);
-/// How many keys each look tells of where there is no screen.
-const TOLD: usize = 20;
+/// How many keys each poll prints where there is no screen.
+const PRINTED: usize = 20;
 
 pub(crate) fn top(target: &Target, options: &Top, output: &mut Output) -> Outcome {
-    // What is wrong with the table is told before the screen is taken.
+    // An error of the table is reported before the screen is taken.
     let table = target.read()?;
     if output.is_json() {
         return print(target, table, options, output);
@@ -47,7 +47,7 @@ pub(crate) fn top(target: &Target, options: &Top, output: &mut Output) -> Outcom
     if options.once {
         return print_once(target, table, options, output);
     }
-    // Who only guards the screen is no user of the table.
+    // The process that only guards the screen does not keep the table mapped.
     drop(table);
     if options.count.is_some() {
         return Err(Failure::Usage(
@@ -62,16 +62,16 @@ pub(crate) fn top(target: &Target, options: &Top, output: &mut Output) -> Outcom
     }
     let table = target.read()?;
     let signals = Signals::new()?;
-    // Restores the screen if there is a panic, too.
+    // This also restores the screen after a panic.
     let mut terminal = ratatui::try_init().map_err(cannot_draw)?;
     let result = show(target, table, options, &signals, &mut terminal);
     if result.as_ref().is_err_and(is_gone) {
-        // There is nothing to restore, and nobody to tell.
+        // There is no terminal to restore, or to print an error on.
         std::mem::forget(terminal);
         let _ = signal_hook::low_level::emulate_default_handler(SIGHUP);
         return Ok(DONE);
     }
-    // Shows the cursor; and before the signal, which ends the process here.
+    // This shows the cursor. It must come before the signal, which ends the process here.
     drop(terminal);
     let restored = ratatui::try_restore();
     match signals.ending.load(Relaxed) {
@@ -92,12 +92,16 @@ fn is_gone(error: &io::Error) -> bool {
 }
 
 /// The signals that came.
+///
+/// ORDERING: Relaxed throughout. Each load and swap of a field pairs with the store in signal_hook's handler, which may run on
+/// any thread. The flag or number is the whole message, and no other memory is read because of it; the loops read it again within
+/// `PATIENCE`.
 struct Signals {
     /// The number of the one that ends the program.
     ending: Arc<AtomicUsize>,
     /// The size of the terminal has changed.
     resized: Arc<AtomicBool>,
-    /// The program was stopped, and goes on: others have used the terminal meanwhile.
+    /// The program was stopped and continued: other programs may have used the terminal meanwhile.
     continued: Arc<AtomicBool>,
 }
 
@@ -111,10 +115,11 @@ impl Signals {
             signal_hook::flag::register(SIGWINCH, Arc::clone(&resized))?;
             signal_hook::flag::register(SIGCONT, Arc::clone(&continued))
         };
-        register().map_err(|error| Failure::Unusable(format!("signals cannot be heard of: {error}")))?;
-        // The guard has blocked them, so that none is lost on the way.
+        register().map_err(|error| Failure::Unusable(format!("signals cannot be handled: {error}")))?;
+        // The guard has blocked them, so that none is lost before there are handlers.
         let _ = ENDING.into_iter().collect::<SigSet>().thread_unblock();
-        // A write to a terminal that takes nothing, as its other end is stopped, hears of no signal.
+        // A write hangs if the terminal's other end is stopped, and the loop that draws then notices no signal. This thread ends
+        // the process nevertheless.
         let asked = Arc::clone(&ending);
         std::thread::spawn(move || {
             while asked.load(Relaxed) == 0 {
@@ -142,11 +147,12 @@ fn show(
             disable_raw_mode()?;
             enable_raw_mode()?;
             execute!(stdout(), EnterAlternateScreen, Clear(ClearType::All), Hide)?;
-            // So that nothing counts as drawn. To clear it, the terminal would be asked for its cursor, which may never answer.
+            // This makes ratatui draw everything again. `clear` would ask the terminal for its cursor, and the answer may never
+            // come.
             terminal.swap_buffers();
         }
         if !view.is_paused && Instant::now() >= next {
-            model.look(target);
+            model.poll(target);
             next = Instant::now() + options.interval;
         }
         terminal.draw(|frame| view.draw(frame, &model))?;
@@ -166,7 +172,7 @@ fn show(
     Ok(())
 }
 
-/// Waits for the next look, unless nobody is left to read what it finds.
+/// Waits until the next poll; fails if the reader of the output goes away meanwhile.
 fn rest(interval: Duration) -> Outcome<()> {
     let end = Instant::now() + interval;
     loop {
@@ -183,18 +189,18 @@ fn rest(interval: Duration) -> Outcome<()> {
     }
 }
 
-/// What a screen shows, as text: the busiest keys of one interval.
+/// Prints what a screen shows, as text: the busiest keys of one interval.
 fn print_once(target: &Target, table: Table, options: &Top, output: &mut Output) -> Outcome {
     let mut model = Model::new(table);
-    model.look(target);
+    model.poll(target);
     rest(options.interval)?;
-    model.look(target);
+    model.poll(target);
     if let Some(trouble) = &model.trouble {
         return Err(Failure::Unusable(trouble.clone()));
     }
     output.line(&printable(model.path().as_bytes()))?;
     output.line(&model.totals.text())?;
-    let rows: Vec<_> = model.rows(model::Order::Rate, "").into_iter().take(TOLD).collect();
+    let rows: Vec<_> = model.rows(model::Order::Rate, "").into_iter().take(PRINTED).collect();
     let row = |row: &model::Row<'_>| {
         let (slot, dash) = (row.slot, || Cell::new("-"));
         let pending = match slot.pending() {
@@ -210,18 +216,18 @@ fn print_once(target: &Target, table: Table, options: &Top, output: &mut Output)
     Ok(DONE)
 }
 
-/// One object for each look.
+/// Prints one object for each poll.
 fn print(target: &Target, table: Table, options: &Top, output: &mut Output) -> Outcome {
     let mut model = Model::new(table);
-    model.look(target);
+    model.poll(target);
     let count = if options.once { 1 } else { options.count.unwrap_or(u64::MAX) };
     for _ in 0..count {
         rest(options.interval)?;
-        model.look(target);
+        model.poll(target);
         if let Some(trouble) = &model.trouble {
             complain(trouble);
         }
-        let keys: Vec<_> = model.rows(model::Order::Rate, "").into_iter().take(TOLD).collect();
+        let keys: Vec<_> = model.rows(model::Order::Rate, "").into_iter().take(PRINTED).collect();
         let keys: Vec<_> = keys
             .into_iter()
             .map(|row| {

@@ -32,11 +32,11 @@ pub(crate) fn wait(target: &Target, options: &Wait, output: &mut Output) -> Outc
     let present: Vec<_> = syncs.iter().map(|sync| sync.sync_gen().map(|generation| generation.get())).collect();
     let mut changed: Vec<_> = (0..options.seen.len()).filter(|i| Some(options.seen[*i]) != present[*i]).collect();
     if changed.is_empty() {
-        // Nothing has changed then, and nobody is left to be told of it.
+        // If the listener goes away, nothing has changed, and there is no reader for an answer.
         end_with_the_listener(NEGATIVE);
         let set: WaitSet<'_> = syncs.iter().collect();
         changed = match (options.timeout, &syncs[..]) {
-            // One key alone is not disturbed by the others.
+            // A wait for one key is not woken by updates of others.
             (Some(limit), [one]) => one.wait_timeout(limit).is_changed().then_some(0).into_iter().collect(),
             (None, [one]) => {
                 one.wait();
@@ -53,7 +53,7 @@ pub(crate) fn wait(target: &Target, options: &Wait, output: &mut Output) -> Outc
     for i in changed {
         let generation = match syncs[i].refresh() {
             Ok(generation) => Some(generation.get()),
-            // Changed all the same: the table was begun anew, and no process has attached to the key there yet.
+            // This is a change, too: the table was begun anew, and no process has attached to the key there yet.
             Err(error) if matches!(error.kind(), ErrorKind::KeyNotFound) => None,
             Err(error) => return Err(error.into()),
         };

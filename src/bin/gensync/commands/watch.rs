@@ -1,7 +1,7 @@
 //! `watch`: a line, or a command, for each change.
 //!
-//! Keys come from other processes, and must not get to run commands. So the shell is not given them as a part of its text, but
-//! as variables, whose contents it never takes for commands, whatever quotes the placeholder stands in.
+//! Keys come from other processes, and must not be able to run commands. So the shell gets them not as a part of its script, but
+//! as variables. It never takes the contents of a variable for commands, whatever quotes the placeholder stands in.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt as _;
@@ -38,9 +38,9 @@ pub(crate) fn watch(target: &Target, options: &Watch, output: &mut Output) -> Ou
         if options.glob.as_ref().is_some_and(|glob| !matches(glob, &change)) {
             continue;
         }
-        // What was told of is also done.
+        // A hangup does not end the process between the line of a change and the command for it.
         let _busy = busy();
-        tell(&change, output)?;
+        print(&change, output)?;
         if let Some(script) = &script {
             match run(script, &path, &change)? {
                 DONE => {}
@@ -60,7 +60,7 @@ pub(crate) fn watch(target: &Target, options: &Watch, output: &mut Output) -> Ou
     }
 }
 
-fn tell(change: &SlotInfo, output: &mut Output) -> Outcome<()> {
+fn print(change: &SlotInfo, output: &mut Output) -> Outcome<()> {
     let time = precise(SystemTime::now());
     if output.is_json() {
         let mut object = object(change);
@@ -76,8 +76,8 @@ fn tell(change: &SlotInfo, output: &mut Output) -> Outcome<()> {
 /// The script for the shell: the placeholders become variables.
 fn script(template: &str) -> String {
     let (mut script, mut rest) = (String::new(), template);
-    // The quotes that the rest begins within. Should they be taken for others than the shell does, a variable may be split
-    // into words, no more.
+    // The quotes that the rest begins within. If this takes them for others than the shell does, a variable may be split into
+    // words, but is still not run.
     let mut quote = None;
     while let Some(character) = rest.chars().next() {
         let found = [("{key}", "${GENSYNC_KEY}"), ("{generation}", "${GENSYNC_GENERATION}")]
@@ -104,10 +104,10 @@ fn script(template: &str) -> String {
     script
 }
 
-/// Runs the script for one change, and gives its status.
+/// Runs the script for one change, and returns its status.
 fn run(script: &str, table: &Path, change: &SlotInfo) -> Outcome {
     let key = match change.label_bytes() {
-        // No variable can have it.
+        // A variable cannot contain a NUL.
         bytes if bytes.contains(&0) => printable(bytes).into(),
         bytes => OsString::from_vec(bytes.to_owned()),
     };
@@ -129,7 +129,7 @@ mod tests {
     use super::script;
 
     #[test]
-    fn placeholders_become_variables_in_whatever_quotes_they_stand() {
+    fn placeholders_become_variables_in_any_quotes() {
         for (template, expected) in [
             ("echo {key} {generation}", r#"echo "${GENSYNC_KEY}" "${GENSYNC_GENERATION}""#),
             (r#"echo "a {key}" b"#, r#"echo "a ${GENSYNC_KEY}" b"#),

@@ -16,12 +16,12 @@ use crate::failure::{DONE, Outcome, complain};
 use crate::keys::Choice;
 use crate::target::Target;
 
-/// The witness, as the process has it that is to be watched; which is over with when this is dropped.
+/// The witness, as the watched process holds it. Dropping it ends the witness.
 #[derive(Debug)]
 pub(crate) struct Witness(Child);
 
 impl Witness {
-    /// `None` if there can be no further process: that keeps nothing from being done.
+    /// `None` if no further process can be started: the command runs nevertheless.
     pub(crate) fn start(target: &Target, keys: &[CacheKey], choices: &[Choice]) -> Outcome<Option<Self>> {
         let table = target.arguments()?;
         let start = || {
@@ -32,7 +32,8 @@ impl Witness {
                 .arg(std::process::id().to_string())
                 .args(choices.iter().flat_map(Choice::arguments));
             command.arg("--").args(keys.iter().map(CacheKey::as_str));
-            // It does not get what is typed at the terminal, and keeps nobody waiting for the end of the output.
+            // In a process group of its own, it does not receive the signals that are typed at the terminal. Without the output's
+            // descriptors, it does not keep a reader of the output waiting for the end.
             command.process_group(0).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()
         };
         Ok(match start() {
@@ -55,11 +56,12 @@ impl Drop for Witness {
     }
 }
 
-/// Reads what nobody writes, until whoever could write is dead.
+/// Reads from a pipe that is never written to. The read ends when the watched process, which has the other end, is dead.
 pub(crate) fn witness(target: &Target, options: &WitnessOptions) -> Outcome {
     let _ = std::io::stdin().lock().read_to_end(&mut Vec::new());
-    // What a killed process has open is closed in no order: its lock may be held still, and it would count as alive. It has
-    // lost its children only when it has lost the lock.
+    // The kernel closes a killed process's descriptors in no fixed order: the lock of its update may still be held, and the
+    // update would count as one of a live process. The kernel gives its children another parent only after it has
+    // closed all of them.
     while getppid().as_raw() == options.of {
         sleep(Duration::from_millis(1));
     }

@@ -12,15 +12,17 @@ use super::{BATCH, median, nanoseconds, time};
 
 pub(super) fn load(slice: Duration) -> f64 {
     let word = AtomicU64::new(7);
+    // ORDERING: Acquire pairs with nothing here: it is the cost of the load in `is_expired` that is measured.
     time(slice, || _ = black_box(black_box(&word).load(Acquire)))
 }
 
 pub(super) fn add(slice: Duration) -> f64 {
     let word = AtomicU64::new(7);
+    // ORDERING: AcqRel pairs with nothing here: it is the cost of the addition in `mark_updated` that is measured.
     time(slice, || _ = black_box(black_box(&word).fetch_add(1, AcqRel)))
 }
 
-/// Two cache lines, as prefetchers take them together.
+/// A word with two cache lines of its own, as prefetchers fetch lines in pairs.
 #[derive(Default)]
 #[repr(align(128))]
 struct Line(AtomicU64);
@@ -36,6 +38,7 @@ pub(super) fn contention(slice: Duration, threads: u64, is_shared: bool) -> f64 
                     start.wait();
                     let (start, mut count) = (Instant::now(), 0.0);
                     while start.elapsed() < slice {
+                        // ORDERING: AcqRel pairs with nothing here: it is the cost of the contended addition that is measured.
                         (0..BATCH).for_each(|_| _ = black_box(word.fetch_add(1, AcqRel)));
                         count += f64::from(BATCH);
                     }
@@ -47,7 +50,14 @@ pub(super) fn contention(slice: Duration, threads: u64, is_shared: bool) -> f64 
     })
 }
 
-/// Microseconds from the change of a word to its sleeper's looking at the clock.
+/// Microseconds from the change of a word to the moment when its waiter reads the clock.
+///
+/// ORDERING: the AcqRel addition to `word` pairs with the waiter's Acquire load of it. So the waiter's time, which it stores in
+/// `woken` after that load, comes after the 0 that was stored before the addition, and is not overwritten by it; and a waiter
+/// that has seen the last addition also sees `is_over`, which was stored before it. A waiter that has not seen it does not sleep
+/// on, as the futex compares the word again. The Release store of the time pairs with the Acquire load of `woken` in the loop
+/// that waits for it. `is_over` is stored with Release and loaded with Acquire, although the word already
+/// carries it.
 pub(super) fn waking(slice: Duration, rest: Duration) -> f64 {
     let (word, woken, is_over) = (AtomicU32::new(0), AtomicU64::new(0), AtomicBool::new(false));
     scope(|scope| {

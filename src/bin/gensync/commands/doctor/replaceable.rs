@@ -10,7 +10,7 @@ use crate::printable::printable;
 
 const CHECK: &str = "replacement";
 
-/// What keeps the file of `table`, which is at `path`, from being replaced; `None` if nothing is known that does.
+/// What prevents the file of `table`, which is at `path`, from being replaced; `None` if nothing is known to.
 pub(super) fn check(table: &Table, path: &Path) -> Option<Finding> {
     if is_mount_point(path) {
         return Some(Finding::problem(

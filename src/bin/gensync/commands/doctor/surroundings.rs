@@ -1,4 +1,4 @@
-//! Checks of where the table is: the file system, permissions, room, other files.
+//! Checks of the table's surroundings: the file system, permissions, room, other files.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
@@ -29,8 +29,8 @@ fn file_system(path: &Path) -> Finding {
     if let Some(reason) = written_elsewhere(path, &kind) {
         let found =
             format!("{kind}: the table {reason}, so that an update kills its process (SIGBUS) when the disk is full");
-        let advice = "`gensync reset` makes it anew; better put it in memory, such as /dev/shm or /run, or where nobody makes \
-                      snapshots";
+        let advice = "`gensync reset` makes it anew; better put it in memory, such as /dev/shm or /run, or where no \
+                      snapshots are made";
         return Finding::problem(CHECK, found, advice);
     }
     match &*kind {
@@ -51,7 +51,7 @@ fn file_system(path: &Path) -> Finding {
 fn permissions(path: &Path) -> Finding {
     const CHECK: &str = "permissions";
     let Ok(metadata) = fs::metadata(path) else {
-        return Finding::problem(CHECK, "the file cannot be looked at", "see whether it is being replaced; ask again");
+        return Finding::problem(CHECK, "the file cannot be inspected", "see whether it is being replaced; try again");
     };
     let ((mode, others), owner) = (filesystem::mode(&metadata), metadata.uid());
     let found = format!("mode {mode}, of {}", name_of(owner));
@@ -75,7 +75,7 @@ fn folder_permissions(path: &Path) -> Finding {
     const CHECK: &str = "folder";
     let folder = folder(path);
     let Ok(metadata) = fs::metadata(&folder) else {
-        return Finding::problem(CHECK, "it cannot be looked at", format!("see what {} is", show(&folder)));
+        return Finding::problem(CHECK, "it cannot be inspected", format!("see what {} is", show(&folder)));
     };
     let (mode, others) = filesystem::mode(&metadata);
     let found = format!("{}, mode {mode}, of {}", show(&folder), name_of(metadata.uid()));
@@ -92,7 +92,7 @@ fn room(path: &Path, stats: &Stats) -> Finding {
     const CHECK: &str = "room";
     let Some(room) = filesystem::room(path) else { return Finding::good(CHECK, "no limit") };
     let found = format!("{} of {} are free", bytes(room.available), bytes(room.total));
-    // The next segment is as large as all that are there; a reset makes a second file.
+    // The next segment is as large as all present ones together; a reset makes a second file.
     let needed = stats.bytes * 2;
     if !room.has_inodes {
         return Finding::problem(CHECK, "no more files can be made", "remove some: a reset needs one more");
@@ -111,7 +111,7 @@ fn room(path: &Path, stats: &Stats) -> Finding {
     Finding::good(CHECK, found)
 }
 
-/// Files that killed processes have left beside the table.
+/// Temporary files that killed processes have left beside the table.
 fn leftovers(path: &Path) -> Option<Finding> {
     let prefix = format!(".{}.", path.file_name()?.to_str()?);
     let is_random = |rest: &str| rest.len() == 16 && rest.bytes().all(|byte| byte.is_ascii_hexdigit());
@@ -127,7 +127,7 @@ fn leftovers(path: &Path) -> Option<Finding> {
 
 /// Other tables with the same name, where an application that asks for its default table may find them.
 ///
-/// A login session has XDG_RUNTIME_DIR, and a cron job has not, so that the two of them use a table each.
+/// A login session has XDG_RUNTIME_DIR and a cron job has not, so that each of the two uses a table of its own.
 pub(super) fn twins(path: &Path) -> Finding {
     const CHECK: &str = "twins";
     let Some(name) = path.file_name() else { return Finding::good(CHECK, "none") };
@@ -158,7 +158,7 @@ pub(super) fn twins(path: &Path) -> Finding {
             CHECK,
             format!("the same application has other tables: {}", twins.join(", ")),
             "processes with and without XDG_RUNTIME_DIR, or of several users, hear nothing of each other: set it alike (cron \
-             and systemd units have none), or have all of them open one path; `gensync ps` for each table tells who uses it",
+             and systemd units have none), or have all of them open one path; `gensync ps` for each table shows which processes use it",
         ),
     }
 }

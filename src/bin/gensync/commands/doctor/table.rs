@@ -11,10 +11,11 @@ use super::{Finding, few};
 use crate::output::label;
 use crate::processes::holders;
 
-/// More than an update that was just given up, or made, takes to be told from an abandoned one.
+/// How long to wait before the second look. An update that was just abandoned on purpose, or finished, looks like one of a dead
+/// process for less time than this.
 const SECOND_LOOK: Duration = Duration::from_millis(20);
 
-/// `obstacle` is what keeps the table from being reset from here, if anything does.
+/// `obstacle` is what prevents the table from being reset from here, if anything does.
 pub(super) fn checks(table: &Table, obstacle: Option<&Finding>) -> Vec<Finding> {
     let info = table.info();
     let mut findings = vec![Finding::good("layout", format!("version {}", info.layout_version))];
@@ -43,15 +44,17 @@ pub(super) fn checks(table: &Table, obstacle: Option<&Finding>) -> Vec<Finding> 
     findings
 }
 
-/// Keys whose numbers no gensync wrote.
+/// Keys with a generation that gensync did not write.
 fn damage(table: &Table, obstacle: Option<&Finding>) -> Option<Finding> {
     let damaged = few(table.slots().filter(SlotInfo::is_damaged).map(|slot| label(&slot)));
     let advice = match obstacle {
-        None => "`gensync reset --yes` cures that; see who may write to the file",
-        Some(_) => "a reset cures that, where it can be made (see 'replacement'); see who may write to the file",
+        None => "`gensync reset --yes` cures that; check which users may write to the file",
+        Some(_) => {
+            "a reset cures that, where it can be made (see 'replacement'); check which users may write to the file"
+        }
     };
     (!damaged.is_empty()).then(|| {
-        Finding::problem("damage", format!("generations that nobody can have reached by updates: {damaged}"), advice)
+        Finding::problem("damage", format!("generations that cannot have been reached by updates: {damaged}"), advice)
     })
 }
 

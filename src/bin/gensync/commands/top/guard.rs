@@ -1,11 +1,12 @@
-//! A screen that is restored, and a program that ends, whichever of two processes is killed and whatever goes away.
+//! Restores the screen and ends the program, whichever of its two processes is killed, and if the terminal or the process that
+//! started it goes away.
 //!
-//! Nothing can be done by a process that gets SIGKILL. So there are two: one draws, and the other has started it and waits for
-//! its end. If the first is killed, the second restores the terminal; if the second is killed, the first gets a signal, and ends
-//! as if asked to. Only when both are killed at once, or stopped, does the terminal stay as it is, until `reset` is typed.
+//! A process cannot react to SIGKILL. So there are two: the child draws, and its parent, the guard, waits for its end. If the
+//! child is killed, the guard restores the terminal. If the guard is killed, the child receives a signal, and ends as if asked
+//! to. Only if both are killed at once, or stopped, the terminal stays as it is, until `reset` is typed.
 //!
-//! A process that draws may hang in a write to a terminal that takes nothing, or be stopped. So the guard is also the one that
-//! watches for the end of the terminal and of the process that started it, and nothing that it does takes longer than `GRACE`.
+//! The process that draws may be stopped, or may hang in a write to a terminal that takes nothing. So the guard is the one that
+//! watches for the end of the terminal and of the process that started it, and no step of the guard takes longer than `GRACE`.
 
 use std::fs::File;
 use std::io::{stdin, stdout};
@@ -26,25 +27,25 @@ use ratatui::crossterm::terminal::LeaveAlternateScreen;
 
 use crate::child::{status_of, this_program};
 
-/// Says whose child it is that is to draw.
+/// Holds the process id of the guard, in the environment of the child that is to draw.
 const VARIABLE: &str = "GENSYNC_TOP_GUARD";
-/// What ends both processes.
+/// The signals that end both processes.
 pub(super) const ENDING: [Signal; 4] = [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM];
-/// How long a process that was asked to end has for restoring the terminal.
+/// How long a process that was asked to end may take to restore the terminal.
 pub(super) const GRACE: Duration = Duration::from_secs(1);
 
-/// Runs another process of this program to draw, and gives its status; `None` in that process, and where there can be none.
+/// Runs another process of this program to draw, and returns its status; `None` in that process, and where none can be started.
 pub(super) fn run_guarded() -> Option<u8> {
     if std::env::var(VARIABLE).is_ok_and(|guard| guard == getppid().to_string()) {
         let _ = set_pdeathsig(Signal::SIGTERM);
-        // Or the guard is dead already.
+        // If the guard died before the call above, no signal comes: the parent is another process by now.
         return (std::env::var(VARIABLE) != Ok(getppid().to_string())).then_some(0);
     }
     let before = tcgetattr(stdout()).ok()?;
     let mut command = this_program().ok()?;
     command.args(std::env::args_os().skip(1)).env(VARIABLE, std::process::id().to_string());
     let starter = starter();
-    // The child inherits that they are blocked, and lets them through once it has handlers.
+    // The child inherits the blocked signals, and unblocks them once it has handlers.
     let signals: SigSet = ENDING.into_iter().chain([Signal::SIGCHLD]).collect();
     signals.thread_block().ok()?;
     let started = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
@@ -56,12 +57,12 @@ pub(super) fn run_guarded() -> Option<u8> {
     };
     let status = attend(&mut child, &descriptor, starter.as_ref());
     if status.is_none_or(|status| status.code().is_none()) {
-        // Killed. If it could restore the terminal itself, once more does no harm.
+        // The child was killed. If it has restored the terminal itself, doing it again does no harm.
         let _ = tcsetattr(stdout(), SetArg::TCSANOW, &before);
-        // A terminal that takes nothing, as its other end is stopped, must not keep this process.
+        // A write hangs if the terminal's other end is stopped, which must not keep this process from ending.
         let (done, is_done) = channel();
         std::thread::spawn(move || {
-            // Not by the standard library's stdout, whose lock would be held while the write hangs.
+            // The standard library's stdout is not used: its lock would be held while the write hangs.
             if let Ok(output) = stdout().as_fd().try_clone_to_owned() {
                 let mut output = File::from(output);
                 let _ = execute!(output, LeaveAlternateScreen, Show);
@@ -73,17 +74,17 @@ pub(super) fn run_guarded() -> Option<u8> {
     Some(status_of(status))
 }
 
-/// The process that has started this one, as a descriptor that tells when it ends. `None` where it cannot be had: it is in
-/// another process namespace, or the kernel is too old.
+/// A descriptor of the process that has started this one, which polls as readable when that process ends. `None` where there can
+/// be none: the process is in another process namespace, or the kernel is too old.
 fn starter() -> Option<OwnedFd> {
     let starter = rustix::process::Pid::from_raw(getppid().as_raw()).filter(|starter| !starter.is_init())?;
     rustix::process::pidfd_open(starter, rustix::process::PidfdFlags::empty()).ok()
 }
 
-/// Waits for the child's end, and asks for it when a signal says so, or the terminal or the process that started this one is
-/// gone; `None` if how it ended is not known.
+/// Waits for the child's end. Asks the child to end if a signal comes, or if the terminal or the process that started this one is
+/// gone. `None` if it is not known how the child ended.
 fn attend(child: &mut Child, signals: &SignalFd, starter: Option<&OwnedFd>) -> Option<ExitStatus> {
-    /// In case SIGCHLD is ignored, and so does not come.
+    /// How often the child's state is checked, in case SIGCHLD is ignored and so does not come.
     const LOOK: Duration = Duration::from_secs(1);
     let pid = Pid::from_raw(child.id() as i32);
     let mut asked: Option<Instant> = None;
@@ -108,11 +109,11 @@ fn attend(child: &mut Child, signals: &SignalFd, starter: Option<&OwnedFd>) -> O
         }
         if let Some(signal) = signal {
             let _ = kill(pid, signal);
-            // It may be stopped.
+            // A stopped child does not handle the signal until it continues.
             let _ = kill(pid, Signal::SIGCONT);
             asked.get_or_insert_with(Instant::now);
         }
-        // Twice, as the child itself gives a write that hangs as long.
+        // Twice `GRACE`, as the child itself waits that long for a write that hangs.
         if asked.is_some_and(|asked| asked.elapsed() >= 2 * GRACE) {
             let _ = child.kill();
         }

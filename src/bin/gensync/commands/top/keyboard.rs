@@ -1,4 +1,4 @@
-//! What is typed, read from the terminal itself, so that its end is seen.
+//! Keys that are typed, read from the terminal itself, so that its end is noticed.
 
 use std::io::{self, stdin};
 use std::os::fd::AsFd as _;
@@ -11,7 +11,7 @@ use nix::unistd::read;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Key {
     Character(char),
-    /// Control-C, which is no signal while the terminal is raw.
+    /// Control-C, which raises no signal while the terminal is in raw mode.
     Interrupt,
     Enter,
     Escape,
@@ -25,7 +25,7 @@ pub(super) enum Key {
     Other,
 }
 
-/// What was read and is no whole key yet.
+/// The bytes that were read and are not a whole key yet.
 #[derive(Debug, Default)]
 pub(super) struct Keyboard(Vec<u8>);
 
@@ -54,7 +54,7 @@ impl Keyboard {
                 Ok(std::iter::from_fn(|| self.next()).collect())
             }
             Err(Errno::EINTR | Errno::EAGAIN) => Ok(Vec::new()),
-            // EIO: it is another session's, or this group of processes was left behind in the background.
+            // EIO: the terminal belongs to another session, or this process group is orphaned and in the background.
             Err(errno) => Err(errno.into()),
         }
     }
@@ -65,7 +65,7 @@ impl Keyboard {
             [] => return None,
             [0x1b, b'[' | b'O', sequence @ ..] => {
                 let Some(end) = sequence.iter().position(|byte| (0x40..=0x7e).contains(byte)) else {
-                    // No sequence is as long.
+                    // No key has so long a sequence.
                     if sequence.len() > 32 {
                         self.0.clear();
                     }
@@ -91,7 +91,7 @@ impl Keyboard {
                 let chunk = bytes.utf8_chunks().next()?;
                 match chunk.valid().chars().next() {
                     Some(character) => (Key::Character(character), character.len_utf8()),
-                    // The beginning of a character, the rest of which is still to come; or what is none.
+                    // The beginning of a character, if the rest may still come; otherwise bytes that are not UTF-8.
                     None if chunk.invalid().len() == bytes.len() && bytes.len() < 4 && bytes[0] >= 0xc2 => return None,
                     None => (Key::Other, chunk.invalid().len()),
                 }
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_are_told_apart_however_their_bytes_arrive() {
+    fn keys_are_recognized_however_their_bytes_arrive() {
         use Key::*;
         assert_eq!(typed(&[b"q\x1b"]), [Character('q'), Escape]);
         assert_eq!(typed(&[b"\x1b[", b"A\x1b[5", b"~"]), [Up, PageUp]);

@@ -1,4 +1,4 @@
-//! What is shown: the table's keys, and how fast each is updated.
+//! The data that is shown: the table's keys, and how fast each is updated.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -10,9 +10,9 @@ use crate::output::label;
 use crate::processes::{Mapped, scan};
 use crate::target::Target;
 
-/// How many looks a history tells of.
+/// How many polls a history covers.
 pub(super) const HISTORY: usize = 120;
-/// A look at all processes takes longer than one at the table.
+/// How often processes are scanned, which takes longer than to read the table.
 const PROCESSES_PAUSE: Duration = Duration::from_secs(2);
 
 pub(super) struct Model {
@@ -30,7 +30,7 @@ pub(super) struct Totals {
     pub(super) rate: f64,
     pub(super) awaited: usize,
     pub(super) pending: u64,
-    /// `None`: that cannot be told.
+    /// `None` if it is unknown.
     pub(super) processes: Option<usize>,
     pub(super) stale: usize,
 }
@@ -68,8 +68,8 @@ impl Model {
         self.table.path().map_or_else(String::new, |path| path.display().to_string())
     }
 
-    /// Looks at the table now, or at the one that has taken its place.
-    pub(super) fn look(&mut self, target: &Target) {
+    /// Reads the table now, or the one that has replaced it.
+    pub(super) fn poll(&mut self, target: &Target) {
         self.follow(target);
         let now = Instant::now();
         let passed = self.last.replace(now).map(|last| (now - last).as_secs_f64());
@@ -99,12 +99,12 @@ impl Model {
         if self.processes.is_none_or(|last| last.elapsed() >= PROCESSES_PAUSE) {
             let scan = scan(&self.table);
             self.totals.processes = scan.blind.is_none().then(|| scan.count(&[Mapped::Table]));
-            self.totals.stale = scan.count(&[Mapped::Deleted, Mapped::Untold]);
+            self.totals.stale = scan.count(&[Mapped::Deleted, Mapped::Unknown]);
             self.processes = Some(now);
         }
     }
 
-    /// Takes the table that is at the path now, if that is another one.
+    /// Moves to the table that is at the path now, if that is another one.
     fn follow(&mut self, target: &Target) {
         self.trouble = match target.read() {
             Ok(table) => {
@@ -118,7 +118,7 @@ impl Model {
         };
     }
 
-    /// The keys whose label has `filter` in it, sorted.
+    /// The keys with `filter` in their labels, sorted.
     pub(super) fn rows(&self, order: Order, filter: &str) -> Vec<Row<'_>> {
         let rows = self.keys.values().map(|Key { slot, rate, history }| Row {
             slot,

@@ -1,4 +1,4 @@
-//! How it is shown, and which keys do what.
+//! How the data is drawn, and what each key of the keyboard does.
 
 use ratatui::Frame;
 use ratatui::layout::{Constraint, Layout, Rect};
@@ -10,7 +10,7 @@ use super::keyboard::Key;
 use super::model::{Model, Order, Row};
 use crate::printable::printable;
 
-/// How many looks a key's line tells of.
+/// How many polls a key's trend shows.
 const TREND: usize = 24;
 
 /// What `?` shows.
@@ -20,7 +20,7 @@ const HELP: [&str; 11] = [
     "p, Space       pause, and go on",
     "s              sort by rate, updates, generation, key",
     "/              show only keys that contain what is typed; Enter keeps it",
-    "Down, j        select the next key, whose updates the chart below shows",
+    "Down, j        select the next key; the chart below shows its updates",
     "Up, k          select the one before",
     "PageDown       a screen further",
     "PageUp         a screen back",
@@ -65,13 +65,13 @@ impl View {
             }
             return Asked::Draw;
         }
-        // Any key ends the help; q and what moves the list do what they always do.
+        // Any key ends the help; q and the keys that move the selection also have their usual effect.
         let was_helping = std::mem::take(&mut self.is_helping);
         match key {
             Key::Character('q') => return Asked::Quit,
             Key::Escape | Key::Character('?') if was_helping => {}
             Key::Character('?') => self.is_helping = true,
-            // With a filter, it ends that first.
+            // If there is a filter, Escape removes it first.
             Key::Escape if self.filter.is_empty() => return Asked::Quit,
             Key::Escape => self.filter.clear(),
             Key::Character('p' | ' ') => self.is_paused = !self.is_paused,
@@ -115,12 +115,12 @@ impl View {
         self.draw_keys(frame, keys, &rows, position);
         if let Some(row) = rows.get(position).filter(|_| chart > 0) {
             let data: Vec<u64> = row.history.iter().rev().take(bottom.width.into()).rev().copied().collect();
-            let block = Block::new().title(Line::from(format!(" {}: updates at each look ", row.label)).bold());
+            let block = Block::new().title(Line::from(format!(" {}: updates at each poll ", row.label)).bold());
             frame.render_widget(Sparkline::default().block(block).data(&data).style(Color::Green), bottom);
         }
         frame.render_widget(self.foot(), foot);
         if self.is_helping {
-            // In the place of the list, so that a small screen shows as much of it as fits.
+            // It replaces the list, so that a small screen shows as much of it as fits.
             let area = keys.union(bottom);
             frame.render_widget(Clear, area);
             frame.render_widget(Paragraph::new(HELP.map(Line::from).to_vec()), area);
@@ -144,7 +144,7 @@ impl View {
     }
 
     fn draw_keys(&mut self, frame: &mut Frame<'_>, area: Rect, rows: &[Row<'_>], position: usize) {
-        // Of a large table, only what is seen.
+        // Of a large table, only the rows on the screen are made.
         let first = (position + 1).saturating_sub(self.page.max(1));
         let shown = rows.iter().skip(first).take(self.page.max(1)).map(line);
         let widths = [
@@ -195,7 +195,7 @@ fn line(row: &Row<'_>) -> TableRow<'static> {
     ])
 }
 
-/// A line of bars, the highest of which is the greatest number.
+/// A line of bars; the greatest number has the highest bar.
 fn bars(numbers: &[u64]) -> String {
     const BARS: [char; 9] = [' ', '▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
     let greatest = numbers.iter().max().copied().unwrap_or(0).max(1);
