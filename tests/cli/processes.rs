@@ -132,7 +132,7 @@ fn assert_blind(place: &Place, run: impl Fn(&[&str]) -> Said, reason: &str) {
         let said = run(look);
         let text = [&*said.out, &*said.err].concat();
         assert!(
-            text.contains("is unknown") && text.contains(reason) && !text.contains("0 have it"),
+            text.contains("cannot be told") && text.contains(reason) && !text.contains("0 have it"),
             "{look:?}: {said:?}"
         );
         assert_ne!(said.status, 0, "{look:?}: {said:?}");

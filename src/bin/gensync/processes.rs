@@ -110,12 +110,12 @@ impl Blind {
     pub(crate) fn text(&self) -> (String, &'static str) {
         match self {
             Self::NoProc => (
-                "which processes have the table mapped is unknown: there is no /proc here".to_owned(),
+                "which processes have the table mapped cannot be told: there is no /proc here".to_owned(),
                 "mount /proc, or run this where it is mounted",
             ),
             Self::Hidden(option) => (
                 format!(
-                    "which processes have the table mapped is unknown: /proc is mounted with {option}, so that those of \
+                    "which processes have the table mapped cannot be told: /proc is mounted with {option}, so that those of \
                      other users are not seen"
                 ),
                 "run this as root, or in the group that the mount option gid= of /proc names",

@@ -118,7 +118,7 @@ fn processes(scan: &Scan) -> Vec<Finding> {
         findings.push(Finding::problem(
             CHECK,
             format!(
-                "still have a file mapped that was here before; whether a reset has retired it is unknown: {}",
+                "still have a file mapped that was here before; whether a reset has retired it cannot be told: {}",
                 unknown.join("; ")
             ),
             "run this as root, which can find out; if it was deleted instead, restart those that stay",
@@ -147,7 +147,7 @@ fn processes(scan: &Scan) -> Vec<Finding> {
     }
     let mapped = match (scan.count(&[Mapped::Table]), scan.is_complete()) {
         (count, true) => format!("{count} have it mapped"),
-        (0, false) => "which have it mapped is unknown".to_owned(),
+        (0, false) => "which have it mapped cannot be told".to_owned(),
         (count, false) => format!("at least {count} have it mapped"),
     };
     findings.push(match scan.hidden {
