@@ -320,7 +320,7 @@ fn many_processes_that_check_during_a_reset_do_not_each_make_a_successor() {
 }
 
 #[test]
-fn who_finds_a_table_that_somebody_else_replaces_makes_no_successor_until_that_one_must_be_stopped() {
+fn a_holder_of_a_table_that_is_being_replaced_makes_no_successor_until_the_replacer_must_be_stopped() {
     let (folder, path) = path();
     let table = Table::open(&path).unwrap();
     let sync = attach(&table);

@@ -550,7 +550,7 @@ fn an_abandoned_update_wakes_no_waiter_and_a_finished_one_wakes_all() {
 }
 
 #[test]
-fn a_reset_wakes_all_who_sleep_at_once() {
+fn a_reset_wakes_all_sleepers_at_once() {
     tables(|table| {
         let words = shared_words(2);
         let (overslept, change) = (&words[0], &words[1]);
