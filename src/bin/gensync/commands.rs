@@ -1,12 +1,17 @@
 //! The commands.
 
 pub(crate) mod bench;
-pub(crate) mod change;
+pub(crate) mod create;
 pub(crate) mod doctor;
-pub(crate) mod execute;
-pub(crate) mod list;
+pub(crate) mod exec;
+pub(crate) mod get;
+pub(crate) mod ls;
+pub(crate) mod mark;
 pub(crate) mod metrics;
 pub(crate) mod pages;
+pub(crate) mod ps;
+pub(crate) mod reset;
+pub(crate) mod rm;
 pub(crate) mod stat;
 pub(crate) mod tables;
 pub(crate) mod top;

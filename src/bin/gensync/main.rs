@@ -3,6 +3,7 @@
 mod arguments;
 mod child;
 mod commands;
+mod confirm;
 mod extents;
 mod failure;
 mod filesystem;
@@ -20,7 +21,9 @@ use std::process::ExitCode;
 use clap::Parser as _;
 
 use arguments::{Arguments, Command};
-use commands::{bench, change, doctor, execute, list, metrics, pages, stat, tables, top, wait, watch, witness};
+use commands::{
+    bench, create, doctor, exec, get, ls, mark, metrics, pages, ps, reset, rm, stat, tables, top, wait, watch, witness,
+};
 use failure::EXEC_FAILED;
 use output::Output;
 
@@ -44,14 +47,14 @@ fn main() -> ExitCode {
 fn run(arguments: &Arguments, output: &mut Output) -> failure::Outcome {
     let target = &arguments.target;
     match &arguments.command {
-        Command::Ls(options) => list::ls(target, options, output),
-        Command::Get(options) => list::get(target, options, output),
-        Command::Mark(options) => change::mark(target, options, output),
-        Command::Clear(options) => change::clear(target, options, output),
-        Command::Create(options) => change::create(target, options, output),
-        Command::Reset(options) => change::reset(target, options, output),
-        Command::Rm(options) => change::rm(target, options, output),
-        Command::Exec(options) => execute::execute(target, options, output),
+        Command::Ls(options) => ls::ls(target, options, output),
+        Command::Get(options) => get::get(target, options, output),
+        Command::Mark(options) => mark::mark(target, options, output),
+        Command::Clear(options) => mark::clear(target, options, output),
+        Command::Create(options) => create::create(target, options, output),
+        Command::Reset(options) => reset::reset(target, options, output),
+        Command::Rm(options) => rm::rm(target, options, output),
+        Command::Exec(options) => exec::execute(target, options, output),
         Command::Wait(options) => wait::wait(target, options, output),
         Command::Stat => stat::stat(target, output),
         Command::Doctor => doctor::doctor(target, output),
@@ -64,7 +67,7 @@ fn run(arguments: &Arguments, output: &mut Output) -> failure::Outcome {
         Command::Man { command, all } => pages::man(command.as_deref(), all.as_deref(), output),
         Command::Tables => tables::tables(target, output),
         Command::Complete { what } => pages::complete(*what, target, output),
-        Command::Ps => processes::ps(target, output),
+        Command::Ps => ps::ps(target, output),
         Command::Watch(options) => watch::watch(target, options, output),
     }
 }

@@ -48,6 +48,14 @@ impl Output {
         Ok(writeln!(self.out, "{text}")?)
     }
 
+    /// Prints a key's present generation.
+    pub(crate) fn generation(&mut self, slot: &SlotInfo) -> Outcome<()> {
+        match self.json {
+            true => self.object(&object(slot)),
+            false => self.line(&format!("{}  {}", label(slot), slot.generation())),
+        }
+    }
+
     /// Prints text as it is.
     pub(crate) fn bytes(&mut self, text: &[u8]) -> Outcome<()> {
         Ok(self.out.write_all(text)?)

@@ -1,4 +1,4 @@
-//! Which processes have a table mapped, from /proc; and `ps`.
+//! Which processes have a table mapped, from /proc.
 //!
 //! Another process may have mapped the table itself, a file that was deleted from the table's path, or, in a mount namespace of
 //! its own, another file at the same path.
@@ -14,13 +14,8 @@ use std::time::{Duration, SystemTime};
 use gensync::Table;
 use nix::fcntl::OFlag;
 use nix::unistd::{SysconfVar, Uid, User, sysconf};
-use serde_json::json;
 
-use crate::failure::{DONE, Failure, NEGATIVE, Outcome, complain};
-use crate::output::{ATTENTION, BAD, Cell, Output, PLAIN, left, right};
 use crate::printable::printable;
-use crate::target::Target;
-use crate::time::{local, seconds};
 
 /// What a process has mapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,7 +33,7 @@ pub(crate) enum Mapped {
 }
 
 impl Mapped {
-    fn text(self) -> &'static str {
+    pub(crate) fn text(self) -> &'static str {
         match self {
             Self::Table => "mapped",
             Self::Deleted => "(deleted)",
@@ -55,7 +50,7 @@ pub(crate) struct Process {
     pub(crate) user: String,
     pub(crate) command: String,
     /// When it was started.
-    since: Option<SystemTime>,
+    pub(crate) since: Option<SystemTime>,
     pub(crate) mapped: Mapped,
 }
 
@@ -336,73 +331,4 @@ fn start_of(folder: &Path) -> Option<SystemTime> {
     let ticks: u64 = own.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()?;
     let rate = sysconf(SysconfVar::CLK_TCK).ok().flatten()? as f64;
     SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs_f64(boot as f64 + ticks as f64 / rate))
-}
-
-pub(crate) fn ps(target: &Target, output: &mut Output) -> Outcome {
-    // Even if the table is gone, there may be processes that have not noticed it.
-    let scan = match target.inspect() {
-        Ok(table) => scan(&table),
-        Err(failure @ (Failure::Usage(_) | Failure::Output(_))) => return Err(failure),
-        Err(failure) => {
-            let scan = scan_path(&target.path()?);
-            if scan.processes.is_empty() && scan.blind.is_none() {
-                return Err(failure);
-            }
-            scan
-        }
-    };
-    if output.is_json() {
-        for process in &scan.processes {
-            output.object(&json!({
-                "pid": process.pid,
-                "user": process.user,
-                "command": process.command,
-                "since": process.since.map(seconds),
-                "deleted": matches!(process.mapped, Mapped::Deleted | Mapped::Unknown | Mapped::Retired),
-                "retired": match process.mapped {
-                    Mapped::Unknown => None,
-                    mapped => Some(mapped == Mapped::Retired),
-                },
-                "elsewhere": process.mapped == Mapped::Elsewhere,
-            }))?;
-        }
-    } else if scan.blind != Some(Blind::NoProc) {
-        let columns = [right("PID"), left("USER"), left("SINCE"), left("TABLE"), left("COMMAND")];
-        output.table(&columns, scan.processes.iter().map(row))?;
-    }
-    output.flush()?;
-    if let Some(blind) = &scan.blind {
-        let (found, advice) = blind.text();
-        let text = format!("{found}\n  {advice}");
-        return match blind {
-            Blind::NoProc => Err(Failure::Unusable(text)),
-            Blind::Hidden(_) => {
-                complain(&text);
-                Ok(NEGATIVE)
-            }
-        };
-    }
-    if !scan.is_complete() {
-        complain(&format!(
-            "the processes of other users, {} in number, cannot be inspected; root sees all (in a container, with CAP_SYS_PTRACE)",
-            scan.hidden
-        ));
-    }
-    Ok(DONE)
-}
-
-fn row(process: &Process) -> Vec<Cell> {
-    let style = match process.mapped {
-        Mapped::Table | Mapped::Retired => PLAIN,
-        Mapped::Deleted | Mapped::Unknown => BAD,
-        Mapped::Elsewhere => ATTENTION,
-    };
-    let since = process.since.map_or_else(|| "?".to_owned(), local);
-    vec![
-        Cell::new(process.pid),
-        Cell::new(&process.user),
-        Cell::new(since),
-        Cell::styled(style, process.mapped.text()),
-        Cell::new(&process.command),
-    ]
 }

@@ -11,7 +11,7 @@ use nix::unistd::getppid;
 
 use crate::arguments::WitnessOptions;
 use crate::child::this_program;
-use crate::commands::change::mark_key;
+use crate::commands::mark::mark_key;
 use crate::failure::{DONE, Outcome, complain};
 use crate::keys::Choice;
 use crate::target::Target;

@@ -1,12 +1,12 @@
-//! `ls` and `get`: keys as they are.
+//! `ls`: all keys as they are.
 
 use std::cmp::Ordering;
 
 use gensync::SlotInfo;
 
-use crate::arguments::{Get, Ls, Order};
+use crate::arguments::{Ls, Order};
 use crate::failure::{DONE, Failure, Outcome};
-use crate::keys::{Choice, by_label, chosen, no_such_key};
+use crate::keys::{by_label, chosen};
 use crate::output::{ATTENTION, BAD, Cell, FAINT, GOOD, Output, label, left, object, right};
 use crate::target::Target;
 
@@ -67,39 +67,4 @@ fn row(slot: &SlotInfo) -> Vec<Cell> {
     // The number of updates of a damaged key means nothing.
     let updates = if slot.is_damaged() { Cell::styled(BAD, "damaged") } else { Cell::new(slot.updates()) };
     vec![Cell::new(label(slot)), Cell::new(slot.generation()), updates, waiters, pending]
-}
-
-pub(crate) fn get(target: &Target, options: &Get, output: &mut Output) -> Outcome {
-    let (keys, digests) = options.keys()?;
-    let table = target.read()?;
-    let (mut found, mut failures) = (Vec::new(), Vec::new());
-    for key in &keys {
-        match table.slot(key)? {
-            Some(slot) => found.push((Some(key), slot)),
-            None => failures.push(no_such_key(&table, key.as_str())),
-        }
-    }
-    for digest in digests {
-        match table.slots().find(|slot| slot.digest() == *digest) {
-            Some(slot) => found.push((None, slot)),
-            None => failures.extend(Choice::Digest(*digest).nothing(&table)),
-        }
-    }
-    for (key, slot) in &found {
-        if output.is_json() {
-            let mut object = object(slot);
-            if let Some(key) = key {
-                // The whole key is known here, as the command line named it.
-                object["key"] = key.as_str().into();
-                object["truncated"] = false.into();
-            }
-            output.object(&object)?;
-        } else if keys.len() + digests.len() == 1 {
-            output.line(&slot.generation().to_string())?;
-        } else {
-            output.line(&format!("{}  {}", label(slot), slot.generation()))?;
-        }
-    }
-    output.flush()?;
-    Failure::all(failures)
 }

@@ -22,11 +22,10 @@ use serde_json::json;
 
 use crate::arguments::Exec;
 use crate::child::{self, status_of};
-use crate::commands::change::reset_in_the_way;
 use crate::commands::witness::Witness;
 use crate::failure::{DONE, EXEC_FAILED, Failure, Outcome, complain};
 use crate::keys::{Choice, no_such_key};
-use crate::notice::while_waiting;
+use crate::notice::{reset_in_the_way, while_waiting};
 use crate::output::{Output, object};
 use crate::printable::printable;
 use crate::target::Target;
