@@ -99,13 +99,13 @@ impl<T: ?Sized> Cached<T> {
 
     /// How long a load may last before it counts as failed for a call that waits for it. There is no limit if no old value may be
     /// served, or if the call has a limit of its own.
-    pub(super) fn allowed_staleness(&self, current: &Option<Arc<Entry<T>>>, options: GetOptions) -> Duration {
+    fn allowed_staleness(&self, current: &Option<Arc<Entry<T>>>, options: GetOptions) -> Duration {
         let allowed = self.policy.max_staleness.filter(|allowed| !allowed.is_zero() && current.is_some());
         allowed.filter(|_| options.stale_after_failure).unwrap_or(Duration::MAX)
     }
 
     #[cold]
-    pub(super) fn overdue(&self, single_flight: &SingleFlight, log: Log, began: u64, allowed: Duration) -> Error {
+    fn overdue(&self, single_flight: &SingleFlight, log: Log, began: u64, allowed: Duration) -> Error {
         if single_flight.is_first_to_find_overdue(log) {
             self.metrics.errors.add_one();
         }
@@ -114,7 +114,7 @@ impl<T: ?Sized> Cached<T> {
     }
 
     /// What a call returns when its load failed, or the load that it waited for.
-    pub(super) fn after_failure(
+    fn after_failure(
         &self,
         failure: &Failure,
         old: Option<Arc<Entry<T>>>,
@@ -129,7 +129,7 @@ impl<T: ?Sized> Cached<T> {
         }
     }
 
-    pub(super) fn load_error(&self, failure: &Failure) -> Error {
+    fn load_error(&self, failure: &Failure) -> Error {
         self.sync.explain(Error::load(&failure.error))
     }
 
@@ -224,7 +224,7 @@ impl<T: ?Sized> Cached<T> {
     }
 
     /// Counts a load that was made during an outage of the table, and reports the first one of each outage.
-    pub(super) fn note_outage(&self, outage: Option<Error>) {
+    fn note_outage(&self, outage: Option<Error>) {
         let Some(reason) = outage else { return self.metrics.outage.clear() };
         self.metrics.unconfirmed.add_one();
         if self.metrics.outage.add_one() == 1 {
@@ -247,7 +247,7 @@ impl<T: ?Sized> Cached<T> {
     }
 
     /// Reports two values if they differ although no key was updated between their loads, and no update is in flight.
-    pub(super) fn compare(&self, cached: &Entry<T>, loaded: &Entry<T>) {
+    fn compare(&self, cached: &Entry<T>, loaded: &Entry<T>) {
         if let Some(verification) = &self.policy.verification
             && (cached.ticket, &cached.dependencies) == (loaded.ticket, &loaded.dependencies)
             && self.tickets(loaded).all(|(sync, ticket)| sync.is_unchanged(ticket))

@@ -12,9 +12,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::ThreadId;
 
-use arc_swap::ArcSwapOption;
-
-use crate::os::fork::{OfOneProcess, token};
+use crate::os::fork::{ForkLocal, OfOneProcess, token};
 
 pub(super) struct Waits {
     process: u64,
@@ -53,18 +51,10 @@ impl OfOneProcess for Waits {
 }
 
 impl Waits {
-    /// The waits of this process. They are made at the first wait, without a lock, as a child could inherit a lock that is held.
+    /// The waits of this process.
     fn get() -> Arc<Self> {
-        static WAITS: ArcSwapOption<Waits> = ArcSwapOption::const_empty();
-        loop {
-            let present = WAITS.load_full();
-            if let Some(present) = present.clone().filter(|present| !present.is_inherited()) {
-                return present;
-            }
-            WAITS.compare_and_swap(&present, Some(Arc::new(Self::new())));
-            // Inherited from a parent: it may be half changed by a thread of the parent, so it must not be dropped.
-            std::mem::forget(present);
-        }
+        static WAITS: ForkLocal<Waits> = ForkLocal::new();
+        WAITS.get()
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<ThreadId, Wait>> {

@@ -15,7 +15,7 @@ use std::ptr::{NonNull, null_mut};
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use arc_swap::ArcSwap;
+use arc_swap::ArcSwapOption;
 use nix::libc;
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous, munmap};
 use nix::sys::stat::fstat;
@@ -113,24 +113,25 @@ pub(crate) trait OfOneProcess {
     fn is_inherited(&self) -> bool;
 }
 
-/// A value of which each forked child makes its own instance.
-pub(crate) struct ForkLocal<T: OfOneProcess>(ArcSwap<T>);
+/// A value of which each process makes its own instance at the first use, without a lock, as a child could inherit a lock that is
+/// held.
+pub(crate) struct ForkLocal<T: OfOneProcess>(ArcSwapOption<T>);
 
 impl<T: OfOneProcess> ForkLocal<T> {
-    pub(crate) fn new() -> Self {
-        Self(ArcSwap::from_pointee(T::new()))
+    pub(crate) const fn new() -> Self {
+        Self(ArcSwapOption::const_empty())
     }
 
     /// The value of this process.
     pub(crate) fn get(&self) -> Arc<T> {
         loop {
-            let present = self.0.load_full();
-            if !present.is_inherited() {
-                return present;
-            }
-            self.0.compare_and_swap(&present, Arc::new(T::new()));
+            let stale = match self.0.load_full() {
+                Some(present) if !present.is_inherited() => return present,
+                stale => stale,
+            };
+            self.0.compare_and_swap(&stale, Some(Arc::new(T::new())));
             // Never dropped: a thread of the parent may have been changing it at the fork, so it may be in any state.
-            std::mem::forget(present);
+            std::mem::forget(stale);
         }
     }
 }
@@ -138,7 +139,7 @@ impl<T: OfOneProcess> ForkLocal<T> {
 impl<T: OfOneProcess> Drop for ForkLocal<T> {
     fn drop(&mut self) {
         let present = self.0.load_full();
-        if present.is_inherited() {
+        if present.as_ref().is_some_and(|present| present.is_inherited()) {
             std::mem::forget(present);
         }
     }

@@ -51,3 +51,8 @@ pub(crate) fn attributes(path: &Path) -> Result<StatxAttributes, Error> {
     let found = asked.map_err(|error| Error::io("looking at the table's file", &error.into()))?;
     Ok(found.stx_attributes & found.stx_attributes_mask)
 }
+
+/// Whether the file at `path` is a mount point itself.
+pub(crate) fn is_mount_point(path: &Path) -> Result<bool, Error> {
+    Ok(attributes(path)?.contains(StatxAttributes::MOUNT_ROOT))
+}

@@ -13,7 +13,7 @@ use rustix::thread::{CapabilitySet, capabilities};
 use crate::error::{Error, ErrorKind};
 use crate::os::file::TableFile;
 use crate::os::owner::check_mapped;
-use crate::os::path::{attributes, folder, is_missing};
+use crate::os::path::{attributes, folder, is_missing, is_mount_point};
 
 /// Checks that `file`, which is at `path`, can be replaced by another file or removed. Whatever can be known about that is
 /// checked here, as it is too late once the table is retired.
@@ -23,7 +23,7 @@ use crate::os::path::{attributes, folder, is_missing};
 /// [`ErrorKind::NotReplaceable`] if it cannot; or another kind if that cannot be found out.
 pub(crate) fn check_replaceable(file: &TableFile, path: &Path) -> Result<(), Error> {
     let place = folder(path);
-    if attributes(path)?.contains(StatxAttributes::MOUNT_ROOT) {
+    if is_mount_point(path)? {
         let reason = "it is a mount point itself; mount its folder instead, or do it where the file comes from";
         return not_replaceable(reason.to_owned());
     }

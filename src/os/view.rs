@@ -4,10 +4,8 @@ use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::StatxAttributes;
-
 use crate::os::identity::{Identity, identity};
-use crate::os::path::{attributes, folder, is_missing};
+use crate::os::path::{folder, is_missing, is_mount_point};
 
 /// How the process saw the file system when it opened a table, which distinguishes a file that is gone from one that the
 /// process can no longer see.
@@ -30,7 +28,7 @@ pub(crate) enum Presence {
 
 impl View {
     pub(crate) fn new(path: &Path) -> Self {
-        let is_mounted = || attributes(path).is_ok_and(|found| found.contains(StatxAttributes::MOUNT_ROOT));
+        let is_mounted = || is_mount_point(path).unwrap_or(false);
         let around = std::fs::metadata(folder(path)).ok().filter(|_| !is_mounted());
         Self { path: path.to_owned(), root: root(), device: around.map(|folder| folder.dev()) }
     }

@@ -26,7 +26,7 @@ impl GenerationSynchronizer {
     }
 
     #[cold]
-    pub(super) fn is_expired_slow(&self, seen: Observed, word: Word) -> bool {
+    fn is_expired_slow(&self, seen: Observed, word: Word) -> bool {
         // During a pending update or an outage, every check comes here, so it must not read the clock each time.
         let may_wait = seen.is_before_updates_of(word) || seen.is_of_no_slot() || seen.is_in_doubt();
         if !(may_wait && self.budget.spend()) {
@@ -63,7 +63,7 @@ impl GenerationSynchronizer {
 
     /// Attaches to the key in the latest incarnation, unless that has just failed and nothing has changed since. Returns whether
     /// it attached.
-    pub(super) fn try_to_move_on(&self, now: u64) -> bool {
+    fn try_to_move_on(&self, now: u64) -> bool {
         let latest = self.table.latest();
         // Either change makes an attempt worthwhile before it is due: another holder of this process has opened a newer
         // incarnation, or the latest one is retired for good, so that its successor must exist.
@@ -79,7 +79,7 @@ impl GenerationSynchronizer {
         has_moved_on
     }
 
-    pub(super) fn is_fresh(&self, seen: Observed, word: Word) -> bool {
+    fn is_fresh(&self, seen: Observed, word: Word) -> bool {
         if word.pending() == 0 {
             self.monitor.end();
         }
@@ -92,7 +92,7 @@ impl GenerationSynchronizer {
     /// Whether the updates that are pending in `word` may still be finished by their makers, so that what was `seen` is as fresh
     /// as before. If all of the makers are dead, this recovers the updates: it updates the key in their place. If it cannot, or
     /// the updates have been pending for longer than the `pending_limit`, they count as lost for this process.
-    pub(super) fn is_in_flight(&self, seen: Observed, word: Word) -> bool {
+    fn is_in_flight(&self, seen: Observed, word: Word) -> bool {
         let now = precise_now();
         let is_old = || u128::from(self.monitor.age(word, now)) >= self.table.pending_limit().as_micros();
         let has_lost = self.monitor.has_lost(word);

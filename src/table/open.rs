@@ -29,7 +29,7 @@ pub(super) enum Source {
 }
 
 impl Table {
-    pub(super) fn open_path(path: &Path, options: TableOptions) -> Result<Self, Error> {
+    fn open_path(path: &Path, options: TableOptions) -> Result<Self, Error> {
         let refuse = |found: &str| {
             let (found, expected) = (found.to_owned(), "the path of a file, such as /dev/shm/shop.gensync");
             Err(ErrorKind::InvalidInput { what: "the table's path", found, expected }.into())
@@ -44,7 +44,7 @@ impl Table {
     }
 
     #[cfg(feature = "shm")]
-    pub(super) fn open_named(name: &str, options: TableOptions) -> Result<Self, Error> {
+    fn open_named(name: &str, options: TableOptions) -> Result<Self, Error> {
         let name = name.strip_prefix('/').unwrap_or(name);
         options::checked_name("the segment's name", name)?;
         let path = Path::new("/dev/shm").join(name);
@@ -58,7 +58,7 @@ impl Table {
         Ok(Self(Arc::new(Shared::new(options, source, first))))
     }
 
-    pub(super) fn create_anonymous(options: TableOptions) -> Result<Self, Error> {
+    fn create_anonymous(options: TableOptions) -> Result<Self, Error> {
         writable("the anonymous table", "a writable one, as no other process could create its keys", &options)?;
         let capacity = options.checked_capacity()?;
         let size = sparse_size(segment_offset(capacity, 1));

@@ -66,7 +66,7 @@ impl Table {
 
     /// Moves on from `latest`, whose path names another file or none: retires it, so that this process and all others that have
     /// it open move on. `false` while an update that is in flight there keeps them.
-    pub(super) fn leave(&self, latest: &Arc<Incarnation>) -> bool {
+    fn leave(&self, latest: &Arc<Incarnation>) -> bool {
         // If a process is killed that has an update in flight there, only a process that has the old file open can announce the
         // update. So none moves on before the update has ended.
         let excluded = (!self.is_read_only()).then(|| latest.mapping().try_exclude_updates());
@@ -151,7 +151,7 @@ impl Table {
 
     /// Expires everything in another table that the path leads to now, if there is one: what was announced in this table alone,
     /// before that was noticed, is announced there.
-    pub(super) fn expire_at_path(&self) {
+    fn expire_at_path(&self) {
         if !self.is_read_only()
             && let Ok(next) = open(&self.0.source, &self.0.options.clone().create(false), None)
         {
@@ -160,7 +160,7 @@ impl Table {
     }
 
     /// Updates the key in the table at the path; this process need not move on to that table.
-    pub(super) fn announce_at_path(
+    fn announce_at_path(
         &self,
         options: TableOptions,
         predecessor: Option<&Incarnation>,
