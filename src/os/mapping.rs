@@ -253,19 +253,27 @@ impl Mapping {
         })
     }
 
-    /// Which bytes of the file `slot` occupies.
-    fn range_of(&self, slot: &Slot) -> Range {
-        let offset = (0..self.known.get()).find_map(|segment| {
-            let within = std::ptr::from_ref(slot).addr().checked_sub(self.start(segment)?.addr().get())? as u64;
-            let (from, to) = self.bytes_of(segment);
-            (within < to - from).then_some(from + within)
-        });
-        Range { start: offset.expect("the slot is in a segment"), length: size_of::<Slot>() as u64 }
+    /// Whether `slot` is in this mapping.
+    pub(crate) fn contains(&self, slot: &Slot) -> bool {
+        self.find_offset(slot).is_some()
     }
 
     /// Where in the file `slot` is.
     pub(crate) fn offset_of(&self, slot: &Slot) -> u64 {
-        self.range_of(slot).start
+        self.find_offset(slot).expect("the slot is in a segment")
+    }
+
+    fn find_offset(&self, slot: &Slot) -> Option<u64> {
+        (0..self.known.get()).find_map(|segment| {
+            let within = std::ptr::from_ref(slot).addr().checked_sub(self.start(segment)?.addr().get())? as u64;
+            let (from, to) = self.bytes_of(segment);
+            (within < to - from).then_some(from + within)
+        })
+    }
+
+    /// Which bytes of the file `slot` occupies.
+    fn range_of(&self, slot: &Slot) -> Range {
+        Range { start: self.offset_of(slot), length: size_of::<Slot>() as u64 }
     }
 
     /// Takes a lock on the bytes of `slot` in the file; `None` while another holder has a lock that conflicts with it.

@@ -113,7 +113,7 @@ impl Slots<Boxed> {
 
     /// Attaches, and returns the address of the slot; `None` if the table is being retired.
     fn attached(&self, digest: Digest) -> Option<usize> {
-        self.attach(digest, || START, b"key").expect("there is room").map(|slot| std::ptr::from_ref(slot) as usize)
+        self.attach(digest, START, b"key").expect("there is room").map(|slot| std::ptr::from_ref(slot) as usize)
     }
 
     /// The slot at `place`, and no other, is completely claimed for `digest`, and is the one that a search finds.

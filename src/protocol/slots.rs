@@ -230,19 +230,14 @@ impl<M: Memory> Slots<M> {
     /// Finds or claims the key's slot, lets it begin at `start` or later, and labels it.
     ///
     /// `None`: the table is being retired, and the slot may have been missed by the sweep.
-    pub(crate) fn attach(
-        &self,
-        digest: Digest,
-        start: impl FnOnce() -> u64,
-        label: &[u8],
-    ) -> Result<Option<&Slot>, Error> {
+    pub(crate) fn attach(&self, digest: Digest, start: u64, label: &[u8]) -> Result<Option<&Slot>, Error> {
         let (slot, tag) = match self.find_place(digest)? {
             Some(place) => place,
             None => self.claim_place(digest)?,
         };
         tag.set(digest);
         if slot.word().generation().is_none() {
-            slot.begin(start());
+            slot.begin(start);
         }
         let is_new = !slot.has_label();
         if is_new {

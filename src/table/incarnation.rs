@@ -39,6 +39,12 @@ pub(crate) struct Incarnation {
     held_up: FirstSeen,
 }
 
+impl AsRef<Mapping> for Incarnation {
+    fn as_ref(&self) -> &Mapping {
+        self.mapping()
+    }
+}
+
 impl Incarnation {
     pub(crate) fn new(mapping: Mapping, fixed: FixedHeader, path: Option<&Path>) -> Self {
         let (slots, view) = (Slots::new(mapping, fixed.capacity), path.map(View::new));
@@ -73,29 +79,27 @@ impl Incarnation {
     /// The key's slot, which is created if it does not exist: for tables that this process may write to. `None` if the table is
     /// being retired.
     pub(crate) fn attach(self: &Arc<Self>, key: &CacheKey) -> Result<Option<Place>, Error> {
-        let digest = self.digest(key);
-        let start = || self.fixed.start(now());
-        SlotRef::pick(self, |this| this.sound(this.slots.attach(digest, start, key.as_str().as_bytes())?))
+        let (digest, start) = (self.digest(key), self.fixed.start(now()));
+        self.place(self.slots.attach(digest, start, key.as_str().as_bytes())?)
     }
 
     /// The key's slot, if it exists.
     pub(crate) fn find(self: &Arc<Self>, key: &CacheKey) -> Result<Option<Place>, Error> {
-        let digest = self.digest(key);
-        let has_begun = |slot: &&Slot| slot.word().generation().is_some();
-        SlotRef::pick(self, |this| this.sound(this.slots.find(digest)?.filter(has_begun)))
+        let found = self.slots.find(self.digest(key))?;
+        self.place(found.filter(|slot| slot.word().generation().is_some()))
     }
 
     /// Refuses a slot that is retired in a table that is not, which only damage explains: the search for a successor would
     /// never end.
-    fn sound<'a>(&self, slot: Option<&'a Slot>) -> Result<Option<&'a Slot>, Error> {
-        // The word was read first, and a process that retires the table begins with the header: so a slot that it has retired
+    fn place(self: &Arc<Self>, slot: Option<&Slot>) -> Result<Option<Place>, Error> {
+        let Some(slot) = slot else { return Ok(None) };
+        // The word is read first, and a process that retires the table begins with the header: so a slot that it has retired
         // is never found under a live header.
-        match slot.map(Slot::word) {
-            Some(word) if !word.is_live() && self.slots.header().is_live() => {
-                Err(ErrorKind::DamagedKey { found: word.bits() }.into())
-            }
-            _ => Ok(slot),
+        let word = slot.word();
+        if !word.is_live() && self.slots.header().is_live() {
+            return Err(ErrorKind::DamagedKey { found: word.bits() }.into());
         }
+        Ok(Some(SlotRef::new(self, slot)))
     }
 
     /// Ends the updates that are pending at `slot`, if all processes that made them are dead: the key is updated in their

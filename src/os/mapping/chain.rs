@@ -3,6 +3,7 @@
 use std::ptr::NonNull;
 use std::sync::Arc;
 
+use super::Mapping;
 use crate::protocol::atomic::{AtomicPtr, Ordering};
 use crate::protocol::layout::Slot;
 
@@ -18,15 +19,18 @@ unsafe impl<O: Send + Sync> Send for SlotRef<O> {}
 // SAFETY: as for Send.
 unsafe impl<O: Send + Sync> Sync for SlotRef<O> {}
 
-impl<O> SlotRef<O> {
-    /// The slot that `pick` finds in `owner`, if any.
-    pub(crate) fn pick<E>(
-        owner: &Arc<O>,
-        pick: impl for<'a> FnOnce(&'a O) -> Result<Option<&'a Slot>, E>,
-    ) -> Result<Option<Self>, E> {
-        Ok(pick(owner)?.map(|slot| Self { slot: NonNull::from(slot), owner: Arc::clone(owner) }))
+impl<O: AsRef<Mapping>> SlotRef<O> {
+    /// # Panics
+    ///
+    /// The slot is not in the mapping of `owner`.
+    pub(crate) fn new(owner: &Arc<O>, slot: &Slot) -> Self {
+        let mapping: &Mapping = owner.as_ref().as_ref();
+        assert!(mapping.contains(slot), "a slot of another mapping");
+        Self { slot: NonNull::from(slot), owner: Arc::clone(owner) }
     }
+}
 
+impl<O> SlotRef<O> {
     pub(crate) fn owner(&self) -> &Arc<O> {
         &self.owner
     }
@@ -43,7 +47,7 @@ impl<O> std::ops::Deref for SlotRef<O> {
 
     #[inline]
     fn deref(&self) -> &Slot {
-        // SAFETY: `pick` borrowed the slot from the owner, which this value keeps alive and in place; only its atomics change.
+        // SAFETY: `new` found the slot in the owner's mapping, which this value keeps in place; only its atomics change.
         unsafe { self.slot.as_ref() }
     }
 }

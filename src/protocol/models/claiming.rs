@@ -90,7 +90,7 @@ fn a_process_that_begins_a_slot_later_sets_no_generation_back() {
         let table = slots(1, 1);
         // A process that attaches, and updates twice.
         let user = |table: &Slots<Boxed>, start: u64| {
-            let slot = table.attach(key(0), || start, b"key").unwrap().unwrap();
+            let slot = table.attach(key(0), start, b"key").unwrap().unwrap();
             [(); 2].map(|()| slot.bump().updated().expect("it has begun").get())
         };
         let (one, other) = both(&table, move |table| user(table, START), |table| user(table, START + 1));
@@ -118,7 +118,7 @@ fn a_process_that_finds_a_key_finds_its_first_generation_and_its_whole_label() {
                 let (text, length) = slot.label();
                 assert!(length == 0 || text == label, "a length is seen without the text");
             },
-            |table| _ = table.attach(key(0), || START, label).unwrap(),
+            |table| _ = table.attach(key(0), START, label).unwrap(),
         );
     });
 }

@@ -94,7 +94,7 @@ type Loaded = [Option<(Observed, u64)>; KEYS.len()];
 impl World {
     /// `None`: the table is being retired.
     fn attach(&self, key: usize) -> Option<&Slot> {
-        let slot = self.table.attach(digest(key), || START, b"key").unwrap()?;
+        let slot = self.table.attach(digest(key), START, b"key").unwrap()?;
         let address = std::ptr::from_ref(slot) as u64;
         let before = self.sources[key].place.swap(address, Ordering::Relaxed);
         assert!(before == 0 || before == address, "a key is at two places");

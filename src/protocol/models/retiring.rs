@@ -56,7 +56,7 @@ fn an_updater_that_attaches_beside_another_knows_of_the_end_or_is_in_the_sweeps_
         let update = |key: usize| {
             let (table, sources) = (table.clone(), sources.clone());
             thread::spawn(move || {
-                let Some(slot) = table.attach(keys[key], || START, b"key").unwrap() else { return false };
+                let Some(slot) = table.attach(keys[key], START, b"key").unwrap() else { return false };
                 sources[key].store(2, Ordering::Relaxed);
                 slot.bump().is_live()
             })
