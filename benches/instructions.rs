@@ -5,15 +5,19 @@
 //! on other processors than x86-64, it only prints the counts. Another compiler may lay out code in another way, so a few instructions
 //! more are let pass. What the kernel does is not counted.
 
+#[path = "support/callgrind.rs"]
+mod callgrind;
+
 use std::collections::HashMap;
-use std::fs;
 use std::hint::black_box;
 use std::io;
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::sync::atomic::AtomicU64;
 
 use arc_swap::ArcSwapOption;
 use gensync::{Cached, CachedReader, GenerationSynchronizer, Table};
+
+use callgrind::Costs;
 
 /// The instructions of each operation of `counted`, its return included, with Rust 1.95 on x86-64. After another compiler or an
 /// intended change, write down what the table of `cargo bench --bench instructions` says.
@@ -45,7 +49,6 @@ const CALLS: u32 = 64 * 32;
 /// After which a holder's rate of use is known to be high.
 const WARM_UP: u32 = 256;
 
-/// Each operation as a function of its own, as the counts are those of whole functions.
 mod counted {
     use std::sync::Arc;
     use std::sync::atomic::{AtomicU64, Ordering::*};
@@ -55,13 +58,7 @@ mod counted {
 
     type Reader<'a> = CachedReader<u64, &'a Cached<u64>>;
 
-    macro_rules! counted {
-        ($($name:ident($($argument:ident: $type:ty),+) -> $result:ty = $operation:expr;)+) => {
-            $(#[inline(never)] pub(super) fn $name($($argument: $type),+) -> $result { $operation })+
-        };
-    }
-
-    counted! {
+    crate::callgrind::counted! {
         load(word: &AtomicU64) -> u64 = word.load(Acquire);
         load_and_compare(word: &AtomicU64, seen: u64) -> bool = word.load(Acquire) != seen;
         fetch_add(word: &AtomicU64) -> u64 = word.fetch_add(1, AcqRel);
@@ -138,7 +135,7 @@ fn main() -> ExitCode {
         operate();
         return ExitCode::SUCCESS;
     }
-    let result = count().and_then(|counts| check(&counts));
+    let result = callgrind::profile(&[], &["--counted"]).and_then(|costs| check(&costs));
     result.map_or_else(
         |error| {
             eprintln!("{error}");
@@ -148,54 +145,15 @@ fn main() -> ExitCode {
     )
 }
 
-/// The instructions of each operation, by its name.
-fn count() -> Result<HashMap<String, u32>, String> {
-    let folder = tempfile::tempdir().map_err(|error| format!("no folder for the counts: {error}"))?;
-    let profile = folder.path().join("profile");
-    let this = std::env::current_exe().map_err(|error| format!("this program cannot find itself: {error}"))?;
-    let run = Command::new("valgrind")
-        .args(["--tool=callgrind", "--compress-strings=no"])
-        .arg(format!("--callgrind-out-file={}", profile.display()))
-        .arg(this)
-        .arg("--counted")
-        .output()
-        .map_err(|error| format!("valgrind cannot be run ({error}): install it, as by apt-get install valgrind"))?;
-    if !run.status.success() {
-        return Err(format!("valgrind failed: {}", String::from_utf8_lossy(&run.stderr)));
-    }
-    let profile = fs::read_to_string(profile).map_err(|error| format!("no profile: {error}"))?;
-    Ok(per_call(&profile))
-}
-
-/// Reads callgrind's profile, where a call takes three lines: the callee (`cfn=name`), how often (`calls=count position`), and
-/// what it cost, callees included (`position cost`).
-fn per_call(profile: &str) -> HashMap<String, u32> {
-    let mut totals: HashMap<String, (f64, f64)> = HashMap::new();
-    let mut lines = profile.lines();
-    while let Some(line) = lines.next() {
-        let Some((_, name)) = line.strip_prefix("cfn=").and_then(|name| name.split_once("::counted::")) else {
-            continue;
-        };
-        let mut last = |prefix: &str, index: usize| {
-            let line = lines.find(|line| line.starts_with(prefix))?;
-            line[prefix.len()..].split_whitespace().nth(index)?.parse::<f64>().ok()
-        };
-        if let (Some(calls), Some(cost)) = (last("calls=", 0), last("", 1)) {
-            let total = totals.entry(name.to_owned()).or_default();
-            *total = (total.0 + calls, total.1 + cost);
-        }
-    }
-    totals.into_iter().map(|(name, (calls, cost))| (name, (cost / calls).round() as u32)).collect()
-}
-
-fn check(counts: &HashMap<String, u32>) -> Result<(), String> {
+fn check(costs: &HashMap<String, Costs>) -> Result<(), String> {
     println!("{:<24}{:>12}{:>12}", "instructions", "counted", "expected");
     let mut errors = Vec::new();
     for (name, expected) in EXPECTED {
-        let Some(&count) = counts.get(name) else {
-            errors.push(format!("{name} was not counted: the compiler has merged it with its caller or its like"));
+        let Some(costs) = costs.get(name) else {
+            errors.push(callgrind::not_counted(name));
             continue;
         };
+        let count = costs["Ir"].round() as u32;
         println!("{name:<24}{count:>12}{expected:>12}");
         let most = most(expected);
         if count > most && cfg!(target_arch = "x86_64") {
