@@ -57,15 +57,40 @@ struct Workload {
     /// What the first process does, and what all others do.
     first: Operation,
     rest: Operation,
-    /// Whether each process has a key of its own.
-    own_keys: bool,
+    keys: Keys,
 }
 
-const WORKLOADS: [Workload; 4] = [
-    Workload { name: "all update one key", first: Update, rest: Update, own_keys: false },
-    Workload { name: "each updates its own key", first: Update, rest: Update, own_keys: true },
-    Workload { name: "one updates, the rest check", first: Update, rest: Check, own_keys: false },
-    Workload { name: "each checks its own key", first: Check, rest: Check, own_keys: true },
+/// The keys of a workload's processes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Keys {
+    /// All have the same one.
+    One,
+    /// Each has one of its own.
+    Own,
+    /// Each of two processes has one of many: the two that are nearest to each other in the table.
+    Nearest,
+    /// The two that are farthest from each other.
+    Farthest,
+}
+
+/// The plot shows the first four.
+const WORKLOADS: [Workload; 6] = [
+    Workload { name: "all update one key", first: Update, rest: Update, keys: Keys::One },
+    Workload { name: "each updates its own key", first: Update, rest: Update, keys: Keys::Own },
+    Workload { name: "one updates, the rest check", first: Update, rest: Check, keys: Keys::One },
+    Workload { name: "each checks its own key", first: Check, rest: Check, keys: Keys::Own },
+    Workload {
+        name: "each updates its own of 1000 keys, far apart",
+        first: Update,
+        rest: Update,
+        keys: Keys::Farthest,
+    },
+    Workload {
+        name: "each updates its own of 1000 keys, the nearest",
+        first: Update,
+        rest: Update,
+        keys: Keys::Nearest,
+    },
 ];
 
 impl Workload {
@@ -74,7 +99,65 @@ impl Workload {
     }
 
     fn key(&self, process: usize) -> usize {
-        if self.own_keys { process } else { 0 }
+        if self.keys == Keys::One { 0 } else { process }
+    }
+
+    fn most_processes(&self) -> usize {
+        if matches!(self.keys, Keys::Nearest | Keys::Farthest) { 2 } else { usize::MAX }
+    }
+}
+
+/// A table of many keys, and where they are in it.
+struct Many {
+    table: Table,
+    nearest: [String; 2],
+    farthest: [String; 2],
+    /// How many bytes the two nearest are apart.
+    distance: u64,
+    /// With how many others a key shares its cache line, on average.
+    sharing: f64,
+}
+
+impl Many {
+    const KEYS: usize = 1000;
+    const LINE: u64 = 64;
+
+    fn new(path: &Path) -> Outcome<Self> {
+        let table = Table::open(path)?;
+        let place = |key: usize| {
+            let key = key.to_string();
+            GenerationSynchronizer::new(&table, &*key)?;
+            let slot = table.slot(&*key)?.ok_or("a new key is not in the table")?;
+            Ok((slot.offset(), key))
+        };
+        let mut places = (0..Self::KEYS).map(place).collect::<Outcome<Vec<_>>>()?;
+        places.sort_unstable();
+        let lines = places.chunk_by(|one, next| one.0 / Self::LINE == next.0 / Self::LINE);
+        let sharing = lines.map(|line| line.len() * (line.len() - 1)).sum::<usize>() as f64 / Self::KEYS as f64;
+        let distance = |pair: &[(u64, String)]| pair[1].0 - pair[0].0;
+        // In one line rather than at the borders of two.
+        let nearness = |pair: &&[(u64, String)]| (pair[0].0 / Self::LINE != pair[1].0 / Self::LINE, distance(pair));
+        let nearest = places.windows(2).min_by_key(nearness).ok_or("too few keys")?;
+        let keys = |one: &(u64, String), other: &(u64, String)| [one.1.clone(), other.1.clone()];
+        Ok(Self {
+            nearest: keys(&nearest[0], &nearest[1]),
+            farthest: keys(&places[0], &places[Self::KEYS - 1]),
+            distance: distance(nearest),
+            sharing,
+            table,
+        })
+    }
+
+    fn print(&self) {
+        println!(
+            "\nOf the {} keys, the two nearest are {} bytes apart. A key shares its line of {} bytes with {:.2} others on average, \
+             so that two keys chosen at random share one in {:.3} % of cases.",
+            Self::KEYS,
+            self.distance,
+            Self::LINE,
+            self.sharing,
+            self.sharing / (Self::KEYS - 1) as f64 * 100.0
+        );
     }
 }
 
@@ -130,13 +213,16 @@ fn main() -> Outcome<()> {
     let folder = support::folder()?;
     let table = Table::open(folder.path().join("contention"))?;
     let page = Page::new(2 * cores)?;
-    let stage = Stage { table, page, duration: Duration::from_millis(milliseconds) };
+    let many = Many::new(&folder.path().join("many"))?;
+    let stage = Stage { table, many, page, duration: Duration::from_millis(milliseconds) };
     let mut rows = Vec::new();
     for workload in &WORKLOADS {
-        rows.extend(stage.measure(workload, &counts, rounds)?);
+        let counts = counts.iter().copied().filter(|&count| count <= workload.most_processes());
+        rows.extend(stage.measure(workload, &counts.collect::<Vec<_>>(), rounds)?);
     }
     println!("{cores} cores, {rounds} rounds of {milliseconds} ms: median (least–greatest)\n");
     print(&rows);
+    stage.many.print();
 
     let results = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("contention");
     let (json, plot) = (results.join("results.json"), results.join("throughput.svg"));
@@ -151,6 +237,7 @@ fn main() -> Outcome<()> {
 /// What the processes have in common.
 struct Stage {
     table: Table,
+    many: Many,
     page: Page,
     duration: Duration,
 }
@@ -231,9 +318,17 @@ impl Stage {
 
     fn work(&self, workload: &Workload, side: Side, process: usize) -> Outcome<()> {
         set_pdeathsig(Signal::SIGKILL)?;
-        let key = workload.key(process);
-        let sync = GenerationSynchronizer::new(&self.table, ["contention", &key.to_string()])?;
-        let word = self.page.bare(key);
+        let (key, many) = (workload.key(process), &self.many);
+        let sync = match workload.keys {
+            Keys::One | Keys::Own => GenerationSynchronizer::new(&self.table, ["contention", &key.to_string()])?,
+            Keys::Nearest => GenerationSynchronizer::new(&many.table, &*many.nearest[key])?,
+            Keys::Farthest => GenerationSynchronizer::new(&many.table, &*many.farthest[key])?,
+        };
+        let word = match workload.keys {
+            Keys::One | Keys::Own => self.page.bare(key),
+            // In neighbouring lines, as an array of words that each have a line would be.
+            Keys::Nearest | Keys::Farthest => self.page.bare_of_array(key),
+        };
         let mut seen = word.load(Acquire);
         self.page.ready().fetch_add(1, SeqCst);
         while self.page.start().load(SeqCst) == 0 {
@@ -332,6 +427,11 @@ impl Page {
 
     fn bare(&self, key: usize) -> &AtomicU64 {
         &self.words[(2 + self.processes + key) * Self::LINE]
+    }
+
+    /// Like `bare`, but in one cache line each.
+    fn bare_of_array(&self, key: usize) -> &AtomicU64 {
+        &self.words[(2 + self.processes) * Self::LINE + key * (Self::LINE / 2)]
     }
 }
 

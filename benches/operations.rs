@@ -14,6 +14,7 @@ use std::fs::File;
 use std::hint::black_box;
 use std::io::{self, Read as _};
 use std::ops::Deref;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering::*};
 use std::time::{Duration, Instant};
@@ -32,11 +33,21 @@ fn main() {
     let short = support::short();
     let listing = std::env::args().any(|argument| argument == "--list");
     let scale = match (listing, short) {
-        (true, _) => Scale { rounds: 0, operations: 0, attaches: 0, fills: 1, many: (1, "1,000,000") },
-        (_, true) => Scale { rounds: 3, operations: 100_000, attaches: 1000, fills: 1, many: (10_000, "10,000") },
-        (_, false) => {
-            Scale { rounds: 7, operations: 20_000_000, attaches: 20_000, fills: 3, many: (1_000_000, "1,000,000") }
-        }
+        (true, _) => Scale { rounds: 0, operations: 0, attaches: 0, fills: &[], many: (1, "1,000,000") },
+        (_, true) => Scale {
+            rounds: 3,
+            operations: 100_000,
+            attaches: 1000,
+            fills: &[(1, 10_000, "10,000"), (1, 100_000, "100,000")],
+            many: (10_000, "10,000"),
+        },
+        (_, false) => Scale {
+            rounds: 7,
+            operations: 20_000_000,
+            attaches: 20_000,
+            fills: &[(3, 1_000_000, "1,000,000"), (1, 10_000_000, "10,000,000")],
+            many: (1_000_000, "1,000,000"),
+        },
     };
     let mut criterion = Criterion::default().warm_up_time(Duration::from_millis(500));
     criterion = criterion.measurement_time(Duration::from_secs(2));
@@ -71,8 +82,9 @@ struct Scale {
     operations: u64,
     /// How many attaches a turn has, each timed for itself.
     attaches: usize,
-    /// How many tables are filled with `many` keys.
-    fills: usize,
+    /// How many tables are filled with how many keys.
+    fills: &'static [(usize, u64, &'static str)],
+    /// How many keys the large table has that is attached to.
     many: (u64, &'static str),
 }
 
@@ -225,8 +237,8 @@ impl Bench<'_> {
         })
     }
 
-    /// The bare operation sets the cost of memory apart: it hashes the key, and looks at one word of as many bytes as
-    /// the table has, which in a large one is in no cache.
+    /// The bare operation sets the cost of memory apart: it hashes the key, and looks at one of as many words, 128 bytes apart, which
+    /// in a large table is in no cache.
     fn attach_to_existing_keys(&mut self) -> Vec<Line> {
         let sizes = [(1000, "1,000"), self.scale.many];
         sizes.into_iter().filter_map(|(count, label)| self.attach_to_one_of(count, label)).collect()
@@ -234,7 +246,7 @@ impl Bench<'_> {
 
     fn attach_to_one_of(&mut self, count: u64, label: &str) -> Option<Line> {
         let (table, _) = fill(&self.folder.join(label), &keys(count));
-        let words = Words::new(self.folder, table.stats().bytes);
+        let words = Words::new(self.folder, count * Words::APART);
         let random = Random::new();
         let random_key = || key(random.below(count));
         let attach = |key: &str| GenerationSynchronizer::new(&table, key).expect("a key of the table");
@@ -273,7 +285,7 @@ impl Bench<'_> {
         group.bench_function("bare", |bencher| {
             bencher.iter_custom(|iterations| {
                 in_parts(&keys, iterations, |keys| {
-                    let words = Words::new(self.folder, 1024 * 128);
+                    let words = Words::new(self.folder, 1024 * Words::APART);
                     time_all(keys, |key| words.of_key(key).compare_exchange(0, 1, AcqRel, Acquire))
                 })
             })
@@ -296,30 +308,42 @@ impl Bench<'_> {
         drop(table);
     }
 
-    /// How long it takes to fill a large table, and how large tables are.
+    /// How long it takes to fill large tables, and how large tables are.
     fn sizes(&self) -> String {
-        let (count, label) = self.scale.many;
-        let (path, many) = (self.folder.join("filled"), keys(count));
-        let mut bytes = 0;
-        let seconds = Spread::of((0..self.scale.fills).map(|_| {
-            let (table, elapsed) = fill(&path, &many);
-            bytes = table.stats().bytes;
-            std::fs::remove_file(&path).expect("the table's file");
-            elapsed.as_secs_f64()
-        }));
-        let (few, _) = fill(&self.folder.join("few"), &keys(800));
-        format!(
-            "{label} new keys by one process, from an empty table, growth included: {} s, {:.1} bytes a key\n\
-             800 keys in a table of capacity 1024: {} bytes",
-            seconds.text(),
-            bytes as f64 / count as f64,
-            few.stats().bytes
+        let mut text = String::new();
+        for &(times, count, label) in self.scale.fills {
+            let (path, keys) = (self.folder.join("filled"), keys(count));
+            let mut bytes = 0;
+            let seconds = Spread::of((0..times).map(|_| {
+                let (_table, elapsed) = fill(&path, &keys);
+                bytes = allocated(&path);
+                std::fs::remove_file(&path).expect("the table's file");
+                elapsed.as_secs_f64()
+            }));
+            text += &format!(
+                "{label} new keys of 20 characters by one process, from an empty table, growth included: {} s; {:.1} bytes a key\n",
+                seconds.text(),
+                bytes as f64 / count as f64,
+            );
+        }
+        let path = self.folder.join("few");
+        let (few, _) = fill(&path, &keys(800));
+        text + &format!(
+            "800 keys in a table of capacity 1024: {} bytes, {} of them allocated",
+            few.stats().bytes,
+            allocated(&path)
         )
     }
 }
 
+/// The bytes that a file takes.
+fn allocated(path: &Path) -> u64 {
+    path.metadata().expect("the table's file").blocks() * 512
+}
+
+/// Of 20 characters.
 fn key(number: u64) -> String {
-    format!("tenant:{number}:settings")
+    format!("tenant:{number:013}")
 }
 
 fn keys(count: u64) -> Vec<String> {
@@ -378,15 +402,18 @@ fn time_all<R>(keys: &[String], operation: impl Fn(&str) -> R) -> Duration {
 struct Words(MmapRaw);
 
 impl Words {
+    /// How many bytes the words of keys are apart, so that none shares a cache line, nor the line that is fetched with it.
+    const APART: u64 = 128;
+
     fn new(folder: &Path, bytes: u64) -> Self {
         let mut file = tempfile::tempfile_in(folder).expect("a file");
         io::copy(&mut io::repeat(0).take(bytes), &mut file).expect("room for the file");
         Self(MmapOptions::new().populate().map_raw(&file).expect("a mapping"))
     }
 
-    /// The word that the hash of `key` leads to, one of those that stand as far apart as a table's slots.
+    /// The word that the hash of `key` leads to.
     fn of_key(&self, key: &str) -> &AtomicU64 {
-        const APART: usize = 128 / size_of::<AtomicU64>();
+        const APART: usize = Words::APART as usize / size_of::<AtomicU64>();
         const SALT: [u8; 16] = [7; 16];
         let digest = Sha256::new().chain_update(SALT).chain_update(key).finalize();
         let number = u64::from_le_bytes(std::array::from_fn(|i| digest[i]));

@@ -15,7 +15,7 @@ pub(crate) fn short() -> bool {
 
 /// A folder of this run's own, in shared memory if that has room for the tables of both benchmarks.
 pub(crate) fn folder() -> std::io::Result<TempDir> {
-    const ROOM: u64 = 2 << 30;
+    const ROOM: u64 = 4 << 30;
     let room = statvfs("/dev/shm").map_or(0, |shm| shm.blocks_available() * shm.fragment_size());
     if room >= ROOM { tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()) } else { tempfile::tempdir() }
 }
