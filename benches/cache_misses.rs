@@ -7,7 +7,7 @@
 //! array for each key, compared with what was seen, which stands in another array.
 //!
 //! The figures are for one operation, its call and its return included, but nothing of the loop around it. Those of two runs differ in the
-//! last digit only, by the table's salt, which places the keys. Nothing fails because of a figure.
+//! last digit only, by the table's salt, which places the keys. Nothing fails because of a figure. It takes half a minute.
 
 #[path = "support/callgrind.rs"]
 mod callgrind;
@@ -157,7 +157,10 @@ fn main() -> ExitCode {
         operate(&Passes::new(KEYS[0], false));
         return ExitCode::SUCCESS;
     }
-    println!("32 KiB of data in the first level, 2 MiB in the last, lines of 64 bytes; for one operation:");
+    println!(
+        "For one operation, with simulated caches ({FIRST_LEVEL} {LAST_LEVEL}: bytes, ways, bytes of a line). The last column: how many \
+         different lines one use of all keys touches, by the number of keys."
+    );
     for keys in KEYS {
         if let Err(error) = print(keys) {
             eprintln!("{error}");

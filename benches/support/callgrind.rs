@@ -52,14 +52,15 @@ fn per_call(profile: &str) -> HashMap<String, Costs> {
         let Some((_, name)) = line.strip_prefix("cfn=").and_then(|name| name.split_once("::counted::")) else {
             continue;
         };
-        let mut numbers = |prefix: &str| -> Option<Vec<f64>> {
+        // Positions come after the one and before the other; they may be relative, as `+3` or `*`.
+        let mut numbers = |prefix: &str, first: usize| -> Option<Vec<f64>> {
             let line = lines.find(|line| line.starts_with(prefix))?;
-            line[prefix.len()..].split_whitespace().map(|number| number.parse().ok()).collect()
+            Some(line[prefix.len()..].split_whitespace().skip(first).map_while(|number| number.parse().ok()).collect())
         };
-        if let (Some(calls), Some(costs)) = (numbers("calls="), numbers("")) {
+        if let (Some(calls), Some(costs)) = (numbers("calls=", 0), numbers("", 1)) {
             let (count, sums) = totals.entry(name.to_owned()).or_insert_with(|| (0.0, vec![0.0; events.len()]));
             *count += calls[0];
-            sums.iter_mut().zip(&costs[1..]).for_each(|(sum, cost)| *sum += cost);
+            sums.iter_mut().zip(costs).for_each(|(sum, cost)| *sum += cost);
         }
     }
     let average = |(count, sums): (f64, Vec<f64>)| {
