@@ -217,7 +217,7 @@ impl GenerationSynchronizer {
     pub fn ticket(&self) -> Ticket {
         let slot = self.places.slot();
         match Observed::settled(slot.word()) {
-            Some(observed) if !self.table.is_doubtful() => Ticket::of(observed, slot),
+            Some(observed) if !Table::is_any_doubtful() => Ticket::of(observed, slot),
             _ => self.ticket_slow(),
         }
     }
@@ -288,7 +288,7 @@ impl GenerationSynchronizer {
     pub fn refresh(&self) -> Result<Generation, Error> {
         let settled = Observed::settled(self.places.slot().word());
         match settled.and_then(|observed| Some((observed, observed.generation()?))) {
-            Some((observed, generation)) if !self.table.is_doubtful() => {
+            Some((observed, generation)) if !Table::is_any_doubtful() => {
                 self.seen.adopt(observed);
                 Ok(generation)
             }

@@ -177,9 +177,15 @@ impl Table {
     }
 
     /// Whether it can no longer be confirmed that the path names the file: then an update may have gone to another file.
-    #[inline]
     pub(crate) fn is_doubtful(&self) -> bool {
         self.0.confirmation.is_doubtful()
+    }
+
+    /// Whether [`is_doubtful`](Self::is_doubtful) may be true of any table of this process. This reads nothing that belongs to one
+    /// table.
+    #[inline]
+    pub(crate) fn is_any_doubtful() -> bool {
+        confirmation::is_any_in_doubt()
     }
 
     /// How long, in milliseconds, state that was loaded while its freshness could not be known counts as fresh.

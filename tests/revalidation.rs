@@ -485,6 +485,56 @@ fn a_mount_over_the_folder_does_not_leave_state_fresh_for_good() {
 }
 
 #[test]
+fn a_table_in_doubt_leaves_the_other_tables_of_the_process_as_they_are() {
+    if !Uid::effective().is_root() {
+        eprintln!("not root: nothing can be mounted");
+        return;
+    }
+    let ((folder, path), (_other_folder, other_path)) = (path(), path());
+    in_child(|| {
+        keep_mounts_apart();
+        let doubtful = Table::options().outage_ttl(Duration::from_millis(200)).open(&path).unwrap();
+        let others = [Table::open(&other_path).unwrap(), Table::options().anonymous().unwrap()];
+        let assert_certain = || {
+            for table in &others {
+                let [holder, updater] = [(); 2].map(|()| sync(table));
+                let cached = Cached::new(sync(table), || Ok::<_, Error>(1));
+                for _ in 0..200 {
+                    updater.mark_updated().unwrap();
+                    assert!(holder.is_expired());
+                    let generation = holder.refresh().unwrap();
+                    let ticket = holder.ticket();
+                    assert_eq!(ticket.generation(), Some(generation), "a ticket in a table that is not in doubt");
+                    holder.adopt(ticket);
+                    assert!(!holder.is_expired() && !holder.is_expired_since(ticket));
+                    cached.get().unwrap();
+                }
+                let counters = cached.counters();
+                assert_eq!((counters.unconfirmed, counters.reloads), (0, 200));
+            }
+        };
+        assert_certain();
+        let plain = sync(&doubtful);
+        mount(Some("tmpfs"), folder.path(), Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
+        let start = Instant::now();
+        while plain.ticket().generation().is_some() {
+            assert!(start.elapsed() < support::LIMIT, "never noticed");
+            let _ = plain.is_expired();
+        }
+        assert_certain();
+        assert_eq!(plain.ticket().generation(), None, "the other tables have ended the doubt of this one");
+        let child = in_child(|| {
+            assert_eq!(plain.ticket().generation(), None, "a child has lost the doubt");
+            assert_certain();
+            drop((plain, doubtful));
+            assert_certain();
+        });
+        child.succeeds();
+    })
+    .succeeds();
+}
+
+#[test]
 fn a_ticket_of_another_key_makes_nothing_fresh() {
     let table = Table::options().anonymous().unwrap();
     let [x, y] = ["x", "y"].map(|key| GenerationSynchronizer::new(&table, key).unwrap());
