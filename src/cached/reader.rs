@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::Cached;
 use crate::error::Error;
 use crate::os::clock::coarse_now;
-use crate::synchronizer::{CheckBudget, Ticket};
+use crate::synchronizer::{CheckBudget, LastGrant, Ticket};
 
 /// A reader of a [`Cached`] for one thread, for values that are used many times between updates: a use costs only a check of the
 /// generation, while [`Cached::get`] also changes the reference count that all users of the value share.
@@ -42,6 +42,7 @@ pub struct CachedReader<T: ?Sized, C: Deref<Target = Cached<T>>> {
     /// The ticket that the value was loaded with; void if a ticket alone cannot show that the value is fresh.
     ticket: Ticket,
     budget: CheckBudget,
+    grant: LastGrant,
     /// Uses that have not been added to the hits of the `Cached` yet, as that writes to memory which other threads use.
     uncounted: u64,
     /// When uses were last added to the hits, in milliseconds.
@@ -54,7 +55,8 @@ const PAUSE: u64 = 100;
 impl<T: ?Sized, C: Deref<Target = Cached<T>>> CachedReader<T, C> {
     /// A reader of a `Cached`, given as a reference or as an `Arc`. Nothing is loaded yet.
     pub fn new(cached: C) -> Self {
-        Self { cached, value: None, ticket: Ticket::VOID, budget: CheckBudget::new(), uncounted: 0, counted: 0 }
+        let (budget, grant) = (CheckBudget::new(), LastGrant::new());
+        Self { cached, value: None, ticket: Ticket::VOID, budget, grant, uncounted: 0, counted: 0 }
     }
 
     /// The value, loaded if it is not fresh: what [`Cached::get`] would return.
@@ -90,9 +92,9 @@ impl<T: ?Sized, C: Deref<Target = Cached<T>>> CachedReader<T, C> {
     fn renew(&mut self) -> Result<(), Error> {
         let sync = &self.cached.sync;
         let is_unchanged = sync.is_unchanged(self.ticket);
-        self.uncounted += u64::from(self.budget.spent());
+        self.uncounted += u64::from(self.grant.spent(&self.budget));
         let now = coarse_now();
-        self.budget.renew(now);
+        self.grant.renew(&self.budget, now);
         sync.table().revalidate_if_due(now);
         if now.wrapping_sub(self.counted) >= PAUSE {
             self.counted = now;
@@ -125,7 +127,7 @@ impl<T: ?Sized, C: Deref<Target = Cached<T>>> CachedReader<T, C> {
 
 impl<T: ?Sized, C: Deref<Target = Cached<T>>> Drop for CachedReader<T, C> {
     fn drop(&mut self) {
-        self.uncounted += u64::from(self.budget.spent());
+        self.uncounted += u64::from(self.grant.spent(&self.budget));
         self.count();
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{GenerationSynchronizer, Ticket};
+use super::{Cold, GenerationSynchronizer, Ticket};
 use crate::error::Error;
 use crate::os::clock::{coarse_now, precise_now};
 use crate::os::lock::Held;
@@ -46,7 +46,7 @@ impl GenerationSynchronizer {
 
     pub(super) fn is_overtaken(&self, seen: Observed) -> bool {
         let word = self.places.slot().word();
-        if word.is_live() && self.table.is_latest(self.places.latest().owner()) {
+        if word.is_live() && self.table().is_latest(self.places.latest().owner()) {
             return !self.is_fresh(seen, word);
         }
         let now = coarse_now();
@@ -58,33 +58,34 @@ impl GenerationSynchronizer {
             // The attempt may have led to another table, in which the key is missing.
             missing = self.missing();
         }
-        missing.map_or_else(|| !seen.outlives_outage(now, self.table.outage_ttl()), |missing| seen != missing)
+        missing.map_or_else(|| !seen.outlives_outage(now, self.table().outage_ttl()), |missing| seen != missing)
     }
 
     /// Attaches to the key in the latest incarnation, unless that has just failed and nothing has changed since. Returns whether
     /// it attached.
     fn try_to_move_on(&self, now: u64) -> bool {
-        let latest = self.table.latest();
+        let Cold { table, retry, tried, .. } = self.cold();
+        let latest = table.latest();
         // Either change makes an attempt worthwhile before it is due: another holder of this process has opened a newer
         // incarnation, or the latest one is retired for good, so that its successor must exist.
         let found = Arc::as_ptr(latest).addr() | usize::from(latest.slots().header().is_retired());
-        if !self.retry.is_due(now) && !self.tried.differs(found) {
+        if !retry.is_due(now) && !tried.differs(found) {
             return false;
         }
         let has_moved_on = self.move_on().is_ok();
         if !has_moved_on {
-            self.retry.fail(now);
-            self.tried.set(found);
+            retry.fail(now);
+            tried.set(found);
         }
         has_moved_on
     }
 
     fn is_fresh(&self, seen: Observed, word: Word) -> bool {
         if word.pending() == 0 {
-            self.monitor.end();
+            self.cold().monitor.end();
         }
-        if self.table.is_doubtful() {
-            return seen.outlives_doubt(word, coarse_now(), self.table.outage_ttl());
+        if self.table().is_doubtful() {
+            return seen.outlives_doubt(word, coarse_now(), self.table().outage_ttl());
         }
         seen.is(word) || seen.is_before_updates_of(word) && self.is_in_flight(seen, word)
     }
@@ -93,13 +94,14 @@ impl GenerationSynchronizer {
     /// as before. If all of the makers are dead, this recovers the updates: it updates the key in their place. If it cannot, or
     /// the updates have been pending for longer than the `pending_limit`, they count as lost for this process.
     fn is_in_flight(&self, seen: Observed, word: Word) -> bool {
+        let Cold { table, read_only, monitor, .. } = self.cold();
         let now = precise_now();
-        let is_old = || u128::from(self.monitor.age(word, now)) >= self.table.pending_limit().as_micros();
-        let has_lost = self.monitor.has_lost(word);
+        let is_old = || u128::from(monitor.age(word, now)) >= table.pending_limit().as_micros();
+        let has_lost = monitor.has_lost(word);
         if has_lost && !is_old() {
-            return seen == self.monitor.observed(word);
+            return seen == monitor.observed(word);
         }
-        if !has_lost && !self.monitor.is_due(now) {
+        if !has_lost && !monitor.is_due(now) {
             return true;
         }
         let place = self.places.latest();
@@ -117,7 +119,7 @@ impl GenerationSynchronizer {
                 Some(Held::Exclusive) => std::thread::yield_now(),
                 // This process cannot recover them. But their makers may have ended them after the word was read and before the
                 // lock was asked for, so both are read again.
-                Some(Held::Foreign) | None if self.read_only => std::thread::yield_now(),
+                Some(Held::Foreign) | None if *read_only => std::thread::yield_now(),
                 // Recovering succeeds without effect if another process was faster, or another update has begun: the next round
                 // reads the word again.
                 Some(Held::Foreign) | None if place.owner().recover(place).is_err() => break,
@@ -127,7 +129,7 @@ impl GenerationSynchronizer {
         // They count as lost for this process only. That may be wrong: if in each round an update was abandoned and another one
         // begun, the word was the same each time and no update is lost, and this false loss would hide a true one that comes
         // later. So a loss counts no longer than the limit.
-        self.monitor.lose(word, now);
+        monitor.lose(word, now);
         false
     }
 
@@ -135,21 +137,21 @@ impl GenerationSynchronizer {
     #[cold]
     pub(crate) fn revalidate(&self) {
         let now = coarse_now();
-        self.budget.renew(now);
-        self.table.revalidate_if_due(now);
+        self.cold().grant.renew(&self.budget, now);
+        self.table().revalidate_if_due(now);
     }
 
     /// Attaches to the key in the latest incarnation of the table. What was seen before is void there, as generations of two
     /// incarnations are not compared.
     pub(super) fn move_on(&self) -> Result<&Place, Error> {
-        let place = self.table.attach(&self.key);
+        let place = self.table().attach(self.cache_key());
         // State that was loaded during an outage, or while the key was missing, must keep what it has seen for as long as that
         // lasts; otherwise each failed attempt would expire it.
         if place.is_ok() || !self.seen.get().is_of_no_slot() {
             self.seen.adopt(Observed::NOTHING);
         }
         self.places.append(place?);
-        self.retry.end();
+        self.cold().retry.end();
         Ok(self.places.latest())
     }
 
@@ -157,10 +159,10 @@ impl GenerationSynchronizer {
     pub(super) fn present(&self) -> Result<Ticket, Error> {
         let observed = |place: &Place| {
             let word = place.word();
-            let observed = if self.table.is_doubtful() {
+            let observed = if self.table().is_doubtful() {
                 Observed::unconfirmed(word, coarse_now())
             } else {
-                self.monitor.observed(word)
+                self.cold().monitor.observed(word)
             };
             word.is_live().then(|| Ticket::of(observed, place))
         };
@@ -178,9 +180,10 @@ impl GenerationSynchronizer {
     /// What a holder that may not create the key sees while the key is missing; `None` if it is not missing. A missing key cannot
     /// be updated unnoticed, as a process must attach to it, and so create it, before it can update it.
     pub(super) fn missing(&self) -> Option<Observed> {
-        let latest = self.table.latest();
-        let may_be_missing = self.read_only && !self.table.is_doubtful() && latest.slots().header().is_live();
-        (may_be_missing && matches!(latest.find(&self.key), Ok(None))).then(|| Observed::missing(latest.number()))
+        let latest = self.table().latest();
+        let may_be_missing = self.cold().read_only && !self.table().is_doubtful() && latest.slots().header().is_live();
+        (may_be_missing && matches!(latest.find(self.cache_key()), Ok(None)))
+            .then(|| Observed::missing(latest.number()))
     }
 
     /// Moves on until `action` returns something, as the table may be replaced again and again.

@@ -2,7 +2,7 @@
 
 #[cfg(feature = "async")]
 use super::pace::Pace;
-use super::{GenerationSynchronizer, Ticket};
+use super::{Cold, GenerationSynchronizer, Ticket};
 use crate::os::clock::coarse_now;
 use crate::protocol::observed::Observed;
 use crate::protocol::word::Word;
@@ -41,19 +41,20 @@ impl GenerationSynchronizer {
     /// Whether a waiter that has loaded the state with `ticket` need not wait any longer. A table that cannot be attached to is
     /// news twice a second.
     pub(crate) fn is_news(&self, ticket: Ticket) -> bool {
-        self.table.revalidate_if_due(coarse_now());
+        self.table().revalidate_if_due(coarse_now());
         let is_lost = ticket.observed == Observed::NOTHING && !self.places.slot().word().is_live();
-        (!is_lost || self.retry.is_long_ago(coarse_now())) && self.is_overtaken(ticket.observed)
+        (!is_lost || self.cold().retry.is_long_ago(coarse_now())) && self.is_overtaken(ticket.observed)
     }
 
     /// Sets the waiting bit, so that the next update wakes the sleepers on the table's wake word, unless this process cannot
     /// write to the table. Returns what the key has now.
     pub(crate) fn await_news(&self) -> News {
+        let &Cold { ref table, read_only, ref retry, .. } = self.cold();
         let place = self.places.latest();
-        let is_live = place.word().is_live() && self.table.is_latest(place.owner());
-        let word = if self.read_only || !is_live { place.word() } else { place.await_update() };
-        let may_retry = is_live || self.retry.is_long_ago(coarse_now());
-        News { word, is_live, is_doubtful: self.table.is_doubtful(), may_retry, read_only: self.read_only }
+        let is_live = place.word().is_live() && table.is_latest(place.owner());
+        let word = if read_only || !is_live { place.word() } else { place.await_update() };
+        let may_retry = is_live || retry.is_long_ago(coarse_now());
+        News { word, is_live, is_doubtful: table.is_doubtful(), may_retry, read_only }
     }
 
     /// If a waiter with `ticket` finds a change that was reported before: how many milliseconds must pass before it may be
@@ -61,7 +62,7 @@ impl GenerationSynchronizer {
     /// reported yet.
     pub(crate) fn repeat(&self, ticket: Ticket) -> Option<(u64, Ticket)> {
         let present = self.unadopted(ticket)?;
-        Some((self.pace.pause(ticket.observed, present.observed, coarse_now())?, present))
+        Some((self.cold().pace.pause(ticket.observed, present.observed, coarse_now())?, present))
     }
 
     /// Notes that news is reported to a waiter with `ticket`. A report that comes before its pause is over is not counted, as it
@@ -69,9 +70,9 @@ impl GenerationSynchronizer {
     pub(crate) fn note_report(&self, ticket: Ticket) {
         let now = coarse_now();
         if let Some(present) = self.unadopted(ticket)
-            && matches!(self.pace.pause(ticket.observed, present.observed, now), None | Some(0))
+            && matches!(self.cold().pace.pause(ticket.observed, present.observed, now), None | Some(0))
         {
-            self.pace.report(ticket.observed, present.observed, now);
+            self.cold().pace.report(ticket.observed, present.observed, now);
         }
     }
 
@@ -79,13 +80,13 @@ impl GenerationSynchronizer {
     /// which `is_news` paces itself.
     fn unadopted(&self, ticket: Ticket) -> Option<Ticket> {
         let word = self.places.slot().word();
-        let present = Ticket::of(self.monitor.observed(word), self.places.slot());
+        let present = Ticket::of(self.cold().monitor.observed(word), self.places.slot());
         (word.is_live() && present.observed != ticket.observed).then_some(present)
     }
 
     /// How reports to tasks are paced.
     #[cfg(feature = "async")]
     pub(crate) fn pace(&self) -> &Pace {
-        &self.pace
+        &self.cold().pace
     }
 }

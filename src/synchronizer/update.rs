@@ -304,7 +304,7 @@ impl GenerationSynchronizer {
             if !stays && place.owner().is_gone() {
                 // No process leaves a file while an update's lock is held there, so this lock would keep this process there.
                 drop(held);
-                stays = !self.table.leave_for_update(place.owner(), patience())?;
+                stays = !self.table().leave_for_update(place.owner(), patience())?;
                 if !stays {
                     self.move_on()?;
                 }
@@ -351,7 +351,7 @@ impl GenerationSynchronizer {
     /// If the path names another file by now, announces there as well an update that was finished at `place`. Its lock must
     /// have been released.
     pub(crate) fn follow_update(&self, place: &Place) -> Result<(), Error> {
-        self.table.follow_update(place.owner(), &self.key).map_err(|error| self.explain(error))
+        self.table().follow_update(place.owner(), self.cache_key()).map_err(|error| self.explain(error))
     }
 }
 

@@ -52,17 +52,32 @@ impl<O> std::ops::Deref for SlotRef<O> {
     }
 }
 
-/// The slots that a key has had, one in each incarnation of its table.
+/// The slots that a key has had, one in each incarnation of its table; and what else its holder keeps, which a check does not
+/// read.
+///
+/// Two words: the slot, which is all that a check reads, and a pointer to the rest.
 #[derive(Debug)]
-pub(crate) struct Places<O> {
-    /// The slot of the latest place, kept here so that a check saves one load.
+pub(crate) struct Places<O, C> {
+    /// The slot of the latest place, kept here so that a check saves two loads.
     slot: Published<Slot>,
-    places: Chain<SlotRef<O>>,
+    rest: Box<Rest<O, C>>,
 }
 
-impl<O> Places<O> {
-    pub(crate) fn new(place: SlotRef<O>) -> Self {
-        Self { slot: Published::new(place.slot.as_ptr()), places: Chain::new(place) }
+#[derive(Debug)]
+struct Rest<O, C> {
+    places: Chain<SlotRef<O>>,
+    cold: C,
+}
+
+impl<O, C> Places<O, C> {
+    pub(crate) fn new(place: SlotRef<O>, cold: C) -> Self {
+        let slot = Published::new(place.slot.as_ptr());
+        Self { slot, rest: Box::new(Rest { places: Chain::new(place), cold }) }
+    }
+
+    /// What else the holder keeps.
+    pub(crate) fn cold(&self) -> &C {
+        &self.rest.cold
     }
 
     #[inline]
@@ -71,20 +86,20 @@ impl<O> Places<O> {
         unsafe { &*self.slot.get() }
     }
 
-    /// The latest place: a little slower than [`slot`](Self::slot).
+    /// The latest place: slower than [`slot`](Self::slot), as it reads the chain.
     pub(crate) fn latest(&self) -> &SlotRef<O> {
-        self.places.latest()
+        self.rest.places.latest()
     }
 
     pub(crate) fn append(&self, place: SlotRef<O>) {
-        self.places.append(place);
+        self.rest.places.append(place);
         loop {
-            let latest = self.places.latest().slot;
+            let latest = self.latest().slot;
             self.slot.set(latest.as_ptr());
             // Two threads may append at once, and the older place must not be the one that stays. Whichever thread sets the
             // slot last sees, in its next load of the chain, every place that was appended before either of them set it, and
             // sets the slot again if there is a newer one.
-            if self.places.latest().slot == latest {
+            if self.latest().slot == latest {
                 return;
             }
         }
