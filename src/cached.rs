@@ -82,10 +82,15 @@ use single_flight::SingleFlight;
 /// ([`stale_while_reloading`](CachedBuilder::stale_while_reloading), [`get_stale_ok`](Self::get_stale_ok)). A load that
 /// began after a call to `get` satisfies that call, even if the value was updated again during the load: it contains every update
 /// that was complete before the call. So a call to `get` waits for two loads at most, and runs one at most.
+// What a use of a fresh value reads and writes here stands first, in one cache line.
+#[repr(C, align(64))]
 pub struct Cached<T: ?Sized> {
-    current: ArcSwapOption<Entry<T>>,
     sync: GenerationSynchronizer,
+    current: ArcSwapOption<Entry<T>>,
     hits: Count,
+    /// Whether the generation of the key alone decides whether a value is fresh, and nothing else happens at a hit.
+    is_plain: bool,
+    // The fields from here on are used when a value is not fresh.
     policy: Policy<T>,
     single_flight: ForkLocal<SingleFlight>,
     metrics: Metrics,
@@ -93,6 +98,8 @@ pub struct Cached<T: ?Sized> {
     #[cfg(feature = "async")]
     reported: ArcSwapOption<period::Report>,
 }
+
+const _: () = assert!(std::mem::offset_of!(Cached<()>, is_plain) < 64);
 
 // A loader or a callback that panics leaves the value in place whole, and lets the next thread load (see `Load`). The state that
 // a closure of the user captures cannot be seen through a `Cached`.
@@ -167,9 +174,10 @@ impl<T: ?Sized> Cached<T> {
         let sync = sync.without_following();
         let (current, hits, metrics) = (ArcSwapOption::empty(), Count::default(), Metrics::default());
         Self {
-            current,
             sync,
+            current,
             hits,
+            is_plain: policy.is_plain(),
             policy,
             single_flight,
             metrics,
@@ -445,7 +453,7 @@ impl<T: ?Sized> Cached<T> {
     fn fresh<R>(&self, may_load: bool, pick: impl Fn(&Arc<Entry<T>>) -> R) -> Option<R> {
         let current = self.current.load();
         let entry = current.as_ref()?;
-        if !self.policy.is_plain || !self.sync.is_unchanged(entry.ticket) {
+        if !self.is_plain || !self.sync.is_unchanged(entry.ticket) {
             return self.fresh_slow(entry, may_load, pick);
         }
         if !self.sync.spend() && !self.is_confirmed(entry) {

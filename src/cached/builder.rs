@@ -19,8 +19,6 @@ pub(crate) struct Policy<T: ?Sized> {
     pub(crate) dependencies: Vec<GenerationSynchronizer>,
     pub(crate) max_age: Option<Duration>,
     pub(crate) jitter: f64,
-    /// Whether the generation of its key alone decides whether a value is fresh, and nothing else happens at a hit.
-    pub(crate) is_plain: bool,
     pub(crate) stale_while_reloading: bool,
     pub(crate) max_staleness: Option<Duration>,
     pub(crate) retry_pause: Duration,
@@ -66,7 +64,6 @@ impl<T: ?Sized> Policy<T> {
             dependencies: Vec::new(),
             max_age: None,
             jitter: 0.0,
-            is_plain: true,
             stale_while_reloading: false,
             max_staleness: None,
             retry_pause: Duration::from_secs(1),
@@ -74,6 +71,11 @@ impl<T: ?Sized> Policy<T> {
             on_reload: None,
             verification: None,
         }
+    }
+
+    /// Whether the generation of its key alone decides whether a value is fresh, and nothing else happens at a hit.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.dependencies.is_empty() && self.max_age.is_none() && self.verification.is_none()
     }
 
     /// The age at which the next value expires.
@@ -246,8 +248,8 @@ impl<T: ?Sized> CachedBuilder<T> {
     ///
     /// [`ErrorKind::InvalidInput`] if the jitter is not from 0 to 1 or is given without a [`max_age`](Self::max_age), or if the
     /// `every` of [`verify`](Self::verify) is 0.
-    pub fn build(mut self) -> Result<Cached<T>, Error> {
-        let policy = &mut self.policy;
+    pub fn build(self) -> Result<Cached<T>, Error> {
+        let policy = &self.policy;
         let invalid = |what, found: String, expected| Err(ErrorKind::InvalidInput { what, found, expected }.into());
         if !(0.0..=1.0).contains(&policy.jitter) {
             return invalid("the jitter", policy.jitter.to_string(), "a fraction, 0 to 1");
@@ -258,7 +260,6 @@ impl<T: ?Sized> CachedBuilder<T> {
         if policy.verification.as_ref().is_some_and(|verification| verification.every == 0) {
             return invalid("the number of hits between verifications", "0".to_owned(), "1 or more");
         }
-        policy.is_plain = policy.dependencies.is_empty() && policy.max_age.is_none() && policy.verification.is_none();
         Ok(Cached::assemble(self.sync, self.policy))
     }
 }

@@ -107,7 +107,7 @@ impl<T: ?Sized, C: Deref<Target = Cached<T>>> CachedReader<T, C> {
         // This counts the use.
         let entry = self.cached.entry()?;
         self.value = Some(entry.value());
-        if self.cached.policy.is_plain {
+        if self.cached.is_plain {
             self.ticket = entry.ticket;
         }
         Ok(())

@@ -7,9 +7,11 @@ use crate::generation::Generation;
 use crate::synchronizer::Ticket;
 
 /// A value and the tickets that it was loaded with. It is never changed, only replaced as a whole.
+// Aligned so that what a use of a fresh value reads, the first two fields, does not lie across two cache lines.
+#[repr(C, align(32))]
 pub(crate) struct Entry<T: ?Sized> {
-    pub(super) value: Arc<T>,
     pub(super) ticket: Ticket,
+    pub(super) value: Arc<T>,
     /// One for each dependency of the policy, in the same order.
     pub(super) dependencies: Box<[Ticket]>,
     /// The period after which it is too old.
