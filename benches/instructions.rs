@@ -36,7 +36,7 @@ const EXPECTED: [(&str, u32); 15] = [
     ("clear", 30),
     ("cached_get", 97),
     ("cached_get_if_fresh", 97),
-    ("cached_reader_get", 28),
+    ("cached_reader_get", 27),
 ];
 
 /// Two more, or three in a hundred of long ones, may come from the compiler's choices.

@@ -8,6 +8,7 @@ mod pending;
 mod ticket;
 pub(crate) mod update;
 
+pub(crate) use ticket::HeldTicket;
 pub use ticket::Ticket;
 pub use update::{Update, UpdateError, update_all};
 

@@ -137,6 +137,33 @@ fn a_deleted_file_is_noticed_by_a_reader_too() {
 }
 
 #[test]
+fn a_reader_notices_a_reset_at_once_however_many_it_has_missed() {
+    let (_folder, path) = path();
+    let [table, owner] = [(); 2].map(|()| Table::open(&path).unwrap());
+    let (source, loads, loader) = source();
+    let cached = Cached::new(sync(&table), loader);
+    let mut idle = CachedReader::new(&cached);
+    assert_eq!(*idle.get().unwrap(), 1);
+    let mut reader = CachedReader::new(&cached);
+    for value in 2..20 {
+        (0..200).for_each(|_| assert_eq!(*reader.get().unwrap(), value - 1));
+        set(&source, Ok(value));
+        owner.reset().unwrap();
+        if value % 2 == 0 {
+            // The value is in place before the reader comes.
+            assert_eq!(*cached.get().unwrap(), value);
+        }
+        assert_eq!(*reader.get().unwrap(), value);
+    }
+    assert_eq!(*idle.get().unwrap(), 19);
+    assert_eq!(loads.load(SeqCst), 19, "once for each reset, and not while nothing has changed");
+    (0..200).for_each(|_| assert_eq!((*idle.get().unwrap(), *reader.get().unwrap()), (19, 19)));
+    sync(&owner).mark_updated().unwrap();
+    set(&source, Ok(20));
+    assert_eq!((*idle.get().unwrap(), *reader.get().unwrap()), (20, 20), "an update in the new table was not noticed");
+}
+
+#[test]
 fn a_reader_that_was_made_before_a_fork_reads_on_both_sides() {
     let table = anonymous();
     let words = shared_words(2);

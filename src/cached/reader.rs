@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::Cached;
 use crate::error::Error;
 use crate::os::clock::coarse_now;
-use crate::synchronizer::{CheckBudget, LastGrant, Ticket};
+use crate::synchronizer::{CheckBudget, HeldTicket, LastGrant};
 
 /// A reader of a [`Cached`] for one thread, for values that are used many times between updates: a use costs only a check of the
 /// generation, while [`Cached::get`] also changes the reference count that all users of the value share.
@@ -36,27 +36,36 @@ use crate::synchronizer::{CheckBudget, LastGrant, Ticket};
 /// });
 /// # Ok(()) }
 /// ```
+// A use of a fresh value touches the first fields, which stand in one cache line, the generation word, and the value: nothing of
+// the `Cached`, to which other threads write.
+#[repr(C, align(64))]
 pub struct CachedReader<T: ?Sized, C: Deref<Target = Cached<T>>> {
-    cached: C,
     value: Option<Arc<T>>,
     /// The ticket that the value was loaded with; void if a ticket alone cannot show that the value is fresh.
-    ticket: Ticket,
+    ticket: HeldTicket,
     budget: CheckBudget,
+    // The fields from here on are used when the budget is spent, or the value is not fresh.
+    /// When uses were last added to the hits: the low half of a time in milliseconds.
+    counted: u32,
     grant: LastGrant,
     /// Uses that have not been added to the hits of the `Cached` yet, as that writes to memory which other threads use.
     uncounted: u64,
-    /// When uses were last added to the hits, in milliseconds.
-    counted: u64,
+    cached: C,
 }
 
+const _: () = assert!(size_of::<CachedReader<u64, &Cached<u64>>>() == 64);
+// A value without a size of its own has a longer pointer; even so, what each use touches is in the first line.
+const _: () = assert!(std::mem::offset_of!(CachedReader<str, &Cached<str>>, counted) < 64);
+
 /// The least time between two writes of a reader to the shared count of hits, in milliseconds.
-const PAUSE: u64 = 100;
+const PAUSE: u32 = 100;
 
 impl<T: ?Sized, C: Deref<Target = Cached<T>>> CachedReader<T, C> {
     /// A reader of a `Cached`, given as a reference or as an `Arc`. Nothing is loaded yet.
     pub fn new(cached: C) -> Self {
+        let ticket = HeldTicket::void(cached.sync.place());
         let (budget, grant) = (CheckBudget::new(), LastGrant::new());
-        Self { cached, value: None, ticket: Ticket::VOID, budget, grant, uncounted: 0, counted: 0 }
+        Self { value: None, ticket, budget, counted: 0, grant, uncounted: 0, cached }
     }
 
     /// The value, loaded if it is not fresh: what [`Cached::get`] would return.
@@ -76,7 +85,7 @@ impl<T: ?Sized, C: Deref<Target = Cached<T>>> CachedReader<T, C> {
     /// [`verify`](crate::CachedBuilder::verify); otherwise as [`Cached::get`].
     #[inline]
     pub fn get(&mut self) -> Result<&T, Error> {
-        if !(self.cached.sync.is_unchanged(self.ticket) && self.budget.spend()) {
+        if !(self.ticket.is_unchanged() && self.budget.spend()) {
             self.renew()?;
         }
         Ok(self.value.as_deref().expect("a value that is fresh or was just loaded"))
@@ -91,16 +100,16 @@ impl<T: ?Sized, C: Deref<Target = Cached<T>>> CachedReader<T, C> {
     #[cold]
     fn renew(&mut self) -> Result<(), Error> {
         let sync = &self.cached.sync;
-        let is_unchanged = sync.is_unchanged(self.ticket);
+        let is_unchanged = self.ticket.is_unchanged();
         self.uncounted += u64::from(self.grant.spent(&self.budget));
         let now = coarse_now();
         self.grant.renew(&self.budget, now);
         sync.table().revalidate_if_due(now);
-        if now.wrapping_sub(self.counted) >= PAUSE {
-            self.counted = now;
+        if (now as u32).wrapping_sub(self.counted) >= PAUSE {
+            self.counted = now as u32;
             self.count();
         }
-        if is_unchanged && self.cached.sync.confirms(self.ticket) && self.has_value_in_place() {
+        if is_unchanged && self.cached.sync.confirms(self.ticket.ticket()) && self.has_value_in_place() {
             self.uncounted += 1;
             return Ok(());
         }
@@ -108,7 +117,7 @@ impl<T: ?Sized, C: Deref<Target = Cached<T>>> CachedReader<T, C> {
         let entry = self.cached.entry()?;
         self.value = Some(entry.value());
         if self.cached.is_plain {
-            self.ticket = entry.ticket;
+            self.ticket.set(entry.ticket, self.cached.sync.place());
         }
         Ok(())
     }

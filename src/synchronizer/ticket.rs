@@ -4,6 +4,7 @@ use crate::generation::Generation;
 use crate::protocol::layout::Slot;
 use crate::protocol::observed::Observed;
 use crate::protocol::word::Word;
+use crate::table::incarnation::Place;
 
 /// The generation from before a load, to be [adopted](crate::GenerationSynchronizer::adopt) after it.
 ///
@@ -51,5 +52,41 @@ impl Ticket {
     #[must_use]
     pub fn generation(self) -> Option<Generation> {
         self.observed.generation()
+    }
+}
+
+/// A ticket together with the slot that it was taken from, which stays mapped: it is checked without its synchronizer.
+///
+/// What makes a ticket of an old place worthless shows in the word of its slot: a table that is replaced is retired, word by word,
+/// or its memory is detached.
+#[derive(Debug)]
+pub(crate) struct HeldTicket {
+    place: Place,
+    observed: Observed,
+}
+
+impl HeldTicket {
+    /// A ticket of `place` with which no state is fresh.
+    pub(crate) fn void(place: &Place) -> Self {
+        Self { place: place.clone(), observed: Observed::NOTHING }
+    }
+
+    /// Whether the key has not been updated since the ticket was taken, and no update is pending.
+    #[inline]
+    pub(crate) fn is_unchanged(&self) -> bool {
+        self.observed.is(self.place.word())
+    }
+
+    pub(crate) fn ticket(&self) -> Ticket {
+        Ticket::of(self.observed, &self.place)
+    }
+
+    /// Holds `ticket`, or a void one if that was not taken from `place`, the latest one.
+    pub(crate) fn set(&mut self, ticket: Ticket, place: &Place) {
+        if !ticket.is_of(&self.place) {
+            // Another thread may have moved on since the ticket was taken. Then the next use finds out.
+            self.place = place.clone();
+        }
+        self.observed = if ticket.is_of(&self.place) { ticket.observed } else { Observed::NOTHING };
     }
 }
