@@ -164,6 +164,21 @@ fn a_reader_notices_a_reset_at_once_however_many_it_has_missed() {
 }
 
 #[test]
+fn a_reader_notices_within_64_uses_that_its_value_was_invalidated() {
+    let table = anonymous();
+    let (source, _, loader) = source();
+    let cached = Cached::new(sync(&table), loader);
+    let mut reader = CachedReader::new(&cached);
+    for value in 2..10 {
+        (0..1000).for_each(|_| assert_eq!(*reader.get().unwrap(), value - 1));
+        set(&source, Ok(value));
+        cached.invalidate();
+        let found = (0..64).find(|_| *reader.get().unwrap() == value);
+        assert!(found.is_some(), "it reads on what was invalidated");
+    }
+}
+
+#[test]
 fn a_reader_that_was_made_before_a_fork_reads_on_both_sides() {
     let table = anonymous();
     let words = shared_words(2);

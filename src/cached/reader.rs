@@ -122,10 +122,11 @@ impl<T: ?Sized, C: Deref<Target = Cached<T>>> CachedReader<T, C> {
         Ok(())
     }
 
-    /// Whether the value of this reader is still in place: another thread may have replaced or invalidated it.
+    /// Whether the value of this reader is still in place: another thread may have replaced it, or invalidated it, which leaves the
+    /// value and takes its ticket away.
     fn has_value_in_place(&self) -> bool {
-        let current = self.cached.current.load();
-        let present = current.as_ref().map(|entry| &entry.value);
+        let (current, ticket) = (self.cached.current.load(), self.ticket.ticket());
+        let present = current.as_ref().filter(|entry| entry.ticket == ticket).map(|entry| &entry.value);
         present.zip(self.value.as_ref()).is_some_and(|(present, value)| Arc::ptr_eq(present, value))
     }
 
