@@ -76,20 +76,21 @@ pub struct GenerationSynchronizer {
 
 const _: () = assert!(size_of::<GenerationSynchronizer>() == 32 && align_of::<GenerationSynchronizer>() == 32);
 
-/// What a check that finds the state fresh does not use.
+/// What a check that finds the state fresh does not use. First, and together, what is used when the budget is spent.
 #[derive(Debug)]
+#[repr(C)]
 struct Cold {
-    table: Table,
-    key: CacheKey,
-    read_only: bool,
     /// The grant of the budget.
     grant: LastGrant,
+    table: Table,
+    /// Shared by all clones, as what a clone has seen refers to losses by their numbers in this monitor.
+    monitor: Arc<PendingMonitor>,
+    key: CacheKey,
+    read_only: bool,
     /// When the next attempt to attach to a successor may be made.
     retry: Backoff,
     /// The address of the incarnation with which the last attempt was made, plus one if it had been retired for good by then.
     tried: LastTried,
-    /// Shared by all clones, as what a clone has seen refers to losses by their numbers in this monitor.
-    monitor: Arc<PendingMonitor>,
     /// How soon a change that is not adopted is reported to waiters again.
     pace: Pace,
 }
@@ -129,7 +130,7 @@ impl GenerationSynchronizer {
     fn assemble(place: Place, observed: Observed, table: Table, key: CacheKey, monitor: Arc<PendingMonitor>) -> Self {
         let (read_only, grant) = (table.is_read_only(), LastGrant::new());
         let (retry, tried, pace) = (Backoff::up_to(PAUSE), LastTried::default(), Pace::new());
-        let places = Places::new(place, Cold { table, key, read_only, grant, retry, tried, monitor, pace });
+        let places = Places::new(place, Cold { grant, table, monitor, key, read_only, retry, tried, pace });
         let (seen, budget) = (LastObserved::new(observed), CheckBudget::new());
         Self { places, seen, budget, is_detoured: read_only }
     }

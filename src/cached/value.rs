@@ -7,8 +7,9 @@ use crate::generation::Generation;
 use crate::synchronizer::Ticket;
 
 /// A value and the tickets that it was loaded with. It is never changed, only replaced as a whole.
-// Aligned so that what a use of a fresh value reads, the first two fields, does not lie across two cache lines.
-#[repr(C, align(32))]
+// What a use of a fresh value reads stands first and together. An alignment of its own, which would keep it out of two cache lines
+// for sure, makes each allocation larger, and costs more than it saves where there are many.
+#[repr(C)]
 pub(crate) struct Entry<T: ?Sized> {
     pub(super) ticket: Ticket,
     pub(super) value: Arc<T>,

@@ -64,6 +64,7 @@ pub(crate) struct Places<O, C> {
 }
 
 #[derive(Debug)]
+#[repr(C)]
 struct Rest<O, C> {
     places: Chain<SlotRef<O>>,
     cold: C,
