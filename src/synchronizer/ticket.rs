@@ -90,3 +90,33 @@ impl HeldTicket {
         self.observed = if ticket.is_of(&self.place) { ticket.observed } else { Observed::NOTHING };
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{GenerationSynchronizer, Table};
+
+    #[test]
+    fn a_ticket_that_is_held_follows_its_key_to_another_slot() {
+        let folder = tempfile::tempdir().unwrap();
+        let table = Table::open(folder.path().join("table")).unwrap();
+        let [sync, other] = ["key", "other"].map(|key| GenerationSynchronizer::new(&table, key).unwrap());
+        let mut held = HeldTicket::void(sync.place());
+        assert!(!held.is_unchanged(), "no state was loaded with it");
+        for _ in 0..3 {
+            let ticket = sync.ticket();
+            held.set(ticket, sync.place());
+            assert!(held.is_unchanged());
+            assert_eq!(held.ticket(), ticket);
+            held.set(other.ticket(), sync.place());
+            assert!(!held.is_unchanged(), "a ticket of another slot");
+            held.set(ticket, sync.place());
+            sync.mark_updated().unwrap();
+            assert!(!held.is_unchanged());
+            held.set(sync.ticket(), sync.place());
+            assert!(held.is_unchanged());
+            table.reset().unwrap();
+            assert!(!held.is_unchanged(), "its slot is retired");
+        }
+    }
+}
