@@ -3,8 +3,7 @@
 //! It shares no code with the crate: an upgrade that was tested against the crate's own idea of version 1 would be tested against
 //! whatever that idea has become.
 //!
-//! What it leaves out, as a process that is being upgraded away from does not need it: growth (a table must have room in the
-//! segments that it has), named and anonymous tables, the renewal after a reboot, and the look at the path twice a second. Waiters
+//! What it leaves out: named and anonymous tables, the renewal after a reboot, and the look at the path twice a second. Waiters
 //! sleep without a break, where the crate's look for themselves twice a second: so a wakeup that is lost here is seen.
 //!
 //! To be used by one process per table, or by forked children that open the table themselves: a child has copies of its
@@ -24,7 +23,7 @@ use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed, Order
 use std::time::{Duration, Instant, SystemTime};
 
 use memmap2::{MmapOptions, MmapRaw};
-use nix::fcntl::{FcntlArg, fcntl};
+use nix::fcntl::{FcntlArg, fcntl, posix_fallocate};
 use nix::libc;
 use sha2::{Digest as _, Sha256};
 
@@ -68,6 +67,9 @@ const COURTESY: Duration = Duration::from_millis(50);
 /// Longer than any lock is held, unless something fails.
 const LIMIT: Duration = Duration::from_secs(30);
 
+/// By how many segments a table may grow while it is open here: their room is mapped beforehand.
+const GROWTH: u32 = 10;
+
 /// Why a file is not opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Refused {
@@ -97,9 +99,7 @@ struct Open {
     read_only: bool,
     capacity: u64,
     salt: [u8; 16],
-    incarnation: u64,
     floor: u64,
-    segments: u32,
 }
 
 impl Drop for Open {
@@ -143,7 +143,7 @@ impl Table {
             return Err(Refused::OtherBoot);
         }
         let mut options = MmapOptions::new();
-        options.len(segment_offset(capacity, segments));
+        options.len(segment_offset(capacity, (segments + GROWTH).min(26)));
         let map = if read_only { options.map_raw_read_only(&file) } else { options.map_raw(&file) }.unwrap();
         // What each opener shares for as long as it has the table open.
         let start = Instant::now();
@@ -151,20 +151,16 @@ impl Table {
             assert!(start.elapsed() < LIMIT, "a process has the table for itself");
             std::thread::sleep(Duration::from_millis(1));
         }
-        let (salt, incarnation, floor) = (array_at(&page, 32), u64_at(&page, 48), u64_at(&page, 72));
+        let (salt, floor) = (array_at(&page, 32), u64_at(&page, 72));
         let path = path.to_owned();
-        Ok(Self(Arc::new(Open { path, file, map, read_only, capacity, salt, incarnation, floor, segments })))
+        Ok(Self(Arc::new(Open { path, file, map, read_only, capacity, salt, floor })))
     }
 
     /// The key's slot, which is claimed if there is none. What is there now counts as seen.
     pub(crate) fn attach(&self, key: &str) -> Result<Key, Retired> {
         assert!(!self.0.read_only, "a reader claims nothing");
         let digest @ [_, b] = self.digest(key);
-        let place = self.find(digest).or_else(|| {
-            let mut places = (0..self.0.segments).flat_map(|segment| self.probe(segment, digest));
-            places.find(|&(slot, _)| self.take(slot + DIGEST_A, digest[0]) && self.take(slot + DIGEST_B, b))
-        });
-        let (slot, tag) = place.expect("a table that grows is not emulated");
+        let (slot, tag) = self.find(digest).unwrap_or_else(|| self.claim(digest));
         let _ = self.tag(tag).compare_exchange(0, tag_of(b), SeqCst, SeqCst);
         let start = self.start();
         let first =
@@ -277,7 +273,7 @@ impl Table {
     }
 
     fn claimed(&self) -> impl Iterator<Item = usize> {
-        let slots = (0..self.0.segments).flat_map(|segment| {
+        let slots = (0..self.segments()).flat_map(|segment| {
             let (start, slots) = (segment_offset(self.0.capacity, segment), (self.0.capacity << segment) as usize);
             (0..slots).map(move |index| start + SLOT * index)
         });
@@ -310,7 +306,7 @@ impl Table {
     }
 
     fn find(&self, [a, b]: [u64; 2]) -> Option<(usize, usize)> {
-        for segment in (0..self.0.segments).rev() {
+        for segment in (0..self.segments()).rev() {
             for (slot, tag) in self.probe(segment, [a, b]) {
                 match [self.load(slot + DIGEST_A), self.load(slot + DIGEST_B)] {
                     [0, _] => break,
@@ -320,6 +316,32 @@ impl Table {
             }
         }
         None
+    }
+
+    /// The key's slot, claimed where there is room for it first; if there is none, the table grows.
+    fn claim(&self, digest @ [a, b]: [u64; 2]) -> (usize, usize) {
+        for segment in 0.. {
+            if segment >= self.segments() {
+                self.grow(segment);
+            }
+            let is_taken = |slot: usize| self.take(slot + DIGEST_A, a) && self.take(slot + DIGEST_B, b);
+            if let Some(place) = self.probe(segment, digest).find(|&(slot, _)| is_taken(slot)) {
+                return place;
+            }
+        }
+        unreachable!("a table that is full is not emulated")
+    }
+
+    fn grow(&self, segment: u32) {
+        let [start, end] = [segment, segment + 1].map(|segment| segment_offset(self.0.capacity, segment) as i64);
+        posix_fallocate(&self.0.file, start, end - start).unwrap();
+        self.half(SEGMENTS).fetch_max(segment + 1, SeqCst);
+    }
+
+    pub(crate) fn segments(&self) -> u32 {
+        let segments = self.half(SEGMENTS).load(Relaxed);
+        fence(SeqCst);
+        segments
     }
 
     /// Claims a word that is zero; whether it is `mine` then.
@@ -748,7 +770,7 @@ pub(crate) fn segment_offset(capacity: u64, segment: u32) -> usize {
 
 const BYTE_ORDER: u32 = if cfg!(target_endian = "little") { 1 } else { 2 };
 
-fn native(value: u32) -> [u8; 4] {
+pub(crate) fn native(value: u32) -> [u8; 4] {
     if cfg!(target_endian = "little") { value.to_le_bytes() } else { value.to_be_bytes() }
 }
 
