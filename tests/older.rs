@@ -18,7 +18,7 @@ use nix::sys::signal::{Signal, raise};
 use support::{
     Child, LIMIT, Traced, await_value, dawdle, in_child, is_overslept, micros, next_random, path, shared_words,
 };
-use version_1::{Key, RETIRED, RETIRING, Refused, Retired, SLOT, SleepOn, boot_id};
+use version_1::{Key, RETIRED, RETIRING, Refused, Retired, SLOT, SleepOn, boot_id, native};
 
 fn attach(table: &Table) -> GenerationSynchronizer {
     GenerationSynchronizer::new(table, "key").unwrap()
@@ -36,17 +36,20 @@ fn both() -> (tempfile::TempDir, Key, GenerationSynchronizer) {
 fn keys() -> Vec<String> {
     let long = ["k".repeat(87), "k".repeat(88), format!("{}\u{e4}rest", "k".repeat(87)), "k".repeat(200)];
     let odd = ["\u{1f511}", "a:b", "tenant:a%3Ab"].map(str::to_owned);
-    long.into_iter().chain(odd).chain((0..50).map(|i| format!("key {i}").replace(' ', "-"))).collect()
+    long.into_iter().chain(odd).chain((0..56).map(|i| format!("key-{i}"))).collect()
 }
 
 /// The file's bytes without what depends on the time: the generations of its slots and when they began.
-fn timeless(path: &Path, slots: usize) -> Vec<u8> {
+fn timeless(path: &Path, capacity: u64) -> Vec<u8> {
     let mut bytes = fs::read(path).unwrap();
-    for slot in (0..slots).map(|index| 4096 + SLOT * index) {
-        let is_claimed = bytes[slot + 8..slot + 16] != [0; 8];
-        for word in [slot, slot + 32].into_iter().filter(|_| is_claimed) {
-            assert_ne!(bytes[word..word + 8], [0; 8], "the slot has not begun");
-            bytes[word..word + 8].fill(0);
+    for segment in 0..u32::from(bytes[148]) {
+        let start = version_1::segment_offset(capacity, segment);
+        for slot in (0..(capacity << segment) as usize).map(|index| start + SLOT * index) {
+            let is_claimed = bytes[slot + 8..slot + 16] != [0; 8];
+            for word in [slot, slot + 32].into_iter().filter(|_| is_claimed) {
+                assert_ne!(bytes[word..word + 8], [0; 8], "the slot has not begun");
+                bytes[word..word + 8].fill(0);
+            }
         }
     }
     bytes
@@ -54,18 +57,63 @@ fn timeless(path: &Path, slots: usize) -> Vec<u8> {
 
 #[test]
 fn the_same_keys_make_the_same_bytes() {
-    let (_folder, path) = path();
-    let copy = path.with_extension("copy");
-    // 57 keys in 64 slots: most of them are not where their search begins.
-    let table = Table::options().capacity(64).open(&path).unwrap();
-    fs::copy(&path, &copy).unwrap();
-    let emulated = version_1::Table::open(&copy).unwrap();
-    for key in keys() {
-        drop(GenerationSynchronizer::new(&table, key.as_str()).unwrap());
-        emulated.attach(&key).unwrap();
+    for capacity in [1, 2, 16, 64, 256] {
+        let (_folder, path) = path();
+        let copy = path.with_extension("copy");
+        let table = Table::options().capacity(capacity).open(&path).unwrap();
+        fs::copy(&path, &copy).unwrap();
+        let emulated = version_1::Table::open(&copy).unwrap();
+        for key in keys() {
+            drop(GenerationSynchronizer::new(&table, key.as_str()).unwrap());
+            emulated.attach(&key).unwrap();
+        }
+        assert_eq!((table.stats().segments > 1, table.stats().segments), (capacity < 64, emulated.segments()));
+        // 63 keys in 64 slots: most of them are not where their search begins.
+        assert!(capacity != 64 || table.stats().longest_probe > 4);
+        assert!(timeless(&path, capacity) == timeless(&copy, capacity));
     }
-    assert!(table.stats().longest_probe > 8 && table.stats().segments == 1);
-    assert!(timeless(&path, 64) == timeless(&copy, 64));
+}
+
+#[test]
+fn both_grow_one_table_at_once() {
+    for round in 0..20 {
+        let (_folder, path) = path();
+        drop(version_1::Table::create(&path, 1));
+        let start = &shared_words(1)[0];
+        let names = |seed: u64| {
+            let mut keys: Vec<_> = (0..100).map(|i| format!("{i}")).collect();
+            let mut random = seed;
+            (1..keys.len()).for_each(|i| keys.swap(i, (next_random(&mut random) % (i as u64 + 1)) as usize));
+            keys
+        };
+        let emulated = |seed: u64| {
+            let table = version_1::Table::open(&path).unwrap();
+            await_value(start, 1);
+            names(seed).iter().for_each(|key| _ = table.attach(key).unwrap().mark().unwrap());
+        };
+        let real = |seed: u64| {
+            let table = Table::open(&path).unwrap();
+            await_value(start, 1);
+            let mark =
+                |key: &String| GenerationSynchronizer::new(&table, key.as_str()).unwrap().mark_updated().unwrap();
+            names(seed).iter().for_each(|key| _ = mark(key));
+        };
+        let seed = 4 * round + 1;
+        let children = [
+            in_child(|| emulated(seed)),
+            in_child(|| real(seed + 1)),
+            in_child(|| emulated(seed + 2)),
+            in_child(|| real(seed + 3)),
+        ];
+        start.store(1, SeqCst);
+        children.into_iter().for_each(Child::succeeds);
+        let table = Table::open(&path).unwrap();
+        let mut updates: Vec<_> = table.slots().map(|slot| (slot.label().into_owned(), slot.updates())).collect();
+        let mut expected: Vec<_> = (0..100).map(|i| (i.to_string(), 4)).collect();
+        updates.sort_unstable();
+        expected.sort_unstable();
+        assert_eq!(updates, expected, "a key is there twice, or an update is lost");
+    }
 }
 
 #[test]
@@ -258,12 +306,12 @@ fn waiters_of_each_are_woken_by_the_other() {
         assert!(!key.is_awaited());
     }
     // A table that is watched as a whole: by a new key, too.
+    changed.store(0, SeqCst);
     let waiter = in_child(|| {
         let mut watch = Table::open(path).unwrap().watch();
         changed.store(2, SeqCst);
         assert_eq!(watch.next_timeout(LIMIT).unwrap().label(), "new");
     });
-    changed.store(0, SeqCst);
     await_value(changed, 2);
     waiter.await_sleep();
     version_1::Table::open(path).unwrap().attach("new").unwrap();
@@ -367,7 +415,7 @@ fn the_crate_goes_on_in_what_the_emulation_has_put_in_place() {
     let (_folder, key, sync) = both();
     let path = sync.table().path().unwrap();
     let file = OpenOptions::new().write(true).open(path).unwrap();
-    file.write_all_at(&RETIRING.to_le_bytes(), 144).unwrap();
+    file.write_all_at(&native(RETIRING), 144).unwrap();
     let next = key.table().successor().unwrap().attach("key").unwrap();
     assert!(key.is_retired() && key.table().state() == RETIRED);
     assert!(sync.is_expired());
