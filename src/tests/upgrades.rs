@@ -1,191 +1,159 @@
-//! Guards against updates that are lost while processes of two layout versions run side by side, on one path.
+//! Guards against an upgrade that is lost, or loses updates, when its process is killed at the worst moment: a table of version 1 is
+//! replaced by a process that is killed at each of its steps, and then processes of both versions go on.
 //!
-//! In the crate's test build, a process can switch to the next version: see `layout::next`.
+//! Processes of version 1 are emulated. What can be tried without a kill at each step is in `tests/upgrade.rs`.
 
-use std::fs;
+#[path = "../../tests/support/version_1.rs"]
+mod version_1;
+
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::Instant;
 
-use crate::protocol::layout::next;
+use nix::sys::signal::{Signal, raise};
+
 use crate::tests::kills::{kill_everywhere, support};
-use crate::{Error, ErrorKind, GenerationSynchronizer, Table, TableOptions, UpdateError};
-use support::{LIMIT, await_value, in_child, path, shared_words};
+use crate::{GenerationSynchronizer, OwnerCheck, Table, TableOptions};
+use support::{LIMIT, in_child, path, shared_words};
+use version_1::{LIVE, RETIRING, Refused, Retired, SleepOn, native};
+
+const PRESENT: u32 = 2;
 
 fn replacing() -> TableOptions {
-    Table::options().replace_older(true)
+    Table::options().owner(OwnerCheck::Anyone).replace_older(true)
 }
 
-fn attach(table: &Table) -> GenerationSynchronizer {
-    GenerationSynchronizer::new(table, "key").unwrap()
+/// A table of version 1, one of its holders, and what the holder has loaded.
+struct Stage {
+    _folder: tempfile::TempDir,
+    path: PathBuf,
+    older: version_1::Key,
+    source: &'static AtomicU64,
+    loaded: u64,
 }
 
-fn assert_version(error: &Error, found: u32, expected: u32) {
-    assert_eq!(*error.kind(), ErrorKind::LayoutVersion { found, expected }, "{error}");
-}
+impl Stage {
+    fn new(older: impl FnOnce(&PathBuf) -> version_1::Key) -> Self {
+        let (folder, path) = path();
+        let (older, source) = (older(&path), &shared_words(1)[0]);
+        Self { _folder: folder, path, older, source, loaded: 0 }
+    }
 
-#[test]
-fn an_older_table_is_refused_unless_it_is_to_be_replaced() {
-    let (_folder, path) = path();
-    drop(attach(&Table::open(&path).unwrap()));
-    let before = fs::read(&path).unwrap();
-    in_child(|| {
-        next::begin();
-        for options in [Table::options(), Table::options().read_only(true), replacing().read_only(true)] {
-            let error = options.open(&path).unwrap_err();
-            assert_version(&error, 1, 2);
-            assert!(error.to_string().contains("replace_older(true)") && error.path() == Some(&path), "{error}");
-        }
-        assert_eq!(fs::read(&path).unwrap(), before, "a refused table was changed");
-        drop(attach(&replacing().open(&path).unwrap()));
-        assert_eq!(fs::read(&path).unwrap()[8], 2);
-        drop(attach(&Table::open(&path).unwrap()));
-    })
-    .succeeds();
-    let after = fs::read(&path).unwrap();
-    let error = replacing().open(&path).unwrap_err();
-    assert_version(&error, 2, 1);
-    assert!(!error.to_string().contains("replace_older"), "{error}");
-    assert_eq!(fs::read(&path).unwrap(), after, "a refused table was changed");
-}
+    fn of_one_key() -> Self {
+        Self::new(|path| version_1::Table::create(path, 4).attach("key").unwrap())
+    }
 
-#[test]
-fn each_use_of_a_table_that_was_replaced_by_a_newer_one_reports_it() {
-    let (_folder, path) = path();
-    let sync = attach(&Table::open(&path).unwrap());
-    let before = sync.sync_gen();
-    let replace = || {
-        in_child(|| {
-            next::begin();
-            let sync = attach(&replacing().open(&path).unwrap());
-            assert!(sync.sync_gen() > before, "a generation came again");
+    /// Of three segments, with updates that are pending and claims that are not complete.
+    fn of_everything() -> Self {
+        Self::new(|path| {
+            let mut content = include_bytes!("../../tests/vectors/version-1-everything.gensync").to_vec();
+            content[128..144].copy_from_slice(&version_1::boot_id());
+            fs::write(path, content).unwrap();
+            version_1::Table::open(path).unwrap().get("last").unwrap()
         })
-    };
-    // An update that is in flight ends first, as its process could not announce it afterwards.
-    let successor = sync
-        .update(|| {
-            let successor = replace();
-            successor.await_sleep();
-            assert!(!sync.is_expired(), "replaced under an update");
-            Ok::<_, ()>(successor)
-        })
-        .unwrap();
-    successor.succeeds();
-    for _ in 0..3 {
-        assert!(sync.is_expired());
-        assert_version(&sync.mark_updated().unwrap_err(), 2, 1);
-        assert_version(&sync.clear().unwrap_err(), 2, 1);
-        match sync.update(|| -> Result<(), ()> { panic!("nothing can be announced") }) {
-            Err(UpdateError::Begin(error)) => assert_version(&error, 2, 1),
-            other => panic!("{other:?}"),
+    }
+
+    /// With an update whose process was killed after it had changed the source.
+    fn of_a_dead_update() -> Self {
+        let stage = Self::of_one_key();
+        let maker = in_child(|| {
+            let key = version_1::Table::open(&stage.path).unwrap().attach("key").unwrap();
+            let _update = key.begin_update().unwrap();
+            stage.source.fetch_add(1, SeqCst);
+            raise(Signal::SIGKILL).unwrap();
+        });
+        assert!(maker.ends_by_kill());
+        stage
+    }
+
+    /// That another process has begun to retire, and was killed.
+    fn of_a_retiring_table() -> Self {
+        let stage = Self::of_one_key();
+        let file = OpenOptions::new().write(true).open(&stage.path).unwrap();
+        file.write_all_at(&native(RETIRING), 144).unwrap();
+        stage
+    }
+
+    fn replace(&self) {
+        drop(GenerationSynchronizer::new(&replacing().open(&self.path).unwrap(), "key").unwrap());
+    }
+
+    /// A process of version 1 goes on first, or not at all; then one of the present version.
+    fn assert_whole(mut self, story: &str, is_older_first: bool) {
+        let mut highest = self.older.generation();
+        let mut successor = None;
+        if is_older_first {
+            // The update is announced in the table that it was begun in, or it fails before anything is changed.
+            match self.older.update(|| self.source.fetch_add(1, SeqCst)) {
+                Ok(_) => assert_eq!(self.older.table().state(), LIVE, "{story}"),
+                Err(Retired) => {
+                    // If the path still leads to the old table, this replaces it by another one of version 1.
+                    successor = match self.older.table().successor() {
+                        Ok(next) => Some(next.attach("key").unwrap()),
+                        Err(refused) => {
+                            assert_eq!(refused, Refused::Version(PRESENT), "{story}");
+                            None
+                        }
+                    };
+                    assert!(self.older.is_expired(), "{story}");
+                }
+            }
+            if let Some(next) = &successor {
+                next.update(|| self.source.fetch_add(1, SeqCst)).unwrap();
+                assert!(next.generation() > highest, "{story}: a generation comes again");
+            }
         }
-        sync.wait();
+        highest =
+            [Some(&self.older), successor.as_ref()].into_iter().flatten().map(|key| key.generation()).max().unwrap();
+
+        let table = replacing().open(&self.path).unwrap();
+        let sync = GenerationSynchronizer::new(&table, "key").unwrap();
+        assert!(sync.sync_gen().unwrap().get() > highest, "{story}: a generation comes again");
+        self.loaded = sync.refresh_with(|| Ok::<_, ()>(self.source.load(SeqCst))).unwrap();
+        assert_eq!(self.loaded, self.source.load(SeqCst), "{story}");
+        for holder in [Some(&self.older), successor.as_ref()].into_iter().flatten() {
+            assert!(holder.is_expired() && holder.is_retired(), "{story}: two tables where one should be");
+            assert!(holder.wait(SleepOn::Key, LIMIT) && holder.wait(SleepOn::Table, LIMIT), "{story}");
+            assert_eq!(holder.mark(), Err(Retired), "{story}");
+            assert_eq!(holder.update(|| unreachable!("the source must not be changed")), Err(Retired), "{story}");
+            assert_eq!(holder.table().successor().unwrap_err(), Refused::Version(PRESENT), "{story}");
+        }
+
+        // What comes now is seen by another process of the present version, and no process is in the way of another.
+        let start = Instant::now();
+        let fresh = Table::options().owner(OwnerCheck::Anyone).open(&self.path).unwrap();
+        assert_eq!(fresh.info().incarnation, table.info().incarnation, "{story}: two tables where one should be");
+        let other = GenerationSynchronizer::new(&fresh, "key").unwrap();
+        other.update(|| Ok::<_, ()>(self.source.fetch_add(1, SeqCst))).unwrap();
+        assert!(sync.is_expired(), "{story}");
+        sync.mark_updated().unwrap();
+        assert!(other.is_expired() && start.elapsed() < LIMIT, "{story}");
+        fresh.reset().unwrap();
+        assert!(sync.is_expired() && other.is_expired(), "{story}");
+        let files = fs::read_dir(self.path.parent().unwrap()).unwrap().count();
+        assert!(files <= 2, "{story}: unfinished files pile up");
     }
 }
 
-#[test]
-fn no_update_is_lost_while_two_versions_run_side_by_side() {
-    for round in 0..40 {
-        let (_folder, path) = path();
-        let table = Table::open(&path).unwrap();
-        let words = shared_words(5);
-        let (sources, announced, started) = (&words[..2], &words[2..4], &words[4]);
-        // Each source is changed by one process of each version, until those of the older version get an error that asks for a
-        // restart.
-        let write = |table: &Table, index: usize, updates: u64| {
-            let sync = GenerationSynchronizer::new(table, format!("key {index}"))?;
-            for _ in 0..updates {
-                let commit = || Ok::<_, Error>(sources[index].fetch_add(1, SeqCst) + 1);
-                let state = match index {
-                    0 => commit().and_then(|state| sync.mark_updated().map(|_| state))?,
-                    _ => sync.update(commit).map_err(|error| match error {
-                        UpdateError::Begin(error) => error,
-                        other => panic!("{other}"),
-                    })?,
-                };
-                announced[index].fetch_max(state, SeqCst);
-                started.fetch_add(1, SeqCst);
-            }
-            Ok::<_, Error>(())
-        };
-        let older = [0, 1].map(|index| {
-            let (table, write) = (&table, &write);
-            in_child(move || assert_version(&write(table, index, u64::MAX).unwrap_err(), 2, 1))
+fn kill_while_replacing(what: &str, stage: impl Fn() -> Stage) {
+    for is_older_first in [false, true] {
+        let who = if is_older_first { "version 1 goes on first" } else { "version 1 comes last" };
+        kill_everywhere(&format!("{what}; {who}"), &stage, Stage::replace, |stage, story| {
+            stage.assert_whole(story, is_older_first);
         });
-        let newer = [0, 1].map(|index| {
-            let (path, write) = (&path, &write);
-            in_child(move || {
-                next::begin();
-                await_value(started, 10 * round);
-                write(&replacing().open(path).unwrap(), index, 100).unwrap();
-            })
-        });
-        let reader = in_child(|| {
-            next::begin();
-            await_value(started, 10 * round);
-            let table = replacing().open(&path).unwrap();
-            let syncs = [0, 1].map(|index| GenerationSynchronizer::new(&table, format!("key {index}")).unwrap());
-            let load = |index: usize| syncs[index].refresh_with(|| Ok::<_, ()>(sources[index].load(SeqCst))).unwrap();
-            let mut states = [0, 1].map(load);
-            let start = Instant::now();
-            for checks in 0_u64.. {
-                let index = checks as usize % 2;
-                let before = announced[index].load(SeqCst);
-                if syncs[index].is_expired() {
-                    states[index] = load(index);
-                }
-                assert!(states[index] >= before, "an update that returned is not seen by the newer version");
-                if checks % 64 == 0 && start.elapsed().as_millis() > 30 {
-                    break;
-                }
-            }
-        });
-        newer.into_iter().chain(older).chain([reader]).for_each(support::Child::succeeds);
     }
 }
 
 #[test]
 fn killed_while_replacing_an_older_table() {
-    struct Stage {
-        _folder: tempfile::TempDir,
-        path: PathBuf,
-        older: GenerationSynchronizer,
-        source: &'static AtomicU64,
-    }
-    let stage = || {
-        let (folder, path) = path();
-        let older = attach(&Table::options().capacity(4).open(&path).unwrap());
-        Stage { _folder: folder, path, older, source: &shared_words(1)[0] }
-    };
-    let replace = |stage: &Stage| {
-        next::begin();
-        drop(attach(&replacing().open(&stage.path).unwrap()));
-    };
-    kill_everywhere("replacement of an older table", stage, replace, |stage, story| {
-        // Either the update is still announced in the older table, or it fails before anything is changed.
-        let update = stage.older.update(|| Ok::<_, ()>(stage.source.fetch_add(1, SeqCst)));
-        if let Err(error) = &update {
-            assert!(
-                matches!(error, UpdateError::Begin(error) if matches!(error.kind(), ErrorKind::LayoutVersion { .. }))
-            );
-            assert!(stage.older.is_expired(), "{story}");
-        }
-        in_child(|| {
-            replace(&stage);
-            let sync = attach(&Table::open(&stage.path).unwrap());
-            let start = Instant::now();
-            let mut state = stage.source.load(SeqCst);
-            sync.mark_updated().unwrap();
-            while sync.is_expired() {
-                state = sync.refresh_with(|| Ok::<_, ()>(stage.source.load(SeqCst))).unwrap();
-                assert!(start.elapsed() < LIMIT);
-            }
-            assert_eq!(state, stage.source.load(SeqCst));
-        })
-        .succeeds();
-        assert!(stage.older.is_expired(), "{story}: two tables where one should be");
-        assert_version(&stage.older.mark_updated().unwrap_err(), 2, 1);
-        let files = fs::read_dir(stage.path.parent().unwrap()).unwrap().count();
-        assert!(files <= 2, "{story}: unfinished files pile up");
-    });
+    kill_while_replacing("replacement of an older table", Stage::of_one_key);
+    kill_while_replacing("replacement of an older table of three segments", Stage::of_everything);
+}
+
+#[test]
+fn killed_while_replacing_what_another_killed_process_has_left() {
+    kill_while_replacing("replacement of an older table with a dead update", Stage::of_a_dead_update);
+    kill_while_replacing("replacement of an older table that is retiring", Stage::of_a_retiring_table);
 }
