@@ -5,6 +5,7 @@
 //! the descriptor is closed in the child, unless its cleared close-on-exec flag says that it is to be passed on.
 
 use std::fs::File;
+use std::io::Read as _;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use nix::errno::Errno;
@@ -172,12 +173,18 @@ fn is_slot(start: u64, length: u64) -> bool {
     length == SLOT_SIZE as u64 && start >= HEADER_SIZE as u64 && start.is_multiple_of(length)
 }
 
+/// How often a list of several pieces is read before a lock that was in none of them counts as absent.
+const READINGS: u32 = 8;
+
 /// Whether the kernel's list of all locks has one of an update, on a part of the range; `None` if the list cannot be read.
+///
+/// The kernel gives the list out in pieces of a page or less. A piece is exact, but a lock that ends between two pieces shifts
+/// those behind it, one of which may then be left out: measured, in 29 of 23,050 readings of three pieces while 200 locks came and
+/// went.
 ///
 /// A lock on another file with the same inode number counts as well: the device numbers of the list are not always those that
 /// `stat` returns, so they are not compared.
 fn has_update(identity: Identity, range: Range) -> Option<bool> {
-    let list = std::fs::read_to_string("/proc/locks").ok()?;
     let is_update = |line: &str| {
         // A line reads `1: OFDLCK  ADVISORY  READ -1 00:1b:4711 4096 4223`.
         let fields: Vec<&str> = line.split_ascii_whitespace().collect();
@@ -187,5 +194,28 @@ fn has_update(identity: Identity, range: Range) -> Option<bool> {
         let is_in_range = last >= range.start && (range.length == 0 || start < range.start + range.length);
         inode == Some(identity.inode) && is_in_range && is_slot(start, (last + 1).saturating_sub(start))
     };
-    Some(list.lines().any(is_update))
+    for _ in 0..READINGS {
+        let (list, pieces) = read_in_pieces("/proc/locks").ok()?;
+        if list.lines().any(is_update) {
+            return Some(true);
+        }
+        if pieces <= 1 {
+            break;
+        }
+    }
+    Some(false)
+}
+
+/// What is in a file of the kernel's, and in how many pieces it came. The kernel makes them no longer than the room that it is
+/// given, so `read_to_string`, which begins with 32 bytes, would get more of them.
+fn read_in_pieces(path: &str) -> std::io::Result<(String, u32)> {
+    let (mut file, mut content, mut pieces) = (File::open(path)?, Vec::new(), 0);
+    let mut piece = vec![0; 1 << 16];
+    loop {
+        match file.read(&mut piece)? {
+            0 => return Ok((String::from_utf8_lossy(&content).into_owned(), pieces)),
+            length => content.extend_from_slice(&piece[..length]),
+        }
+        pieces += 1;
+    }
 }
