@@ -560,7 +560,7 @@ impl Key {
         (self.slot as u64, SLOT as u64)
     }
 
-    /// Sleeps until the state is expired; `false` if that takes longer than `limit`, or the wakeup does not come.
+    /// Sleeps until the state is expired; `false` if no wakeup comes within `limit`.
     pub(crate) fn wait(&self, sleep_on: SleepOn, limit: Duration) -> bool {
         let start = Instant::now();
         let seen = self.seen.load(SeqCst);
@@ -569,13 +569,15 @@ impl Key {
             if self.is_expired() {
                 return true;
             }
-            let Some(left) = limit.checked_sub(start.elapsed()) else { return false };
+            let left = limit.saturating_sub(start.elapsed());
             let wake = self.table.half(offset);
             let armed = wake.fetch_or(1, SeqCst) | 1;
             fence(SeqCst);
             let word = self.table.word(self.slot).fetch_or(WAITING_BIT, SeqCst);
-            if word & !WAITING_BIT == seen || is_before_updates_of(seen, word) {
-                sleep_on_word(wake, armed, left);
+            let may_sleep = word & !WAITING_BIT == seen || is_before_updates_of(seen, word);
+            // Not looked at again after the limit, as that would hide a wakeup that did not come.
+            if may_sleep && !sleep_on_word(wake, armed, left) {
+                return false;
             }
         }
     }
@@ -634,10 +636,12 @@ fn is_before_updates_of(seen: u64, word: u64) -> bool {
     word & PENDING != 0 && word & (RETIRED_BIT | GENERATION) == seen
 }
 
-fn sleep_on_word(word: &AtomicU32, value: u32, limit: Duration) {
+/// `false` if no wakeup has come within the limit.
+fn sleep_on_word(word: &AtomicU32, value: u32, limit: Duration) -> bool {
     let limit = libc::timespec { tv_sec: limit.as_secs() as i64, tv_nsec: limit.subsec_nanos().into() };
     // SAFETY: the word is borrowed, and the kernel reads one timespec.
-    unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAIT, value, &raw const limit) };
+    let result = unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAIT, value, &raw const limit) };
+    result == 0 || nix::errno::Errno::last() != nix::errno::Errno::ETIMEDOUT
 }
 
 /// A lock that is released when it is dropped, or when its process ends.
