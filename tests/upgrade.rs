@@ -43,6 +43,15 @@ fn older() -> (tempfile::TempDir, PathBuf, version_1::Key) {
     (folder, path, key)
 }
 
+/// Waits until a process holds updates up.
+fn await_hold_up(key: &version_1::Key) {
+    let start = Instant::now();
+    while !key.table().is_held_up() {
+        assert!(start.elapsed() < LIMIT, "no process holds updates up");
+        std::thread::yield_now();
+    }
+}
+
 fn layout_version(path: &Path) -> u32 {
     let mut version = [0; 4];
     File::open(path).unwrap().read_exact_at(&mut version, 8).unwrap();
@@ -100,7 +109,10 @@ fn a_table_that_is_replaced_is_retired_and_its_successor_is_as_similar_as_it_can
     let (_folder, path, key) = older();
     let table = key.table().clone();
     let keys: Vec<_> = (0..10).map(|i| table.attach(&format!("key-{i}")).unwrap()).collect();
-    (0..1000).for_each(|_| _ = keys[7].mark().unwrap());
+    // As if the clock had been far ahead when this one was made.
+    let file = OpenOptions::new().write(true).open(&path).unwrap();
+    file.write_all_at(&(1_u64 << 52).to_le_bytes(), keys[7].offset() as u64).unwrap();
+    keys[7].mark().unwrap();
     keys[3].update(|| ()).unwrap();
     let reader = version_1::Table::open_read_only(&path).unwrap().get("key").unwrap();
     fs::set_permissions(&path, Permissions::from_mode(0o640)).unwrap();
@@ -120,7 +132,6 @@ fn a_table_that_is_replaced_is_retired_and_its_successor_is_as_similar_as_it_can
         waiter.await_sleep();
         waiter
     });
-    // One that watches the whole table.
     let highest = keys.iter().map(version_1::Key::generation).max().unwrap();
     let replaced = replacing().open(&path).unwrap();
     waiters.into_iter().for_each(Child::succeeds);
@@ -147,14 +158,26 @@ fn a_table_that_is_replaced_is_retired_and_its_successor_is_as_similar_as_it_can
     }
 }
 
+#[cfg(feature = "shm")]
+#[test]
+fn a_named_table_is_replaced_as_well() {
+    let place = support::place::Place::new(support::place::Kind::Named);
+    let path = place.path().unwrap();
+    let key = version_1::Table::create(&path, 16).attach("key").unwrap();
+    let name = path.file_name().unwrap().to_str().unwrap();
+    assert_refused(&options().named(name).unwrap_err(), &path);
+    key.mark().unwrap();
+    let sync = attach(&place.open(replacing()), "key");
+    assert!(layout_version(&path) == PRESENT && sync.sync_gen().unwrap().get() > key.generation());
+    assert_restart(&key);
+}
+
 #[test]
 fn an_update_in_flight_is_waited_for() {
     let (_folder, path, key) = older();
     let update = key.begin_update().unwrap();
     let opener = in_child(|| drop(replacing().open(&path).unwrap()));
-    while !key.table().is_held_up() {
-        std::thread::yield_now();
-    }
+    await_hold_up(&key);
     opener.await_sleep();
     assert!(!key.is_expired() && key.table().state() == LIVE && layout_version(&path) == OLDER);
     // Another one that overlaps goes on, too, after some courtesy.
@@ -170,9 +193,7 @@ fn an_update_that_is_about_to_be_counted_is_waited_for() {
     let (_folder, path, key) = older();
     let locked = key.lock_for_update();
     let opener = in_child(|| drop(replacing().open(&path).unwrap()));
-    while !key.table().is_held_up() {
-        std::thread::yield_now();
-    }
+    await_hold_up(&key);
     opener.await_sleep();
     let update = locked.count_in().unwrap();
     assert_eq!((key.table().state(), layout_version(&path)), (LIVE, OLDER));
@@ -327,9 +348,12 @@ fn no_update_is_lost_while_both_versions_are_at_work_and_killed() {
                         let state = sources[0].fetch_add(1, SeqCst) + 1;
                         key.mark().map(|_| state)
                     }
-                    _ => key.update(|| {
+                    _ => key.begin_update().map(|update| {
                         dawdle(&mut random, 30);
-                        sources[1].fetch_add(1, SeqCst) + 1
+                        let state = sources[1].fetch_add(1, SeqCst) + 1;
+                        // Its process could not announce it anywhere else.
+                        update.finish().expect("the table was replaced under an update");
+                        state
                     }),
                 });
                 match outcome {
@@ -376,8 +400,11 @@ fn no_update_is_lost_while_both_versions_are_at_work_and_killed() {
         let older_waiter = || {
             let Ok(table) = version_1::Table::open(&path) else { return };
             let Ok(key) = table.attach(name(0)) else { return };
+            let start = Instant::now();
             while !key.is_retired() {
-                assert!(key.wait(SleepOn::Key, LIMIT), "no wakeup");
+                assert!(start.elapsed() < LIMIT, "not retired");
+                // A process that is killed before it wakes the others leaves that to their own look, twice a second.
+                let _ = key.wait(SleepOn::Key, Duration::from_millis(500));
                 let _ = key.refresh_with(|| ());
             }
         };
