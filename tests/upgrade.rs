@@ -327,6 +327,12 @@ fn wherever_an_opener_is_killed_the_table_can_be_used_by_one_version() {
     }
 }
 
+/// Kills a child, which must not have failed before.
+fn kill(child: Child) {
+    nix::sys::signal::kill(child.pid(), Signal::SIGKILL).unwrap();
+    let _ = child.ends_by_kill();
+}
+
 #[test]
 fn no_update_is_lost_while_both_versions_are_at_work_and_killed() {
     let mut replaced_by_killed = 0;
@@ -467,9 +473,9 @@ fn no_update_is_lost_while_both_versions_are_at_work_and_killed() {
         for _ in 0..next_random(&mut random) % 6 {
             let replacer = in_child(|| newer_writer(round));
             dawdle(&mut random, 4_000);
-            replacer.kill();
+            kill(replacer);
             let seed = next_random(&mut random);
-            at_work.swap_remove((seed % 2) as usize).kill();
+            kill(at_work.swap_remove((seed % 2) as usize));
             at_work.push(in_child(|| older_writer(seed)));
             waiters.push(in_child(|| older_grower(seed)));
         }
@@ -486,7 +492,7 @@ fn no_update_is_lost_while_both_versions_are_at_work_and_killed() {
         await_value(written, start + 200);
         for _ in 0..4 {
             dawdle(&mut random, 2_000);
-            at_work.remove(0).kill();
+            kill(at_work.remove(0));
             at_work.push(in_child(|| newer_writer(next_random(&mut random) | 1)));
         }
         let start = written.load(SeqCst);
