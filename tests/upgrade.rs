@@ -269,7 +269,7 @@ fn an_update_whose_process_was_killed_keeps_no_opener_and_is_no_secret() {
         assert_ne!(loaded, source.load(SeqCst));
         assert!(key.is_expired(), "the state of the dead process's update is taken for fresh");
         let sync = attach(&table, "key");
-        sync.refresh_with(|| Ok::<_, ()>(assert_eq!(source.load(SeqCst), 1))).unwrap();
+        assert_eq!(sync.refresh_with(|| Ok::<_, ()>(source.load(SeqCst))), Ok(1));
         assert!(!sync.is_expired());
         assert_restart(&key);
         drop(backup);
@@ -714,7 +714,7 @@ fn slots_of_any_words_are_replaced() {
             let mut damaged = content.to_vec();
             for word in (4096..damaged.len()).step_by(8) {
                 // All of them, or some.
-                if round % 3 == 0 || next_random(&mut random) % 4 == 0 {
+                if round % 3 == 0 || next_random(&mut random).is_multiple_of(4) {
                     let any = match next_random(&mut random) % 8 {
                         0 => 0,
                         1 => u64::MAX,
