@@ -599,7 +599,7 @@ fn no_update_is_lost_between_the_emulation_and_the_crate() {
                     _ => syncs[1].update(|| Ok::<_, ()>(sources[1].fetch_add(1, SeqCst) + 1)).unwrap(),
                 };
                 announced[index].fetch_max(state, SeqCst);
-                if next_random(&mut random) % 500 == 0 {
+                if next_random(&mut random).is_multiple_of(500) {
                     table.reset().unwrap();
                 }
             }
@@ -652,7 +652,7 @@ fn no_update_is_lost_between_the_emulation_and_the_crate() {
                 kill(writers.remove((next_random(&mut random) % 4) as usize));
             }
             let seed = next_random(&mut random);
-            writers.push(if seed % 2 == 0 { in_child(|| emulated(seed)) } else { in_child(|| real(seed)) });
+            writers.push(if seed.is_multiple_of(2) { in_child(|| emulated(seed)) } else { in_child(|| real(seed)) });
             dawdle(&mut random, 20_000);
         }
         // The last killed one may have left an update pending: it is announced by the readers.
