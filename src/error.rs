@@ -54,14 +54,17 @@ pub enum ErrorKind {
         /// The first bytes of the file, at most eight.
         found: Vec<u8>,
     },
-    /// The table was made by a version of gensync with another file format.
+    /// The table was made by a version of gensync with another file format. An older one can be replaced, by
+    /// [`replace_older(true)`](crate::TableOptions::replace_older) or `gensync upgrade`; the text says so.
     #[error(
-        "layout version {found}, expected {expected}: made by another version of gensync; {}, or give each version a path of \
-         its own",
-        if *.found > 0 && .found < .expected {
-            "replace it with TableOptions::replace_older(true)"
+        "layout version {found}, expected {expected}: made by {}",
+        if is_older(*.found, *.expected) {
+            "an older version of gensync; give each version a path of its own, or replace the table: in a program by \
+             TableOptions::replace_older(true), from a shell by `gensync upgrade PATH`; then restart the processes of the older \
+             version, for which everything is expired and updates fail from then on"
         } else {
-            "use the same version here, or stop its users and remove the file"
+            "another version of gensync; use the same version here, or stop its users and remove the file, or give each version \
+             a path of its own"
         }
     )]
     #[non_exhaustive]
@@ -107,6 +110,13 @@ pub enum ErrorKind {
     #[error("damaged key: its generation word is {found:#018x}, which is none of a live table; reset the table")]
     #[non_exhaustive]
     DamagedKey {
+        /// The word.
+        found: u64,
+    },
+    /// The record word of a key that has no generation yet holds a value that gensync never writes, so the key cannot begin.
+    #[error("damaged key: its record word is {found:#018x}, which leads to no text of a key; reset the table")]
+    #[non_exhaustive]
+    DamagedRecord {
         /// The word.
         found: u64,
     },
@@ -304,6 +314,11 @@ pub enum ErrorKind {
     },
 }
 
+/// Whether a table of version `found` can be replaced by one of the version that is `expected`. There is no version 0.
+fn is_older(found: u32, expected: u32) -> bool {
+    (1..expected).contains(&found)
+}
+
 /// The first bytes of a file, as text where they are text.
 struct Shown<'a>(&'a [u8]);
 
@@ -461,6 +476,10 @@ impl std::error::Error for Error {
     }
 }
 
+pub(crate) fn damaged(field: &'static str, found: u64, expected: &'static str) -> ErrorKind {
+    ErrorKind::Damaged { field, found, expected }
+}
+
 impl From<ErrorKind> for Error {
     fn from(kind: ErrorKind) -> Self {
         Self::new(kind)
@@ -482,7 +501,8 @@ impl From<Error> for io::Error {
             | ErrorKind::ByteOrder { .. }
             | ErrorKind::Truncated { .. }
             | ErrorKind::Damaged { .. }
-            | ErrorKind::DamagedKey { .. } => Io::InvalidData,
+            | ErrorKind::DamagedKey { .. }
+            | ErrorKind::DamagedRecord { .. } => Io::InvalidData,
             ErrorKind::WrongOwner { .. }
             | ErrorKind::UnsafeFolder { .. }
             | ErrorKind::Permission

@@ -4,13 +4,19 @@
 //! description of the whole protocol; [`layout`] is the file format.
 
 pub(crate) mod atomic;
+pub(crate) mod directory;
+pub(crate) mod fixed_header;
 pub(crate) mod futex;
+pub(crate) mod generation_word;
 mod header;
 pub(crate) mod layout;
 #[cfg(test)]
 mod models;
 pub(crate) mod observed;
-pub(crate) mod slot;
+pub(crate) mod record;
+pub(crate) mod segment;
+pub(crate) mod slot_digest;
 pub(crate) mod slots;
+pub(crate) mod version_1;
 pub(crate) mod wake;
 pub(crate) mod word;

@@ -170,7 +170,7 @@ impl Table {
     /// Attaches to `key`, in the latest incarnation.
     pub(crate) fn attach(&self, key: &CacheKey) -> Result<Place, Error> {
         let place = self.with_current(|current| match self.is_read_only() {
-            true => current.find(key)?.ok_or(ErrorKind::KeyNotFound.into()).map(Some),
+            true => current.find_place(key)?.ok_or(ErrorKind::KeyNotFound.into()).map(Some),
             false => current.attach(key),
         });
         place.map_err(|error| self.explain(error).with_key(key.as_str()))

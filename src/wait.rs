@@ -24,6 +24,7 @@ use std::time::{Duration, Instant};
 
 use crate::os::clock::Deadline;
 use crate::protocol::futex::BLIND;
+use crate::protocol::slots::Memory as _;
 use crate::protocol::wake::WakeWord;
 use crate::synchronizer::{GenerationSynchronizer, Ticket};
 use crate::table::incarnation::{Incarnation, Place};
@@ -224,9 +225,10 @@ fn sleep_on_key<'a>(awaited: &Awaited<'a>, limit: Duration, bits: &mut Vec<&'a P
     let place = awaited.sync.place();
     // Armed before the generation word is read: an update that is not found here finds the waiting bit and moves the wake word
     // on, so that the sleep ends at once.
-    let wait_token = place.wake.arm();
+    let wake_word = place.owner().mapping().wake_word(place);
+    let wait_token = wake_word.arm();
     match await_update(awaited, place, bits) {
-        true => place.wake.sleep(wait_token, limit),
+        true => wake_word.sleep(wait_token, limit),
         // There is news, which the caller finds next.
         false if place.word().is_live() => {}
         // The place is retired and no successor could be attached to, so no update can wake this thread.

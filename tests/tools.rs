@@ -33,7 +33,7 @@ fn what_is_cleared_by_its_label_is_expired_and_nothing_else() {
         assert_eq!(syncs.each_ref().map(|sync| sync.is_expired()), [true, true, true, false]);
         assert_eq!(cleared.len(), 3);
         for slot in cleared {
-            assert_eq!((slot.updates(), slot.key_length() > 88), (1, slot.is_truncated()));
+            assert_eq!((slot.updates(), slot.key_length(), slot.is_truncated()), (1, slot.label().len(), false));
             assert!(syncs.iter().any(|sync| sync.refresh().unwrap() == slot.generation()));
         }
         assert!(table.clear_matching(|_| false).unwrap().is_empty());
@@ -84,7 +84,8 @@ fn a_key_is_looked_up_whatever_its_length() {
         assert_eq!(table.slot(&key).unwrap(), None);
         sync(table, &key).mark_updated().unwrap();
         let slot = table.slot(&key).unwrap().unwrap();
-        assert_eq!((slot.updates(), slot.key_length(), slot.label_bytes().len()), (1, 5000, 88));
+        assert_eq!((slot.updates(), slot.key_length(), slot.label_bytes().len()), (1, 5000, 5000));
+        assert_eq!(slot.label(), key.as_str());
         assert_eq!(Some(slot.generation()), table.generation(&key).unwrap());
         assert!(table.slots().eq([slot]));
         assert!(matches!(table.slot("").unwrap_err().kind(), ErrorKind::EmptyKey));
@@ -95,17 +96,17 @@ fn a_key_is_looked_up_whatever_its_length() {
 fn occupancy_and_header_are_reported() {
     let (_folder, path) = path();
     let table = Table::options().capacity(4).open(&path).unwrap();
-    (0..40).for_each(|key| drop(sync(&table, format!("{key}"))));
+    (0..100).for_each(|key| drop(sync(&table, format!("{key}"))));
     let stats = read_only().open(&path).unwrap().stats();
     assert_eq!(stats, table.stats());
     let slots: Vec<_> = stats.occupancy.iter().map(|segment| segment.slots).collect();
-    assert_eq!(slots, (0..stats.segments).map(|segment| 4 << segment).collect::<Vec<_>>());
-    assert_eq!(stats.occupancy.iter().map(|segment| segment.keys).sum::<u64>(), 40);
+    assert_eq!(slots, [16, 16, 32, 64], "each segment doubles the table");
+    assert_eq!(stats.occupancy.iter().map(|segment| segment.keys).sum::<u64>(), 100);
     assert!(stats.occupancy.iter().all(|segment| segment.keys <= segment.slots));
-    assert_eq!(stats.occupancy[0].keys, 4, "segments fill up from the first");
+    assert_eq!(stats.occupancy[0].keys, 16, "segments fill up from the first");
 
     let before = table.info();
-    assert_eq!((before.layout_version, before.state, before.capacity, before.floor), (1, TableState::Live, 4, 0));
+    assert_eq!((before.layout_version, before.state, before.capacity, before.floor), (2, TableState::Live, 16, 0));
     assert!(before.created.elapsed().unwrap() < Duration::from_secs(3600));
     assert!(before.boot != 0 && !before.is_of_earlier_boot);
     table.reset().unwrap();
@@ -172,7 +173,7 @@ fn what_is_cleared_by_its_label_has_no_abandoned_update_any_more() {
             raise(Signal::SIGSTOP).unwrap();
         });
         await_value(&words[0], 1);
-        let pending = || table.clear_matching(|slot| slot.is_truncated()).unwrap()[0].pending();
+        let pending = || table.clear_matching(|slot| slot.label() == key).unwrap()[0].pending();
         assert_eq!(pending(), 1, "its maker lives");
         child.kill();
         assert_eq!(pending(), 0);
@@ -292,7 +293,7 @@ fn looking_for_the_default_path_makes_no_folder() {
             assert!(matches!(options.open_default("shop").unwrap_err().kind(), ErrorKind::NotFound));
         }
         assert_eq!(fs::read_dir(&runtime).unwrap().count(), 0);
-        assert_eq!(Table::options().capacity(8).open_default("shop").unwrap().stats().capacity, 8);
+        assert_eq!(Table::options().capacity(64).open_default("shop").unwrap().stats().capacity, 64);
         assert_eq!(read_only().open_default("shop").unwrap().path(), Some(&*path));
         fs::set_permissions(runtime.join("gensync"), std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
         assert!(matches!(Table::default_path("shop").unwrap_err().kind(), ErrorKind::UnsafeFolder { .. }));

@@ -14,11 +14,13 @@ use nix::sys::stat::{FileStat, fstat};
 use crate::error::{Error, ErrorKind};
 use crate::os::clock::with_patience;
 use crate::os::file_system::{check_file_system, copy_up, is_on_overlay};
-use crate::os::lock::{Kind, LentLock, Range, RangeLock, is_held_by_reader, set};
-use crate::os::mapping::{BOOT, DESCRIPTORS, SLOTS};
+use crate::os::lock::{Kind, LentLock, Range, RangeLock, UpdateLocks, is_held_by_reader, set};
+use crate::os::mapping::{BOOT, DESCRIPTORS};
 use crate::os::owner::OwnerCheck;
 use crate::os::path::{is_descriptor, is_missing};
-use crate::protocol::layout::{FixedHeader, HEADER_SIZE, OLDEST, version};
+use crate::protocol::directory::Extent;
+use crate::protocol::fixed_header::FixedHeader;
+use crate::protocol::layout::{HEADER_SIZE, OLDEST, VERSION};
 
 /// How long to wait for another process that replaces the file. That takes microseconds unless the process is stopped. Without
 /// the lock, two replacements may follow each other, and the holders of the first one find it gone.
@@ -42,7 +44,8 @@ pub(crate) struct FileOptions {
 pub(crate) struct TableFile {
     pub(crate) file: File,
     pub(crate) fixed: FixedHeader,
-    pub(crate) segments: u32,
+    /// Where its segments are.
+    pub(crate) extents: Vec<Extent>,
 }
 
 impl TableFile {
@@ -91,14 +94,14 @@ impl TableFile {
         read_start(&file, &mut page).map_err(|error| Error::io("reading the table's header", &error))?;
         // Read after the header: a table that grows meanwhile is longer than its header says, never shorter.
         let size = file.metadata().map_err(|error| Error::io("looking at the table's file", &error))?.len();
-        let oldest = if options.replace_older && !options.read_only { OLDEST } else { version() };
-        let (fixed, segments) = FixedHeader::decode(&page, size, oldest)?;
-        Ok(Self { file, fixed, segments })
+        let oldest = if options.replace_older && !options.read_only { OLDEST } else { VERSION };
+        let (fixed, extents) = FixedHeader::decode(&page, size, oldest)?;
+        Ok(Self { file, fixed, extents })
     }
 
     /// Whether it is to be replaced because an older version created it.
     pub(crate) fn is_older(&self) -> bool {
-        self.fixed.version < version()
+        self.fixed.version < VERSION
     }
 
     pub(crate) fn stat(&self) -> Result<FileStat, Error> {
@@ -134,7 +137,8 @@ impl TableFile {
     pub(crate) fn try_have_alone(&self) -> Result<Option<Lock<'_>>, Error> {
         // A lock lasts as long as the memory that was mapped through its file description. The memory of a named table was
         // mapped through another description: if its holder has closed all descriptors, only its updates hold locks.
-        if set(self.file.as_fd(), BOOT, Some(Kind::Exclusive))? { self.try_lock_range(SLOTS) } else { Ok(None) }
+        let is_alone = set(self.file.as_fd(), BOOT, Some(Kind::Exclusive))?;
+        if is_alone { self.try_lock_range(UpdateLocks::of(self.fixed.is_of_version_1()).all()) } else { Ok(None) }
     }
 
     /// Shows all processes that the table is open, for as long as this description of its file is open.

@@ -1,7 +1,7 @@
 //! The edge to the operating system's memory: map a table's file, extend it, unmap it.
 //!
 //! Only what exists is mapped: the header together with the segments that exist when the table is opened, and each later
-//! segment by itself, when this process first needs it. No part ever moves, so a reference to a slot is good as long as its
+//! segment by itself, when this process first needs it. No part ever moves, so a reference to a word is good as long as its
 //! mapping. No address space is reserved for growth: limits on address space, locked memory and core dumps see the table as
 //! large as it is.
 
@@ -10,6 +10,8 @@
 mod chain;
 mod closable;
 mod descriptor;
+mod list;
+mod memory;
 mod part;
 
 use std::fs::File;
@@ -29,21 +31,20 @@ use self::closable::ClosableMax;
 use self::part::Part;
 #[cfg(feature = "shm")]
 use self::part::address_size;
-use crate::error::{Error, ErrorKind};
-use crate::os::allocation::{allocate, no_room};
+use crate::error::{Error, ErrorKind, damaged};
 use crate::os::identity::Identity;
-use crate::os::lock::{Held, Kind, Range, RangeLock, held, is_held_by_writer};
-use crate::protocol::layout::{
-    FixedHeader, HEADER_SIZE, HEADER_WORDS_OFFSET, Header, MAX_SIZE, STATE_OFFSET, Slot, Tag, segment_offset,
-    segment_slots, segments_within,
-};
+use crate::os::lock::{self, Held, Range, RangeLock, UpdateLocks, held, is_held_by_writer};
+use crate::protocol::directory::{Extent, Kind, Outline, SEGMENTS};
+use crate::protocol::fixed_header::FixedHeader;
+use crate::protocol::generation_word::GenerationWord;
+use crate::protocol::layout::{HEADER_WORDS_OFFSET, MAX_SIZE, STATE_OFFSET};
 use crate::protocol::slots::Memory;
+use crate::protocol::version_1;
 pub(crate) use chain::{Chain, Places, SlotRef};
 pub(crate) use descriptor::DESCRIPTORS;
 use descriptor::FileRef;
+use list::List;
 
-/// All slots, however many there will be.
-pub(crate) const SLOTS: Range = Range { start: HEADER_SIZE as u64, length: 0 };
 /// The header's boot id, on which each holder of the table shares a lock.
 pub(crate) const BOOT: Range = Range { start: HEADER_WORDS_OFFSET as u64, length: 16 };
 /// The header's state. A lock on it says that the state is about to change, and holds new updates up.
@@ -55,15 +56,49 @@ pub(crate) struct Mapping {
     /// The header, and the segments that existed when the table was opened.
     first: Part,
     owner: Owner,
-    /// Where each segment that may ever exist begins: null until this process has mapped it.
-    segments: Box<[Published<u8>]>,
+    /// Each segment that may ever exist: null until this process has mapped it.
+    segments: List<Segment>,
+    /// Those with slots, by their numbers.
+    slots: List<Segment>,
+    /// Those with texts, by their numbers.
+    texts: List<Segment>,
     /// How many of them lie in the first part.
     opened: u32,
     capacity: u64,
+    is_of_version_1: bool,
+    /// Before the first segment.
+    empty: Outline,
+    /// How large the file may become, in bytes.
+    most: u64,
     /// How many segments, from the first on, this process has mapped and the file is known to hold.
     known: ClosableMax,
     read_only: bool,
     file: FileRef,
+}
+
+/// A segment that this process has mapped. Its extent does not change, whatever is written to the file.
+#[derive(Debug)]
+struct Segment {
+    /// Null after it was unmapped, which happens only to a segment that was not counted.
+    base: Published<u8>,
+    extent: Extent,
+    /// The segments up to this one.
+    outline: Outline,
+}
+
+impl Segment {
+    fn base(&self) -> Option<NonNull<u8>> {
+        NonNull::new(self.base.get())
+    }
+
+    fn part(&self) -> Option<Part> {
+        Some(Part { base: self.base()?, length: self.extent.bytes as usize })
+    }
+
+    /// The part, for the one caller that is to unmap it.
+    fn take_part(&self) -> Option<Part> {
+        self.part().filter(|part| self.base.replace(part.base.as_ptr(), std::ptr::null_mut()))
+    }
 }
 
 /// What unmaps the first part.
@@ -91,12 +126,12 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    /// Maps `file`, whose header was checked and says `capacity` and `segments`.
+    /// Maps `file`, whose header was checked and says where its segments are.
     pub(crate) fn of_file(
         file: File,
         path: Option<&Path>,
         fixed: &FixedHeader,
-        segments: u32,
+        extents: &[Extent],
         read_only: bool,
     ) -> Result<Self, Error> {
         let most = match path {
@@ -105,25 +140,24 @@ impl Mapping {
             // end.
             None => file.metadata().map_err(|error| Error::io("looking at the table's file", &error))?.len(),
         };
-        let first = Part::map(file.as_fd(), 0, segment_offset(fixed.capacity, segments), read_only)?;
+        let first = Part::map(file.as_fd(), 0, end(fixed, extents), read_only)?;
         let file = FileRef::new(file, path).inspect_err(|_| {
             // SAFETY: it was mapped just now, and no reference to it was given out.
             unsafe { first.unmap() }
         })?;
-        Ok(Self::new(first, Owner::Own, file, fixed.capacity, segments, most, read_only))
+        Ok(Self::new(first, Owner::Own, file, fixed, extents, most, read_only))
     }
 
-    /// Maps the named POSIX segment that `file` is, whose header was checked and says `capacity` and `segments`. `None` if the
-    /// name leads to another file by now.
+    /// Maps the named POSIX segment that `file` is, whose header was checked and says where its segments are. `None` if the name
+    /// leads to another file by now.
     #[cfg(feature = "shm")]
     pub(crate) fn of_named(
         file: File,
         path: &Path,
         name: &str,
         fixed: &FixedHeader,
-        segments: u32,
+        extents: &[Extent],
     ) -> Result<Option<Self>, Error> {
-        let capacity = fixed.capacity;
         use shared_memory::{ShmemConf, ShmemError};
         let file = FileRef::new(file, Some(path))?;
         let shmem = ShmemConf::new().os_id(name).open().map_err(|error| {
@@ -141,74 +175,113 @@ impl Mapping {
         if !nix::sys::stat::lstat(path).is_ok_and(|stat| Identity::of(&stat) == file.identity) {
             return Ok(None);
         }
-        let least = segment_offset(capacity, segments);
+        let least = end(fixed, extents);
         if (size as u64) < least {
             return Err(file.error(ErrorKind::Truncated { found: size as u64, expected: least }));
         }
         let first = Part::new(base, address_size(least)?)?;
         let owner = Owner::Named(ManuallyDrop::new(shmem));
-        Ok(Some(Self::new(first, owner, file, capacity, segments, MAX_SIZE, false)))
+        Ok(Some(Self::new(first, owner, file, fixed, extents, MAX_SIZE, false)))
     }
 
-    fn new(first: Part, owner: Owner, file: FileRef, capacity: u64, opened: u32, most: u64, read_only: bool) -> Self {
-        let start = |segment| match segment < opened {
-            // SAFETY: the first part holds the first `opened` segments.
-            true => unsafe { first.base.add(segment_offset(capacity, segment) as usize).as_ptr() },
-            false => std::ptr::null_mut(),
+    fn new(
+        first: Part,
+        owner: Owner,
+        file: FileRef,
+        fixed: &FixedHeader,
+        extents: &[Extent],
+        most: u64,
+        read_only: bool,
+    ) -> Self {
+        let mapping = Self {
+            first,
+            owner,
+            segments: List::new(),
+            slots: List::new(),
+            texts: List::new(),
+            opened: extents.len() as u32,
+            capacity: fixed.capacity,
+            is_of_version_1: fixed.is_of_version_1(),
+            empty: fixed.outline(),
+            most,
+            known: ClosableMax::new(extents.len() as u32),
+            read_only,
+            file,
         };
-        let segments = (0..segments_within(capacity, most)).map(|segment| Published::new(start(segment))).collect();
-        Self { first, owner, segments, opened, capacity, known: ClosableMax::new(opened), read_only, file }
+        let mut outline = mapping.empty;
+        for extent in extents {
+            // SAFETY: the first part holds all of these segments.
+            let base = unsafe { first.base.add(extent.offset as usize) };
+            mapping.publish(&outline, extent, base);
+            mapping.sort_in(outline.segments);
+            outline = outline.with(extent);
+        }
+        mapping
     }
 
-    /// How many segments there may ever be.
-    fn limit(&self) -> u32 {
-        self.segments.len() as u32
-    }
-
-    /// Where `segment` begins, if this process has mapped it.
-    fn start(&self, segment: u32) -> Option<NonNull<u8>> {
-        NonNull::new(self.segments[segment as usize].get())
-    }
-
-    /// What is mapped of `segment`, which does not lie in the first part.
-    fn part(&self, segment: u32, base: NonNull<u8>) -> Part {
-        let (from, to) = self.bytes_of(segment);
-        Part { base, length: (to - from) as usize }
-    }
-
-    /// Which bytes of the file `segment` occupies.
-    fn bytes_of(&self, segment: u32) -> (u64, u64) {
-        (segment_offset(self.capacity, segment), segment_offset(self.capacity, segment + 1))
+    /// Segment `index`, if this process has mapped it.
+    fn segment(&self, index: u32) -> Option<&Segment> {
+        // SAFETY: null, or a segment that was complete before it was published, and that only `drop` frees.
+        unsafe { self.segments.get(index).as_ref() }
     }
 
     /// The parts behind the first one: each of `segments` that this process has mapped.
     fn later_parts(&self, segments: std::ops::Range<u32>) -> impl Iterator<Item = Part> {
-        segments.filter_map(|segment| Some(self.part(segment, self.start(segment)?)))
+        segments.filter_map(|index| self.segment(index)?.part())
     }
 
-    /// Maps `segment`, unless this process has mapped it already.
-    fn map_segment(&self, segment: u32) -> Result<(), Error> {
-        if self.start(segment).is_some() {
-            return Ok(());
+    /// The segments that this process has mapped and the file is known to hold.
+    fn mapped(&self) -> Outline {
+        match self.known.get().checked_sub(1) {
+            Some(last) => self.segment(last).expect("a segment that is counted is mapped").outline,
+            None => self.empty,
         }
-        let part = self.map_part(segment)?;
-        if !self.publish(segment, part) {
-            // SAFETY: another thread published its own mapping first, so no reference to this one was given out.
-            unsafe { part.unmap() };
-        }
-        Ok(())
     }
 
-    fn publish(&self, segment: u32, part: Part) -> bool {
-        let is_first = self.segments[segment as usize].replace(std::ptr::null_mut(), part.base.as_ptr());
-        if is_first && self.known.is_closed() {
+    /// Maps the segment behind those of `outline`, unless this process has mapped it already. Returns the segments up to this one.
+    fn map_segment(&self, outline: &Outline, extent: &Extent) -> Result<Outline, Error> {
+        if self.segment(outline.segments).is_none() {
+            let part = self.map_part(extent)?;
+            if !self.publish(outline, extent, part.base) {
+                // SAFETY: another thread published its own mapping first, so no reference to this one was given out.
+                unsafe { part.unmap() };
+            }
+        }
+        self.sort_in(outline.segments);
+        // That of the segment which is mapped, not `extent`: where other code writes to the directory, another thread of this
+        // process may have read another word there.
+        Ok(self.segment(outline.segments).map_or(*outline, |segment| segment.outline))
+    }
+
+    /// Shows the other threads of this process that the segment behind those of `outline` is mapped at `base`; `false` if one
+    /// of them was faster.
+    fn publish(&self, outline: &Outline, extent: &Extent, base: NonNull<u8>) -> bool {
+        let base = Published::new(base.as_ptr());
+        let segment = Box::into_raw(Box::new(Segment { base, extent: *extent, outline: outline.with(extent) }));
+        let is_first = self.segments.entry(outline.segments).replace(std::ptr::null_mut(), segment);
+        if !is_first {
+            // SAFETY: it was made just now, and not published.
+            drop(unsafe { Box::from_raw(segment) });
+        } else if self.known.is_closed() {
             self.discard_unknown();
         }
         is_first
     }
 
-    fn map_part(&self, segment: u32) -> Result<Part, Error> {
-        let (from, to) = self.bytes_of(segment);
+    /// Enters segment `index`, which was published, among those of its kind. To be called, by whichever thread, before it is
+    /// counted.
+    fn sort_in(&self, index: u32) {
+        let Some(segment) = self.segment(index) else { return };
+        let kind = match segment.extent.kind {
+            Kind::Slots | Kind::SlotsOfVersion1 => &self.slots,
+            Kind::Texts => &self.texts,
+            Kind::Participants => return,
+        };
+        kind.entry(segment.extent.number).set(self.segments.get(index));
+    }
+
+    fn map_part(&self, extent: &Extent) -> Result<Part, Error> {
+        let (from, to) = (extent.offset, extent.end());
         let access = if self.read_only { OFlag::O_RDONLY } else { OFlag::O_RDWR };
         match self.file.path {
             Some(_) => self.file.with(access, |file| Part::map(file, from, to, self.read_only)),
@@ -221,14 +294,35 @@ impl Mapping {
 
     /// Unmaps the segments beyond those that `known` counted when it was closed: no reference to them was given out.
     fn discard_unknown(&self) {
-        for segment in self.known.get()..self.limit() {
-            if let Some(base) = self.start(segment)
-                && self.segments[segment as usize].replace(base.as_ptr(), std::ptr::null_mut())
-            {
-                // SAFETY: no reference to it was given out, nor will be, as it is beyond `known`; and the thread that took the
-                // pointer out is the only one that unmaps it.
-                unsafe { self.part(segment, base).unmap() };
+        for segment in (self.known.get()..SEGMENTS as u32).filter_map(|index| self.segment(index)) {
+            if let Some(part) = segment.take_part() {
+                // SAFETY: no reference to it was given out, nor will be, as it is beyond `known`; and only the thread that took
+                // the part unmaps it.
+                unsafe { part.unmap() };
             }
+        }
+    }
+
+    /// The segment behind those of `outline`, if there is one.
+    ///
+    /// # Errors
+    ///
+    /// The file says that there is one, but it cannot be.
+    fn next_extent(&self, outline: &Outline) -> Result<Option<Extent>, Error> {
+        if self.is_of_version_1 {
+            let segments = self.header().segments_of_version_1();
+            if segments <= outline.segments {
+                return Ok(None);
+            }
+            let extent = version_1::extent(self.capacity, outline.segments);
+            return extent.map(Some).ok_or_else(|| {
+                let found = u64::from(segments);
+                self.file.error(damaged("number of segments", found, "at least 1, of at most 8 GiB together"))
+            });
+        }
+        match self.directory().get(outline.segments) {
+            0 => Ok(None),
+            word => outline.next(self.capacity, word).map(Some).map_err(|kind| self.file.error(kind)),
         }
     }
 
@@ -241,11 +335,6 @@ impl Mapping {
         self.file.with_own(|file| fstat(file).ok().map(|stat| stat.st_nlink)).flatten()
     }
 
-    /// How many segments this process can reach, whatever the header says.
-    pub(crate) fn reachable(&self) -> u32 {
-        self.segments().unwrap_or_else(|_| self.known.get())
-    }
-
     /// The file's status, from the system.
     pub(crate) fn stat(&self) -> Result<FileStat, Error> {
         self.file.with(OFlag::O_RDONLY, |file| {
@@ -253,61 +342,90 @@ impl Mapping {
         })
     }
 
-    /// Whether `slot` is in this mapping.
-    pub(crate) fn contains(&self, slot: &Slot) -> bool {
-        self.find_offset(slot).is_some()
+    /// How long the file is. An anonymous file has its final size from the beginning, and is sealed against truncation.
+    fn size(&self) -> Result<u64, Error> {
+        match self.file.path {
+            Some(_) => Ok(self.stat()?.st_size as u64),
+            None => Ok(self.most),
+        }
     }
 
-    /// Where in the file `slot` is.
-    pub(crate) fn offset_of(&self, slot: &Slot) -> u64 {
-        self.find_offset(slot).expect("the slot is in a segment")
+    /// Whether `word` is in this mapping.
+    pub(crate) fn contains(&self, word: &GenerationWord) -> bool {
+        self.find(word).is_some()
     }
 
-    fn find_offset(&self, slot: &Slot) -> Option<u64> {
-        (0..self.known.get()).find_map(|segment| {
-            let within = std::ptr::from_ref(slot).addr().checked_sub(self.start(segment)?.addr().get())? as u64;
-            let (from, to) = self.bytes_of(segment);
-            (within < to - from).then_some(from + within)
+    /// Where in the file `word` is.
+    pub(crate) fn offset_of(&self, word: &GenerationWord) -> u64 {
+        let (segment, within) = self.find(word).expect("the word is in a segment");
+        segment.extent.offset + within
+    }
+
+    /// The segment that `word` is in, and at which offset there.
+    fn find(&self, word: &GenerationWord) -> Option<(&Segment, u64)> {
+        let address = std::ptr::from_ref(word).addr();
+        // From the last on, as half of all words are in the last one.
+        (0..self.mapped().slots).rev().find_map(|number| {
+            let segment = self.of_kind(&self.slots, number);
+            let within = address.checked_sub(segment.base()?.addr().get())? as u64;
+            (within < segment.extent.bytes).then_some((segment, within))
         })
     }
 
-    /// Which bytes of the file `slot` occupies.
-    fn range_of(&self, slot: &Slot) -> Range {
-        Range { start: self.offset_of(slot), length: size_of::<Slot>() as u64 }
+    /// Segment `number` of its kind, which `known` has counted.
+    fn of_kind<'a>(&'a self, kind: &'a List<Segment>, number: u32) -> &'a Segment {
+        // SAFETY: null, or a segment of this mapping, that only `drop` frees.
+        let segment = unsafe { kind.get(number).as_ref() };
+        segment.expect("a segment beyond the mapping was asked for")
     }
 
-    /// Takes a lock on the bytes of `slot` in the file; `None` while another holder has a lock that conflicts with it.
-    pub(crate) fn try_lock(&self, slot: &Slot, kind: Kind) -> Result<Option<RangeLock>, Error> {
-        self.try_lock_range(self.range_of(slot), kind)
+    /// Where the locks of updates are.
+    fn update_locks(&self) -> UpdateLocks {
+        UpdateLocks::of(self.is_of_version_1)
+    }
+
+    /// Which bytes an update of the key with this word locks.
+    fn range_of(&self, word: &GenerationWord) -> Range {
+        self.update_locks().one(self.offset_of(word))
+    }
+
+    /// Takes the lock of an update of the key with this word; `None` while another holder has a lock that conflicts with it.
+    pub(crate) fn try_lock(&self, word: &GenerationWord, kind: lock::Kind) -> Result<Option<RangeLock>, Error> {
+        self.try_lock_range(self.range_of(word), kind)
     }
 
     /// Keeps updates from beginning; `None` while one is in flight.
     pub(crate) fn try_exclude_updates(&self) -> Result<Option<RangeLock>, Error> {
-        self.try_lock_range(SLOTS, Kind::Exclusive)
+        self.try_lock_range(self.update_locks().all(), lock::Kind::Exclusive)
     }
 
     /// Holds up updates that are about to begin; `None` while another process does so.
     pub(crate) fn try_hold_updates_up(&self) -> Result<Option<RangeLock>, Error> {
-        self.try_lock_range(GATE, Kind::Exclusive)
+        self.try_lock_range(GATE, lock::Kind::Exclusive)
     }
 
-    fn try_lock_range(&self, range: Range, kind: Kind) -> Result<Option<RangeLock>, Error> {
+    fn try_lock_range(&self, range: Range, kind: lock::Kind) -> Result<Option<RangeLock>, Error> {
         RangeLock::try_new(|| self.file.open_again(), range, kind).map_err(|error| self.file.place(error))
     }
 
-    /// Which lock others hold on the bytes of `slot`; `None` also if that cannot be found out.
-    pub(crate) fn held(&self, slot: &Slot) -> Option<Held> {
-        self.held_range(self.range_of(slot))
+    /// How many slots each segment with slots has, of those in `outline`.
+    pub(crate) fn capacities(&self, outline: &Outline) -> impl Iterator<Item = u64> {
+        (0..outline.slots).map(|number| self.of_kind(&self.slots, number).extent.slots)
+    }
+
+    /// Which lock others hold on the key with this word; `None` also if that cannot be found out.
+    pub(crate) fn held(&self, word: &GenerationWord) -> Option<Held> {
+        self.held_range(self.range_of(word))
     }
 
     /// Whether an update of any key is in flight; `false` also if that cannot be found out.
     pub(crate) fn has_updates_in_flight(&self) -> bool {
-        matches!(self.held_range(SLOTS), Some(Held::Update | Held::Unknown))
+        matches!(self.held_range(self.update_locks().all()), Some(Held::Update | Held::Unknown))
     }
 
     /// Whether another process has [excluded updates](Self::try_exclude_updates).
     pub(crate) fn are_updates_excluded(&self) -> bool {
-        self.is_held_by_writer(SLOTS)
+        self.is_held_by_writer(self.update_locks().all())
     }
 
     /// Whether another process [holds updates up](Self::try_hold_updates_up). A shared lock, which takes no right to write,
@@ -323,11 +441,11 @@ impl Mapping {
     /// One system call, unless there is a lock that is not gensync's. Whether the descriptor still leads to the file is not
     /// checked first, so a caller cannot rely on the answer that there is no lock.
     fn held_range(&self, range: Range) -> Option<Held> {
-        self.file.with_any(|file| held(file, self.file.identity, range).ok()).flatten().flatten()
+        self.file.with_any(|file| held(file, self.file.identity, range, self.update_locks()).ok()).flatten().flatten()
     }
 
     /// Gives the memory and the descriptor of a table that was replaced back to the system, while threads may still use its
-    /// slots.
+    /// words.
     ///
     /// What was given out stays mapped, to zeros, which a reader takes for a retired table.
     pub(crate) fn detach(&self) {
@@ -354,9 +472,13 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        for part in self.later_parts(self.opened..self.limit()) {
+        for part in self.later_parts(self.opened..SEGMENTS as u32) {
             // SAFETY: whatever borrowed from the mapping is gone, and the part belongs to this value.
             unsafe { part.unmap() };
+        }
+        for segment in (0..SEGMENTS as u32).map(|index| self.segments.get(index)).filter(|segment| !segment.is_null()) {
+            // SAFETY: it came from a Box, stands there once, and whatever borrowed from it is gone.
+            drop(unsafe { Box::from_raw(segment) });
         }
         match &mut self.owner {
             // SAFETY: whatever borrowed from the mapping is gone, and the first part belongs to this value.
@@ -375,82 +497,7 @@ impl Drop for Mapping {
     }
 }
 
-impl Memory for Mapping {
-    fn header(&self) -> &Header {
-        // SAFETY: the offset is within the header page, which is mapped as long as self lives (checked in `decode`,
-        // file size included), and aligned, as the base is aligned to a page. All fields are atomics.
-        unsafe { self.first.base.add(HEADER_WORDS_OFFSET).cast::<Header>().as_ref() }
-    }
-
-    fn segments(&self) -> Result<u32, Error> {
-        let claimed = self.header().segments();
-        let known = self.known.get();
-        if claimed <= known {
-            return Ok(known);
-        }
-        if claimed > self.limit() {
-            return Err(self.file.error(ErrorKind::Damaged {
-                field: "number of segments",
-                found: u64::from(claimed),
-                expected: "at most what fits into 8 GiB, and into an anonymous table's size",
-            }));
-        }
-        let expected = segment_offset(self.capacity, claimed);
-        // An anonymous file has its final size from the beginning, and is sealed against truncation.
-        if self.file.path.is_some() {
-            let found = self.stat()?.st_size as u64;
-            if found < expected {
-                return Err(self.file.error(ErrorKind::Truncated { found, expected }));
-            }
-        }
-        for segment in known..claimed {
-            self.map_segment(segment).map_err(|error| self.file.place(error))?;
-        }
-        // If that fails, `known` was closed meanwhile, by a thread of this process that has moved on to the successor.
-        if self.known.raise(claimed) { Ok(claimed) } else { Err(self.file.error(ErrorKind::Retired)) }
-    }
-
-    fn segment(&self, segment: u32) -> (&[Slot], &[Tag]) {
-        let base = self.start(segment).filter(|_| segment < self.known.get());
-        let base = base.expect("a segment beyond the mapping was asked for");
-        let count = segment_slots(self.capacity, segment) as usize;
-        // SAFETY: the segment is below `known`, so it is mapped, and lies within the file, whose size was checked; it is
-        // aligned to a slot, as its offset is. All fields are atomics, so shared references to memory that other processes
-        // change are sound. A file that is truncated later causes a SIGBUS, which is documented.
-        unsafe {
-            let tags = base.add(count * size_of::<Slot>());
-            let slots = std::slice::from_raw_parts(base.cast().as_ptr(), count);
-            (slots, std::slice::from_raw_parts(tags.cast().as_ptr(), count))
-        }
-    }
-
-    fn extend(&self, segment: u32) -> Result<(), Error> {
-        if segment >= self.limit() {
-            let size = segment_offset(self.capacity, self.limit());
-            return Err(self.file.error(ErrorKind::TableFull {
-                reason: format!("it would outgrow the {size} bytes that it may have"),
-                advice: "reset it to be rid of old keys; an anonymous table may have more if it is made under a higher limit on \
-                         file size (ulimit -f)",
-            }));
-        }
-        let (start, end) = self.bytes_of(segment);
-        // Mapped first, as a mapping can be undone; published when the file has room behind it.
-        let part = match self.start(segment) {
-            None => Some(self.map_part(segment).map_err(|error| self.file.place(no_room(error, end - start)))?),
-            Some(_) => None,
-        };
-        let room = match self.file.path {
-            Some(_) => self.file.with(OFlag::O_RDWR, |file| allocate(file, start, end)),
-            // An anonymous table whose descriptor was closed gets its memory when it is touched: there is no disk that could be
-            // full.
-            None => self.file.with_own(|file| allocate(file, start, end)).unwrap_or(Ok(())),
-        };
-        if let Some(part) = part
-            && (room.is_err() || !self.publish(segment, part))
-        {
-            // SAFETY: the part was not published, so no reference to it was given out.
-            unsafe { part.unmap() };
-        }
-        room
-    }
+/// Where the last of `extents` ends.
+fn end(fixed: &FixedHeader, extents: &[Extent]) -> u64 {
+    extents.last().map_or(fixed.outline().end, Extent::end)
 }

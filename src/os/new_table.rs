@@ -22,7 +22,9 @@ use crate::os::lock::{Kind, RangeLock, is_held_by_writer, set};
 use crate::os::mapping::DESCRIPTORS;
 use crate::os::owner::{OwnerCheck, check_mapped};
 use crate::os::path::{folder, has_proc, is_missing, missing_folder};
-use crate::protocol::layout::{FixedHeader, MAGIC, segment_offset, version};
+use crate::protocol::directory::end_of_new_table;
+use crate::protocol::fixed_header::FixedHeader;
+use crate::protocol::layout::{LEAST_CAPACITY, MAGIC, VERSION};
 
 /// What the hidden name of an unfinished table begins with; sixteen random hexadecimal digits follow. They are random, as
 /// another process could take a name that it can predict; and the name is short, however long the table's is.
@@ -52,7 +54,8 @@ impl NewTable {
     pub(crate) fn succeeding(fixed: &FixedHeader, stat: &FileStat, options: &FileOptions) -> Result<Self, Error> {
         let sparse = stat.st_blocks * 512 < stat.st_size;
         Ok(Self {
-            capacity: fixed.capacity,
+            // Version 1 knew less.
+            capacity: fixed.capacity.max(LEAST_CAPACITY),
             boot: boot_id()?,
             mode: stat.st_mode & 0o777,
             owner: Some((stat.st_uid, stat.st_gid)),
@@ -129,7 +132,7 @@ impl NewTable {
         }
         // Set after opening, as the umask applies to the mode that open is given.
         file.set_permissions(std::fs::Permissions::from_mode(self.mode)).map_err(doing("setting the table's mode"))?;
-        let end = segment_offset(self.capacity, 1);
+        let end = end_of_new_table(self.capacity);
         rewrite_in_place(file.as_fd());
         allocate(file.as_fd(), 0, end)?;
         if self.size > end {
@@ -272,7 +275,7 @@ fn with_unfinished_name<R>(
 
 fn write_header(file: &File, capacity: u64, floor: u64, boot: [u64; 2]) -> Result<(), Error> {
     let fixed =
-        FixedHeader { version: version(), capacity, salt: random()?, incarnation: random()?, created: now(), floor };
+        FixedHeader { version: VERSION, capacity, salt: random()?, incarnation: random()?, created: now(), floor };
     file.write_all_at(&fixed.encode(boot), 0).map_err(|error| Error::io("writing the table's header", &error))
 }
 

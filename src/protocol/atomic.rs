@@ -10,9 +10,9 @@ pub(crate) mod steps;
 #[cfg(not(loom))]
 pub(crate) use std::sync::atomic::{AtomicPtr, Ordering, fence};
 #[cfg(all(not(loom), not(test)))]
-pub(crate) use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64};
+pub(crate) use std::sync::atomic::{AtomicU32, AtomicU64};
 #[cfg(all(not(loom), test))]
-pub(crate) use steps::{AtomicU8, AtomicU32, AtomicU64};
+pub(crate) use steps::{AtomicU32, AtomicU64};
 
 #[cfg(all(loom, not(shuttle)))]
 use loom as checker;
@@ -22,7 +22,7 @@ use shuttle as checker;
 #[cfg(loom)]
 pub(crate) use checker::sync::{
     Condvar, Mutex,
-    atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering, fence},
+    atomic::{AtomicU32, AtomicU64, Ordering, fence},
 };
 
 #[cfg(all(test, loom))]

@@ -4,21 +4,14 @@ use crate::protocol::atomic::{Ordering, fence};
 use crate::protocol::layout::{Header, LIVE, RETIRED, RETIRING};
 
 impl Header {
-    /// How many segments there are, as the file says; the caller checks it against the mapping.
-    pub(crate) fn segments(&self) -> u32 {
-        // ORDERING: acquire pairs with the release in `add_segment`: a process that sees the number sees the room for every
-        // segment that it counts. A relaxed load and a fence, since memory that is mapped read-only allows no other loads.
-        let segments = self.segments.load(Ordering::Relaxed);
+    /// How many segments a table of version 1 has, as the file says; the caller checks it against the mapping.
+    pub(crate) fn segments_of_version_1(&self) -> u32 {
+        // ORDERING: acquire pairs with the release of processes of version 1 that add a segment: a process that sees the number
+        // sees the room for every segment that it counts. A relaxed load and a fence, since memory that is mapped read-only allows
+        // no other loads.
+        let segments = self.segments_of_version_1.load(Ordering::Relaxed);
         fence(Ordering::Acquire);
         segments
-    }
-
-    /// Publishes `segment`, for which there is room.
-    pub(crate) fn add_segment(&self, segment: u32) {
-        // ORDERING: release pairs with the fence in `segments`: the room was made before. The greatest number stays, so a slow
-        // grower takes nothing back; and as every change is a read-modify-write, a reader of a later number acquires the
-        // earlier ones, too.
-        self.segments.fetch_max(segment + 1, Ordering::Release);
     }
 
     pub(crate) fn is_live(&self) -> bool {
@@ -54,7 +47,7 @@ impl Header {
         // the state was set before, by a process that may not have got to its fence, so this one does that, too.
         let _ = self.state.compare_exchange(LIVE, RETIRING, Ordering::AcqRel, Ordering::Relaxed);
         // ORDERING: sequentially consistent. Pairs with the fence in `is_live_after_claim`: the state is stored before this, and
-        // the sweep's loads, `Slot::is_claimed`, come after it. So a claimer that does not see the state has its slot swept.
+        // the sweep's loads, `SlotDigest::is_claimed`, come after it. So a claimer that does not see the state has its slot swept.
         fence(Ordering::SeqCst);
     }
 

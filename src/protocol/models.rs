@@ -17,9 +17,13 @@ mod updating;
 mod waiting;
 
 use crate::error::{Error, ErrorKind};
-use crate::protocol::atomic::{Arc, AtomicU8, AtomicU32, AtomicU64, Ordering, thread};
-use crate::protocol::layout::{Header, LABEL_SIZE, LIVE, Slot, Tag, WakeLine, segment_slots};
-use crate::protocol::slot::Digest;
+use crate::protocol::atomic::{Arc, AtomicU32, AtomicU64, Ordering, thread};
+use crate::protocol::directory::{Directory, Kind, Outline, SEGMENTS, end_of_new_table, of_new_table};
+use crate::protocol::generation_word::GenerationWord;
+use crate::protocol::layout::{Header, LIVE, SEGMENTS_OFFSET, TableWakeWord};
+use crate::protocol::record::{RECORDS, RecordWord, TextSegment};
+use crate::protocol::segment::{Lanes, Slot, SlotSegment};
+use crate::protocol::slot_digest::{Digest, SlotDigest, TAGS, Tags};
 use crate::protocol::slots::{Memory, Slots};
 use crate::protocol::wake::WakeWord;
 use crate::protocol::word::Word;
@@ -36,9 +40,40 @@ fn key(index: usize) -> Digest {
 /// A table in boxes, which has all its segments from the beginning, but shows them only when there is "room".
 struct Boxed {
     header: Header,
-    segments: Vec<(Vec<Slot>, Vec<Tag>)>,
-    /// For how many segments there is room so far.
-    room: AtomicU32,
+    directory: Directory,
+    capacity: u64,
+    slots: Vec<BoxedSlots>,
+    texts: Vec<BoxedTexts>,
+    /// Two, so that some keys share one.
+    wake_words: [WakeWord; 2],
+    /// Up to which byte there is room so far.
+    room: AtomicU64,
+}
+
+struct BoxedSlots {
+    generations: Vec<GenerationWord>,
+    digests: Vec<SlotDigest>,
+    records: Vec<RecordWord>,
+    tags: Vec<Tags>,
+}
+
+struct BoxedTexts {
+    words: Vec<AtomicU64>,
+    /// Where it begins in the file. Not an atomic of the model checker, as a process knows this of itself.
+    offset: std::sync::atomic::AtomicU64,
+}
+
+/// How large a table in boxes may become.
+#[derive(Clone, Copy)]
+struct Size {
+    /// How many slots the first segment has.
+    capacity: u64,
+    /// How many segments of slots there may be.
+    slots: u32,
+    /// How many segments of texts there may be.
+    texts: u32,
+    /// For how many records of keys of eight bytes at most each of them has room.
+    records: usize,
 }
 
 impl Memory for Boxed {
@@ -46,52 +81,99 @@ impl Memory for Boxed {
         &self.header
     }
 
-    fn segments(&self) -> Result<u32, Error> {
-        Ok(self.header.segments())
+    fn directory(&self) -> &Directory {
+        &self.directory
     }
 
-    fn segment(&self, segment: u32) -> (&[Slot], &[Tag]) {
-        // ORDERING: relaxed. Reads what `extend` stores, and the release and acquire that order the two must be those of
-        // `Header::add_segment` and `Header::segments`.
-        assert!(segment == 0 || segment < self.room.load(Ordering::Relaxed), "a segment is used before there is room");
-        let (slots, tags) = &self.segments[segment as usize];
-        (slots, tags)
+    fn wake_word(&self, generation: &GenerationWord) -> &WakeWord {
+        let index = |slots: &BoxedSlots| slots.generations.iter().position(|word| std::ptr::eq(word, generation));
+        &self.wake_words[self.slots.iter().find_map(index).expect("a word of this table") % 2]
     }
 
-    fn extend(&self, segment: u32) -> Result<(), Error> {
-        if (segment as usize) < self.segments.len() {
-            // ORDERING: relaxed, for the load in `segment`: the protocol alone must order the two.
-            self.room.fetch_max(segment + 1, Ordering::Relaxed);
+    fn outline(&self) -> Result<Outline, Error> {
+        let mut outline = Outline::new(SEGMENTS_OFFSET);
+        loop {
+            let word = self.directory.get(outline.segments);
+            if word == 0 {
+                return Ok(outline);
+            }
+            let extent = outline.next(self.capacity, word).expect("a segment that follows the others");
+            // ORDERING: relaxed. Reads what `extend` stores, and the release and acquire that order the two must be those of
+            // `Directory::append` and `Directory::get`.
+            assert!(extent.end() <= self.room.load(Ordering::Relaxed), "a segment is used before there is room");
+            if extent.kind == Kind::Texts {
+                self.texts[extent.number as usize].offset.store(extent.offset, Ordering::Relaxed);
+            }
+            outline = outline.with(&extent);
+        }
+    }
+
+    fn reachable(&self) -> Outline {
+        self.outline().expect("every segment can be reached")
+    }
+
+    fn slots(&self, number: u32) -> SlotSegment<'_> {
+        let BoxedSlots { generations, digests, records, tags } = &self.slots[number as usize];
+        SlotSegment::Lanes(Lanes { generations, digests, records, tags })
+    }
+
+    fn texts(&self, number: u32) -> TextSegment<'_> {
+        let BoxedTexts { words, offset } = &self.texts[number as usize];
+        TextSegment::new(offset.load(Ordering::Relaxed), words)
+    }
+
+    fn extend(&self, outline: &Outline, word: u64) -> Result<(), Error> {
+        let extent = outline.next(self.capacity, word).expect("a segment that follows the others");
+        let boxes = if extent.kind == Kind::Slots { self.slots.len() } else { self.texts.len() };
+        if (extent.number as usize) < boxes {
+            // ORDERING: relaxed, for the load in `outline`: the protocol alone must order the two.
+            self.room.fetch_max(extent.end(), Ordering::Relaxed);
             return Ok(());
         }
         Err(ErrorKind::TableFull { reason: "no more boxes".to_owned(), advice: "make them larger" }.into())
     }
 }
 
-fn slots(capacity: u64, segments: u32) -> Arc<Slots<Boxed>> {
-    let word = || AtomicU64::new(0);
-    let slot = |_| Slot {
-        generation: word(),
-        digest_a: word(),
-        digest_b: word(),
-        wake: WakeWord::new(),
-        key_length: AtomicU32::new(0),
-        first: word(),
-        label: std::array::from_fn::<_, { LABEL_SIZE / 8 }, _>(|_| word()),
+fn table_of(size: Size) -> Arc<Slots<Boxed>> {
+    fn boxes<T>(count: usize, new: impl Fn() -> T) -> Vec<T> {
+        (0..count).map(|_| new()).collect()
+    }
+    let slots = |number: u32| {
+        let count = (size.capacity << number.saturating_sub(1)) as usize;
+        BoxedSlots {
+            generations: boxes(count, GenerationWord::new),
+            digests: boxes(count, SlotDigest::new),
+            records: boxes(count, RecordWord::new),
+            tags: boxes(count.div_ceil(TAGS), Tags::new),
+        }
     };
-    let tag = |_| Tag(AtomicU8::new(0));
-    let segment = |segment| {
-        let count = segment_slots(capacity, segment);
-        ((0..count).map(slot).collect(), (0..count).map(tag).collect())
+    let texts = |_| BoxedTexts {
+        words: boxes(RECORDS + 2 * size.records, || AtomicU64::new(0)),
+        offset: std::sync::atomic::AtomicU64::new(0),
     };
     let header = Header {
-        boot: [word(), word()],
+        boot: [AtomicU64::new(0), AtomicU64::new(0)],
         state: AtomicU32::new(LIVE),
-        segments: AtomicU32::new(1),
-        wake: WakeLine { word: WakeWord::new() },
+        segments_of_version_1: AtomicU32::new(0),
+        wake: TableWakeWord { word: WakeWord::new() },
     };
-    let memory = Boxed { header, segments: (0..segments).map(segment).collect(), room: AtomicU32::new(1) };
-    Arc::new(Slots::new(memory, capacity))
+    let mut first = [0; SEGMENTS];
+    first[..2].copy_from_slice(&of_new_table(size.capacity));
+    let memory = Boxed {
+        header,
+        directory: Directory { words: first.map(AtomicU64::new) },
+        capacity: size.capacity,
+        slots: (0..size.slots).map(slots).collect(),
+        texts: (0..size.texts).map(texts).collect(),
+        wake_words: [WakeWord::new(), WakeWord::new()],
+        room: AtomicU64::new(end_of_new_table(size.capacity)),
+    };
+    Arc::new(Slots::new(memory, size.capacity))
+}
+
+/// A table with room for all texts that a model writes.
+fn slots(capacity: u64, segments: u32) -> Arc<Slots<Boxed>> {
+    table_of(Size { capacity, slots: segments, texts: 1, records: 6 })
 }
 
 /// A table in which the first key is, at `START`.
@@ -102,32 +184,47 @@ fn table_with_key(capacity: u64, segments: u32) -> Arc<Slots<Boxed>> {
 }
 
 impl Slots<Boxed> {
-    /// The first key's slot.
-    fn slot(&self) -> &Slot {
-        self.find(key(0)).unwrap().unwrap()
+    /// The first key's generation word.
+    fn slot(&self) -> &GenerationWord {
+        self.word_of(key(0)).unwrap()
+    }
+
+    fn word_of(&self, digest: Digest) -> Option<&GenerationWord> {
+        Some(self.find(digest).unwrap()?.generation)
+    }
+
+    /// The wake word of the first key's waiters.
+    fn wake_word(&self) -> &WakeWord {
+        self.memory().wake_word(self.slot())
     }
 
     fn word(&self) -> Word {
         self.slot().word()
     }
 
-    /// Attaches, and returns the address of the slot; `None` if the table is being retired.
+    /// Attaches, and returns the address of the generation word; `None` if the table is being retired.
     fn attached(&self, digest: Digest) -> Option<usize> {
-        self.attach(digest, START, b"key").expect("there is room").map(|slot| std::ptr::from_ref(slot) as usize)
+        let slot = self.attach(digest, || START, b"key").expect("there is room");
+        slot.map(|slot| std::ptr::from_ref(slot.generation) as usize)
     }
 
-    /// The slot at `place`, and no other, is completely claimed for `digest`, and is the one that a search finds.
+    /// All slots that are claimed or half claimed.
+    fn all(&self) -> impl Iterator<Item = Slot<'_>> {
+        self.claimed(self.memory().outline().unwrap().slots).map(|(_, _, slot)| slot)
+    }
+
+    /// The slot at `place`, and no other, is completely claimed for `digest`, and is the one that a search finds. It has a text.
     fn assert_unique(&self, digest: Digest, place: usize) {
-        let segments = self.memory().segments().unwrap();
         let holders: Vec<_> = self
-            .claimed(segments)
-            .filter(|(_, _, slot)| slot.digest() == Some(digest))
-            .map(|(_, _, slot)| std::ptr::from_ref(slot) as usize)
+            .all()
+            .filter(|slot| slot.digest.digest() == Some(digest))
+            .map(|slot| std::ptr::from_ref(slot.generation) as usize)
             .collect();
         assert_eq!(holders, [place], "a key is claimed once");
         let found = self.find(digest).unwrap().expect("the key is found");
-        assert_eq!(std::ptr::from_ref(found) as usize, place);
-        assert!(found.word().is_live(), "a key that was attached has begun");
+        assert_eq!(std::ptr::from_ref(found.generation) as usize, place);
+        assert!(found.generation.word().is_live(), "a key that was attached has begun");
+        assert_eq!(self.record_of(found).expect("a key that has begun has a record").text(), b"key");
     }
 }
 

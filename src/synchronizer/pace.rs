@@ -21,7 +21,7 @@ pub(crate) struct Pace {
 }
 
 // ORDERING: relaxed throughout: the fields only decide how soon a report is repeated. The state that a report is about is ordered
-// by the generation word, which the waiter reads itself (`Slot::word`).
+// by the generation word, which the waiter reads itself (`GenerationWord::word`).
 impl Pace {
     /// The pause before the second report of a change, in milliseconds. Each further pause is twice as long, up to `LONGEST`.
     const SHORTEST: u64 = 10;

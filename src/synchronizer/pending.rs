@@ -26,7 +26,7 @@ pub(crate) struct PendingMonitor {
 }
 
 // ORDERING: relaxed throughout: no memory is published through these fields. The state itself is ordered by the load of the
-// generation word (`Slot::word`) and by `LastObserved`, and each decision that is made here is checked against that word.
+// generation word (`GenerationWord::word`) and by `LastObserved`, and each decision that is made here is checked against that word.
 impl PendingMonitor {
     /// The least time between two questions to the kernel.
     const PAUSE: u64 = 1000;

@@ -1,7 +1,7 @@
 //! Tickets: what is taken before a load and adopted after it.
 
 use crate::generation::Generation;
-use crate::protocol::layout::Slot;
+use crate::protocol::generation_word::GenerationWord;
 use crate::protocol::observed::Observed;
 use crate::protocol::word::Word;
 use crate::table::incarnation::Place;
@@ -24,12 +24,12 @@ impl Ticket {
     pub(crate) const VOID: Self = Self { observed: Observed::NOTHING, slot: 0 };
 
     #[inline]
-    pub(super) fn of(observed: Observed, slot: &Slot) -> Self {
+    pub(super) fn of(observed: Observed, slot: &GenerationWord) -> Self {
         Self { observed, slot: std::ptr::from_ref(slot).addr() }
     }
 
     #[inline]
-    pub(super) fn is_of(self, slot: &Slot) -> bool {
+    pub(super) fn is_of(self, slot: &GenerationWord) -> bool {
         self.slot == std::ptr::from_ref(slot).addr()
     }
 

@@ -56,15 +56,15 @@ fn clear_in(current: &Incarnation, matches: impl Fn(&SlotInfo) -> bool) -> Resul
         return Ok(None);
     }
     let mut cleared = Vec::new();
-    for (_, _, slot) in slots.claimed(memory.segments()?) {
-        let found = SlotInfo::of(slot, memory).filter(&matches);
+    for (_, _, slot) in slots.claimed(memory.outline()?.slots) {
+        let found = SlotInfo::of(slot, slots).filter(&matches);
         // Otherwise, what a killed process has left would become one more update at the next check of the key.
         if found.as_ref().is_some_and(SlotInfo::is_abandoned) {
-            current.recover(slot)?;
+            current.recover(slot.generation)?;
         }
         if found.is_some() {
-            slots.announce(slot, slot.expire());
-            cleared.extend(SlotInfo::of(slot, memory));
+            slots.announce(slot.generation, slot.generation.expire());
+            cleared.extend(SlotInfo::of(slot, slots));
         }
     }
     // If the incarnation has ended, a key may have been loaded through the successor before its slot was cleared here.

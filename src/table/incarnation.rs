@@ -16,8 +16,11 @@ use crate::os::lock::{Held, Kind};
 use crate::os::mapping::{Mapping, SlotRef};
 use crate::os::pause::FirstSeen;
 use crate::os::view::{Presence, View};
-use crate::protocol::layout::{FixedHeader, HIGHEST_FLOOR, Slot};
-use crate::protocol::slot::Digest;
+use crate::protocol::fixed_header::FixedHeader;
+use crate::protocol::generation_word::GenerationWord;
+use crate::protocol::layout::HIGHEST_FLOOR;
+use crate::protocol::segment::Slot;
+use crate::protocol::slot_digest::Digest;
 use crate::protocol::slots::{Memory as _, Slots};
 use crate::protocol::word::Word;
 
@@ -79,27 +82,36 @@ impl Incarnation {
     /// The key's slot, which is created if it does not exist: for tables that this process may write to. `None` if the table is
     /// being retired.
     pub(crate) fn attach(self: &Arc<Self>, key: &CacheKey) -> Result<Option<Place>, Error> {
-        let (digest, start) = (self.digest(key), self.fixed.start(now()));
-        self.place(self.slots.attach(digest, start, key.as_str().as_bytes())?)
+        let start = || self.fixed.start(now());
+        match self.slots.attach(self.digest(key), start, key.as_str().as_bytes())? {
+            Some(slot) => Ok(Some(SlotRef::new(self, self.sound(slot)?.generation))),
+            None => Ok(None),
+        }
     }
 
-    /// The key's slot, if it exists.
-    pub(crate) fn find(self: &Arc<Self>, key: &CacheKey) -> Result<Option<Place>, Error> {
-        let found = self.slots.find(self.digest(key))?;
-        self.place(found.filter(|slot| slot.word().generation().is_some()))
+    /// The key's slot, if the key exists.
+    pub(crate) fn find(&self, key: &CacheKey) -> Result<Option<Slot<'_>>, Error> {
+        match self.slots.find(self.digest(key))? {
+            Some(slot) if slot.generation.word().generation().is_some() => self.sound(slot).map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    /// As [`find`](Self::find), with what keeps the slot mapped.
+    pub(crate) fn find_place(self: &Arc<Self>, key: &CacheKey) -> Result<Option<Place>, Error> {
+        Ok(self.find(key)?.map(|slot| SlotRef::new(self, slot.generation)))
     }
 
     /// Refuses a slot that is retired in a table that is not, which only damage explains: the search for a successor would
     /// never end.
-    fn place(self: &Arc<Self>, slot: Option<&Slot>) -> Result<Option<Place>, Error> {
-        let Some(slot) = slot else { return Ok(None) };
+    fn sound<'a>(&self, slot: Slot<'a>) -> Result<Slot<'a>, Error> {
         // The word is read first, and a process that retires the table begins with the header: so a slot that it has retired
         // is never found under a live header.
-        let word = slot.word();
+        let word = slot.generation.word();
         if !word.is_live() && self.slots.header().is_live() {
             return Err(ErrorKind::DamagedKey { found: word.bits() }.into());
         }
-        Ok(Some(SlotRef::new(self, slot)))
+        Ok(slot)
     }
 
     /// Ends the updates that are pending at `slot`, if all processes that made them are dead: the key is updated in their
@@ -108,7 +120,7 @@ impl Incarnation {
     /// # Errors
     ///
     /// The lock cannot be taken by this process.
-    pub(crate) fn recover(&self, slot: &Slot) -> Result<(), Error> {
+    pub(crate) fn recover(&self, slot: &GenerationWord) -> Result<(), Error> {
         let found = slot.word();
         if let Some(_lock) = self.mapping().try_lock(slot, Kind::Exclusive)? {
             self.slots.announce(slot, slot.recover());
@@ -121,7 +133,7 @@ impl Incarnation {
     /// As [`recover`](Self::recover), beside shared locks that are no update's, which keep this process from locking the slot
     /// exclusively. `word` must have been read before it was found that no update holds a lock: an update that begins later
     /// changes the word, and the recovery fails.
-    fn recover_from(&self, slot: &Slot, word: Word) {
+    fn recover_from(&self, slot: &GenerationWord, word: Word) {
         if let Some(before) = slot.recover_from(word) {
             self.slots.announce(slot, before);
         }
@@ -131,12 +143,12 @@ impl Incarnation {
     /// update's keep them from being recovered under an exclusive lock.
     pub(crate) fn is_quiet(&self) -> Result<bool, Error> {
         let mut is_quiet = true;
-        for (_, _, slot) in self.slots.claimed(self.mapping().segments()?) {
-            let word = slot.word();
+        for (_, _, slot) in self.slots.claimed(self.mapping().outline()?.slots) {
+            let word = slot.generation.word();
             if word.pending() > 0 {
                 is_quiet = false;
-                if self.mapping().held(slot) == Some(Held::Foreign) {
-                    self.recover_from(slot, word);
+                if self.mapping().held(slot.generation) == Some(Held::Foreign) {
+                    self.recover_from(slot.generation, word);
                 }
             }
         }
@@ -149,8 +161,9 @@ impl Incarnation {
         if !mapping.has_updates_in_flight() {
             return Ok(false);
         }
-        let is_live = |slot: &Slot| matches!(mapping.held(slot), Some(Held::Update | Held::Unknown));
-        Ok(self.slots.claimed(mapping.segments()?).any(|(_, _, slot)| slot.word().pending() > 0 && is_live(slot)))
+        let is_live = |slot: Slot<'_>| matches!(mapping.held(slot.generation), Some(Held::Update | Held::Unknown));
+        let mut slots = self.slots.claimed(mapping.outline()?.slots);
+        Ok(slots.any(|(_, _, slot)| slot.generation.word().pending() > 0 && is_live(slot)))
     }
 
     /// Whether the path still names the file. An anonymous table is always present.

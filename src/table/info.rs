@@ -6,7 +6,11 @@ use crate::generation::Generation;
 use crate::os::boot::boot_id;
 use crate::os::lock::Held;
 use crate::os::mapping::Mapping;
-use crate::protocol::layout::{FixedHeader, Header, Slot};
+use crate::protocol::fixed_header::FixedHeader;
+use crate::protocol::layout::Header;
+use crate::protocol::record::Reference;
+use crate::protocol::segment::Slot;
+use crate::protocol::slots::Slots;
 
 /// More updates than a key can have: a million a second for 35 years. That a clock moves a generation on does not count as an
 /// update.
@@ -29,17 +33,21 @@ pub struct SlotInfo {
 }
 
 impl SlotInfo {
-    /// What `slot`, which is in `mapping`, says; `None` while it is being claimed.
-    pub(crate) fn of(slot: &Slot, mapping: &Mapping) -> Option<Self> {
-        let ((label, key_length), word) = (slot.label(), slot.word());
-        let (digest, generation) = (slot.digest()?.words(), word.generation()?);
-        let (updates, pending, is_awaited) = (slot.updates(), word.pending(), word.is_awaited());
+    /// What `slot`, which is one of `slots`, says; `None` while it is being claimed.
+    pub(crate) fn of(slot: Slot<'_>, slots: &Slots<Mapping>) -> Option<Self> {
+        let (mapping, word) = (slots.memory(), slot.generation.word());
+        let (digest, generation) = (slot.digest.digest()?.words(), word.generation()?);
+        let (updates, pending, is_awaited) = (slots.updates(slot), word.pending(), word.is_awaited());
+        // A key that has a generation has a record, unless other code wrote into the file.
+        let record = slots.record_of(slot);
+        let label = record.map_or(Vec::new(), |record| record.text());
+        let key_length = record.and(slot.record?.get()).map_or(0, Reference::key_length);
         // An update is counted out before its lock is released. So if the word is the same as before, no update that was
         // pending has ended since, and one without a lock has no process left.
-        let has_no_maker = || matches!(mapping.held(slot), None | Some(Held::Foreign));
-        let is_abandoned = pending > 0 && has_no_maker() && slot.word().is_same(word);
-        let is_damaged = !word.is_plausible() || updates > MOST_UPDATES;
-        let (label, offset) = (label.into_boxed_slice(), mapping.offset_of(slot));
+        let has_no_maker = || matches!(mapping.held(slot.generation), None | Some(Held::Foreign));
+        let is_abandoned = pending > 0 && has_no_maker() && slot.generation.word().is_same(word);
+        let is_damaged = !word.is_plausible() || updates > MOST_UPDATES || label.is_empty();
+        let (label, offset) = (label.into_boxed_slice(), mapping.offset_of(slot.generation));
         Some(Self {
             label,
             key_length,
@@ -54,26 +62,29 @@ impl SlotInfo {
         })
     }
 
-    /// The key's first bytes, at most 88. It is for people: keys are found by their digests. Empty until the process that
-    /// creates the key has written it.
+    /// The key, or its first 65,536 bytes if it is longer. It is for people and for globs: keys are found by their digests. Bytes
+    /// that are not UTF-8, which only a cut or damage leaves, are replaced.
+    ///
+    /// A key that is created has its text before it has a generation. So an empty label only means damage.
     #[must_use]
     pub fn label(&self) -> std::borrow::Cow<'_, str> {
         String::from_utf8_lossy(&self.label)
     }
 
-    /// The label's bytes, which may end within a character.
+    /// The label's bytes. Those of a key that [is cut](Self::is_truncated) may end within a character.
     #[must_use]
     pub fn label_bytes(&self) -> &[u8] {
         &self.label
     }
 
-    /// Whether the key is longer than its label.
+    /// Whether the key is longer than its label: it has more than 65,536 bytes, and the table keeps no more of it.
     #[must_use]
     pub fn is_truncated(&self) -> bool {
         self.key_length > self.label.len()
     }
 
-    /// How long the whole key is, in bytes. 0 until the process that creates the key has written its label.
+    /// How long the whole key is, in bytes; 1,073,741,823 stands for that many or more. 0 only if its text is
+    /// [damaged](Self::is_damaged).
     #[must_use]
     pub fn key_length(&self) -> usize {
         self.key_length
@@ -112,18 +123,19 @@ impl SlotInfo {
         self.is_abandoned
     }
 
-    /// Whether the generation, or the number of updates, is one that no gensync has written: other code wrote into the file,
-    /// which it should not. Such a key may still be updated now, and fail with
+    /// Whether the generation, or the number of updates, is one that no gensync has written, or the key has no text: other code
+    /// wrote into the file, which it should not. Such a key may still be updated now, and fail with
     /// [`ErrorKind::DamagedKey`](crate::ErrorKind::DamagedKey) at the next update. [`Table::reset`](crate::Table::reset) cures
     /// it.
     ///
-    /// Not every change by other code is found: a number that is plausible counts as undamaged.
+    /// Not every change by other code is found: a number that is plausible counts as undamaged, and so does a text that is not
+    /// the key's.
     #[must_use]
     pub fn is_damaged(&self) -> bool {
         self.is_damaged
     }
 
-    /// Where in the table's file the slot is, in bytes from the beginning. No two slots of one incarnation share an offset, and
+    /// Where in the table's file the slot's generation word is, in bytes from the beginning. No two slots of one incarnation share an offset, and
     /// a key keeps its offset until the table is reset.
     #[must_use]
     pub fn offset(&self) -> u64 {
@@ -148,11 +160,16 @@ pub struct Stats {
     pub keys: u64,
     /// How many slots there are, in all segments.
     pub capacity: u64,
-    /// How many segments there are.
+    /// How many segments of slots there are.
     pub segments: u32,
-    /// The size of the table: header and segments.
+    /// The size of the table: header, and segments of slots and of texts.
     pub bytes: u64,
-    /// How many slots of its segment a search reads, at most, to find a key.
+    /// How many bytes of texts are taken, of keys and of records that are lost.
+    pub text_bytes: u64,
+    /// How many of these belong to no key: processes that were killed while they created a key, or created one at the same time
+    /// as others, left them. A record that is being written counts for a moment. A [`reset`](crate::Table::reset) frees them.
+    pub lost_bytes: u64,
+    /// How many groups of 16 slots of its segment a search looks at, at most, to find a key.
     pub longest_probe: u64,
     /// How full each segment is.
     pub occupancy: Vec<Occupancy>,

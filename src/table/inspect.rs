@@ -6,8 +6,10 @@ use super::Table;
 use crate::error::Error;
 use crate::generation::Generation;
 use crate::key::CacheKey;
-use crate::protocol::layout::{segment_offset, segment_slots};
-use crate::table::incarnation::Place;
+use crate::os::mapping::Mapping;
+use crate::protocol::record::{RecordWord, Reference};
+use crate::protocol::segment::{Slot, probe_length};
+use crate::protocol::slots::{Memory as _, Slots};
 use crate::table::info::{Occupancy, SlotInfo, Stats, TableInfo};
 use crate::table::options::default_path;
 
@@ -36,8 +38,8 @@ impl Table {
     ///
     /// Lock-free, and allocates. System calls as those of [`GenerationSynchronizer::new`](crate::GenerationSynchronizer::new).
     pub fn generation(&self, key: impl Into<CacheKey>) -> Result<Option<Generation>, Error> {
-        self.read_slot(&self.normalize(key)?, |place| {
-            let word = place.word();
+        self.read_slot(&self.normalize(key)?, |slot, _| {
+            let word = slot.generation.word();
             if word.is_live() { word.generation() } else { None }
         })
     }
@@ -63,17 +65,21 @@ impl Table {
     ///
     /// As [`generation`](Self::generation); if an update is pending, it also asks the kernel for its lock.
     pub fn slot(&self, key: impl Into<CacheKey>) -> Result<Option<SlotInfo>, Error> {
-        self.read_slot(&self.normalize(key)?, |place| {
-            let info = SlotInfo::of(place, place.owner().mapping());
+        self.read_slot(&self.normalize(key)?, |slot, slots| {
+            let info = SlotInfo::of(slot, slots);
             // The word is checked last: whatever was read before the slot was retired is valid.
-            info.filter(|_| place.word().is_live())
+            info.filter(|_| slot.generation.word().is_live())
         })
     }
 
     /// What `read` returns for the key's slot. `None` says that the slot is retired: `read` is called again in the successor.
-    fn read_slot<R>(&self, key: &CacheKey, read: impl Fn(&Place) -> Option<R>) -> Result<Option<R>, Error> {
+    fn read_slot<R>(
+        &self,
+        key: &CacheKey,
+        read: impl Fn(Slot<'_>, &Slots<Mapping>) -> Option<R>,
+    ) -> Result<Option<R>, Error> {
         let found = self.with_current(|current| match current.find(key)? {
-            Some(place) => Ok(read(&place).map(Some)),
+            Some(slot) => Ok(read(slot, current.slots()).map(Some)),
             None => Ok(Some(None)),
         });
         found.map_err(|error| self.explain(error).with_key(key.as_str()))
@@ -90,8 +96,7 @@ impl Table {
     /// added, and for each key that has an update pending.
     pub fn slots(&self) -> impl Iterator<Item = SlotInfo> {
         let slots = self.latest().slots();
-        let memory = slots.memory();
-        slots.claimed(memory.reachable()).filter_map(|(_, _, slot)| SlotInfo::of(slot, memory))
+        slots.claimed(slots.memory().reachable().slots).filter_map(|(_, _, slot)| SlotInfo::of(slot, slots))
     }
 
     /// Figures of the table, counted by a scan of all of it. As with [`slots`](Self::slots), they cover only what this process
@@ -102,22 +107,28 @@ impl Table {
     /// Sweeps over the whole table, never sleeps, and allocates. System calls to map segments that were added.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        let incarnation = self.latest();
-        let (slots, capacity) = (incarnation.slots(), incarnation.fixed().capacity);
-        let segments = slots.memory().reachable();
-        let mut occupancy: Vec<_> =
-            (0..segments).map(|segment| Occupancy { slots: segment_slots(capacity, segment), keys: 0 }).collect();
-        let mut longest_probe = 0;
-        for (segment, index, slot) in slots.claimed(segments) {
-            occupancy[segment as usize].keys += 1;
-            let length = slot.digest().and_then(|digest| slots.probe_length(segment, index, digest));
+        let slots = self.latest().slots();
+        let memory = slots.memory();
+        let outline = memory.reachable();
+        let mut occupancy: Vec<_> = memory.capacities(&outline).map(|slots| Occupancy { slots, keys: 0 }).collect();
+        let (mut longest_probe, mut used_texts) = (0, 0);
+        for (segment, index, slot) in slots.claimed(outline.slots) {
+            let found = &mut occupancy[segment as usize];
+            found.keys += 1;
+            let length =
+                slot.digest.digest().and_then(|digest| probe_length(found.slots as usize, segment, index, digest));
             longest_probe = longest_probe.max(length.unwrap_or(0));
+            used_texts += slot.record.and_then(RecordWord::get).map_or(0, Reference::bytes);
         }
+        let taken: u64 = (0..outline.texts).map(|number| memory.texts(number).taken()).sum();
         Stats {
             keys: occupancy.iter().map(|segment| segment.keys).sum(),
             capacity: occupancy.iter().map(|segment| segment.slots).sum(),
-            segments,
-            bytes: segment_offset(capacity, segments),
+            segments: outline.slots,
+            bytes: outline.end,
+            text_bytes: taken,
+            // A record that is being written is not in use yet.
+            lost_bytes: taken.saturating_sub(used_texts),
             longest_probe,
             occupancy,
         }

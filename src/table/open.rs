@@ -13,7 +13,8 @@ use crate::os::file::TableFile;
 use crate::os::mapping::Mapping;
 use crate::os::new_table::NewTable;
 use crate::os::path::{is_descriptor, missing_folder};
-use crate::protocol::layout::{MAX_SIZE, segment_offset};
+use crate::protocol::directory::end_of_new_table;
+use crate::protocol::layout::MAX_SIZE;
 use crate::table::incarnation::Incarnation;
 use crate::table::retry::retry;
 
@@ -61,10 +62,10 @@ impl Table {
     fn create_anonymous(options: TableOptions) -> Result<Self, Error> {
         writable("the anonymous table", "a writable one, as no other process could create its keys", &options)?;
         let capacity = options.checked_capacity()?;
-        let size = sparse_size(segment_offset(capacity, 1));
+        let size = sparse_size(end_of_new_table(capacity));
         let new = NewTable::new(capacity, options.mode, size, &options.file)?.anonymous()?;
         let file = TableFile::of_file(new, &options.file)?;
-        let mapping = Mapping::of_file(file.file, None, &file.fixed, file.segments, false)?;
+        let mapping = Mapping::of_file(file.file, None, &file.fixed, &file.extents, false)?;
         let first = Arc::new(Incarnation::new(mapping, file.fixed, None));
         Ok(Self(Arc::new(Shared::new(options, Source::Anonymous, first))))
     }
@@ -163,11 +164,11 @@ impl Source {
         let own = file.file.try_clone().map_err(|error| Error::io("keeping the table's file open", &error))?;
         let mapping = match self {
             #[cfg(feature = "shm")]
-            Self::Named { name, path } => match Mapping::of_named(own, path, name, fixed, file.segments)? {
+            Self::Named { name, path } => match Mapping::of_named(own, path, name, fixed, &file.extents)? {
                 Some(mapping) => mapping,
                 None => return Ok(None),
             },
-            _ => Mapping::of_file(own, path, fixed, file.segments, options.file.read_only)?,
+            _ => Mapping::of_file(own, path, fixed, &file.extents, options.file.read_only)?,
         };
         Ok(Some(Incarnation::new(mapping, fixed.clone(), path)))
     }

@@ -12,7 +12,7 @@ use crate::os::file::FileOptions;
 use crate::os::file_system::FUSE;
 use crate::os::owner::{OwnerCheck, check_mapped};
 use crate::os::privilege::has_callers_environment;
-use crate::protocol::layout::MAX_CAPACITY;
+use crate::protocol::layout::{LEAST_CAPACITY, MAX_CAPACITY};
 
 /// Options for opening a [`Table`](crate::Table); made by [`Table::options`](crate::Table::options).
 ///
@@ -56,8 +56,8 @@ impl Default for TableOptions {
 }
 
 impl TableOptions {
-    /// How many slots the first segment of a new table has: 1 to 33,554,432, rounded up to a power of two; 1024 unless set. A
-    /// table grows by itself; this only saves the growth.
+    /// How many slots the first segment of a new table has: 1 to 33,554,432, rounded up to a power of two, and at least 16; 1024
+    /// unless set. A table grows by itself, when seven to nine tenths of its slots are in use; this only saves the growth.
     pub fn capacity(mut self, slots: u64) -> Self {
         self.capacity = slots;
         self
@@ -92,7 +92,7 @@ impl TableOptions {
     /// their updates fail with `LayoutVersion`, until they are restarted with the newer version. A table of a newer version is
     /// never replaced.
     ///
-    /// There is one version so far; a program that sets this is prepared for the next.
+    /// `gensync upgrade` does the same by hand.
     pub fn replace_older(mut self, replace: bool) -> Self {
         self.file.replace_older = replace;
         self
@@ -174,7 +174,7 @@ impl TableOptions {
 
     pub(crate) fn checked_capacity(&self) -> Result<u64, Error> {
         match self.capacity {
-            slots @ 1..=MAX_CAPACITY => Ok(slots.next_power_of_two()),
+            slots @ 1..=MAX_CAPACITY => Ok(slots.next_power_of_two().max(LEAST_CAPACITY)),
             slots => Err(ErrorKind::InvalidInput {
                 what: "the capacity",
                 found: slots.to_string(),

@@ -52,15 +52,21 @@ impl Table {
     }
 
     /// Revalidates the path if that is due; no other code decides when it is. `now` is milliseconds of the coarse clock.
+    #[inline]
     pub(crate) fn revalidate_if_due(&self, now: u64) {
         if self.0.revalidation.take(now) {
-            let latest = self.latest();
-            match latest.presence() {
-                Presence::Here => self.0.confirmation.confirm(now),
-                Presence::Unknown if self.0.confirmation.doubt(now) => self.expire_at_path(),
-                Presence::Unknown => {}
-                Presence::Gone => _ = self.leave(latest),
-            }
+            self.revalidate(now);
+        }
+    }
+
+    #[cold]
+    fn revalidate(&self, now: u64) {
+        let latest = self.latest();
+        match latest.presence() {
+            Presence::Here => self.0.confirmation.confirm(now),
+            Presence::Unknown if self.0.confirmation.doubt(now) => self.expire_at_path(),
+            Presence::Unknown => {}
+            Presence::Gone => _ = self.leave(latest),
         }
     }
 

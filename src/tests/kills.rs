@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, raise};
 
 use crate::protocol::atomic::steps;
-use crate::{GenerationSynchronizer, Table, WaitSet, update_all};
+use crate::{CacheKey, GenerationSynchronizer, Table, WaitSet, update_all};
 use support::place::{KINDS, Kind, Place};
 use support::{LIMIT, Traced, in_child, shared_words};
 
@@ -193,16 +193,29 @@ fn killed_while_creating() {
 
 #[test]
 fn killed_while_attaching_and_growing() {
-    let attach = |stage: &Stage, key: &str| drop(GenerationSynchronizer::new(&stage.table, key).unwrap());
+    let attach =
+        |stage: &Stage, key: &str| drop(GenerationSynchronizer::new(&stage.table, CacheKey::raw(key)).unwrap());
     kill_on_every_kind("attach to a new key", 64, |_| (), |stage| attach(stage, "new 1"));
     kill_on_every_kind("attach to a key that is there", 64, |_| (), |stage| attach(stage, "other"));
-    // Two keys fill a segment of two at most; the third one makes the table grow.
-    kill_on_every_kind(
-        "growth by two segments",
-        1,
-        |_| (),
-        |stage| (0..6).for_each(|key| attach(stage, &format!("new {key}"))),
-    );
+    // Sixteen slots, of which two are taken already, and a page of texts.
+    let fill = |stage: &Stage| (0..14).for_each(|key| attach(stage, &format!("filler {key}")));
+    let long = "long ".repeat(1000);
+    let grow = |stage: &Stage, key: &str, grown: [bool; 2]| {
+        let room = |stage: &Stage| [stage.table.stats().capacity > 16, stage.table.stats().text_bytes > 4096];
+        assert_eq!(room(stage), [false; 2]);
+        attach(stage, key);
+        assert_eq!(room(stage), grown, "the table has not grown as it should");
+    };
+    for (prepare, key, grown) in [
+        (&fill as &dyn Fn(&Stage), "new 1", [true, false]),
+        (&|_: &Stage| (), &*long, [false, true]),
+        (&fill, &*long, [true, true]),
+    ] {
+        let stage = Stage::new(Kind::File, 16);
+        prepare(&stage);
+        grow(&stage, key, grown);
+        kill_on_every_kind(&format!("growth {grown:?}"), 16, prepare, |stage| attach(stage, key));
+    }
 }
 
 #[test]

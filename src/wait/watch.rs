@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use crate::SlotInfo;
 use crate::os::clock::Deadline;
-use crate::protocol::layout::{Slot, segment_slots};
+use crate::protocol::generation_word::GenerationWord;
+use crate::protocol::slots::Memory as _;
 use crate::table::Table;
 use crate::table::incarnation::Incarnation;
 use crate::wait::{SLICE, time_left};
@@ -18,7 +19,7 @@ use crate::wait::{SLICE, time_left};
 pub struct Watch {
     table: Table,
     incarnation: Arc<Incarnation>,
-    /// The generations that were reported last, by segment and slot; 0 for a slot without a key.
+    /// The generations that were reported last, by segment and slot; 0, or nothing, for a slot without a key.
     seen: Vec<Vec<u64>>,
     found: VecDeque<SlotInfo>,
 }
@@ -106,17 +107,16 @@ impl Watch {
             self.seen.clear();
         }
         let slots = self.incarnation.slots();
-        let segments = slots.memory().reachable();
-        for segment in self.seen.len() as u32..segments {
-            self.seen.push(vec![0; segment_slots(self.incarnation.fixed().capacity, segment) as usize]);
-        }
+        let segments = slots.memory().reachable().slots;
+        self.seen.resize(segments as usize, Vec::new());
         for (segment, index, slot) in slots.claimed(segments) {
-            // A key is reported only when its label has been written.
-            if !slot.has_label() || !self.await_update(slot) {
+            if !self.await_update(slot.generation) {
                 continue;
             }
-            let seen = &mut self.seen[segment as usize][index as usize];
-            if let Some(info) = SlotInfo::of(slot, slots.memory())
+            let segment = &mut self.seen[segment as usize];
+            segment.resize(segment.len().max(index + 1), 0);
+            let seen = &mut segment[index];
+            if let Some(info) = SlotInfo::of(slot, slots)
                 && info.generation().get() != *seen
             {
                 *seen = info.generation().get();
@@ -127,7 +127,7 @@ impl Watch {
     }
 
     /// Sets the waiting bit, so that updates of the slot wake this watch; `false` if the slot is to be skipped.
-    fn await_update(&self, slot: &Slot) -> bool {
+    fn await_update(&self, slot: &GenerationWord) -> bool {
         if self.table.is_read_only() {
             return slot.word().is_live();
         }
@@ -144,7 +144,7 @@ impl Drop for Watch {
     fn drop(&mut self) {
         if !self.table.is_read_only() {
             let slots = self.incarnation.slots();
-            slots.stop_waiting(slots.claimed(slots.memory().reachable()).map(|(_, _, slot)| slot));
+            slots.stop_waiting(slots.claimed(slots.memory().reachable().slots).map(|(_, _, slot)| slot.generation));
         }
     }
 }

@@ -9,20 +9,17 @@ use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use gensync::{
-    Cached, Error, GenerationSynchronizer, OwnerCheck, Table, TableOptions, UpdateError, WaitSet, update_all,
+    CacheKey, Cached, Error, GenerationSynchronizer, OwnerCheck, Table, TableOptions, UpdateError, WaitSet, update_all,
 };
-use sha2::{Digest as _, Sha256};
+use layout::{DIRECTORY, SEGMENTS};
 
-/// A key that is in no table, one that is longer than a label, and some more.
-pub(crate) const KEYS: [&str; 4] = [
-    "a",
-    "b:%25",
-    "a key that is longer than the label of its slot, which holds its first eighty-eight bytes, and no more",
-    "\u{1f511}",
-];
+#[path = "layout.rs"]
+pub(crate) mod layout;
 
-const HEADER: usize = 4096;
-const SLOT: usize = 128;
+pub(crate) use layout::seal;
+
+/// Keys of which some are in the golden files, or were begun there, and some are not.
+pub(crate) const KEYS: [&str; 7] = ["a", "b:%25", "tenant:a%3Ab", "half", "unbegun", "recorded", "\u{1f511}"];
 
 /// Options with which nothing waits long for a process that holds a lock.
 pub(crate) fn options() -> TableOptions {
@@ -51,6 +48,7 @@ fn checked_update<T>(table: &Table, outcome: Result<T, UpdateError<Error>>) {
 /// Every operation on `table`, each followed by `between`. A reset replaces its file.
 pub(crate) fn exercise(table: &Table, between: &mut dyn FnMut()) {
     look(table, between);
+    let _ = table.info();
     let syncs: Vec<_> =
         KEYS.iter().filter_map(|key| checked(table, GenerationSynchronizer::new(table, *key))).collect();
     between();
@@ -61,6 +59,14 @@ pub(crate) fn exercise(table: &Table, between: &mut dyn FnMut()) {
         let _ = (sync.wait_timeout(Duration::ZERO), sync.wait_deadline(Instant::now()));
         between();
     }
+    // So many that the table grows, its texts as well.
+    for i in 0..20 {
+        checked(table, GenerationSynchronizer::new(table, format!("new {i}")));
+    }
+    checked(table, GenerationSynchronizer::new(table, CacheKey::raw("longer ".repeat(1000))));
+    between();
+    checked(table, table.clear_matching(|slot| slot.updates() % 2 == 0 && slot.label().len() < 10));
+    between();
     let mut watch = table.watch();
     for sync in &syncs {
         single(sync, between);
@@ -87,16 +93,17 @@ pub(crate) fn exercise(table: &Table, between: &mut dyn FnMut()) {
 fn look(table: &Table, between: &mut dyn FnMut()) {
     for key in KEYS {
         checked(table, table.generation(key));
+        let _ = checked(table, table.slot(key));
     }
     between();
     let count = table.slots().map(|slot| {
-        assert!(slot.label_bytes().len() <= 88 && slot.updates() < 1 << 54 && slot.generation().get() < 1 << 54);
+        assert!(slot.label_bytes().len() <= 65_536 && slot.updates() < 1 << 54 && slot.generation().get() < 1 << 54);
         (slot.label().len(), slot.is_truncated(), slot.digest(), slot.pending(), slot.is_awaited())
     });
     let _ = count.count();
     between();
     let stats = table.stats();
-    assert!(stats.segments > 0 && stats.longest_probe <= 64 && stats.keys <= stats.capacity, "{stats:?}");
+    assert!(stats.segments > 0 && stats.longest_probe <= 16 && stats.keys <= stats.capacity, "{stats:?}");
     assert!(!format!("{table:?}").is_empty());
     between();
 }
@@ -169,12 +176,13 @@ fn cached(sync: &GenerationSynchronizer, between: &mut dyn FnMut()) {
 
 /// Makes a file of what `input` describes, and does everything with it that can be done.
 ///
-/// The first byte says what is repaired, so that what comes behind that is reached; the second, how often the file is changed
-/// while it is in use, and the changes follow, of ten bytes each. The rest is the file.
+/// The first byte has flags; the second says how often the file is changed while it is in use, and these changes follow, of ten
+/// bytes each: a place, and a word to write there. With the flag [`RAW`], the rest is the file; otherwise it has the changes that are
+/// made of a good file before it is opened.
 pub(crate) fn replay(input: &[u8]) {
-    let (Some(&repairs), Some(&changes)) = (input.first(), input.get(1)) else { return };
-    let (changes, content) = input[2..].split_at((usize::from(changes % 32) * 10).min(input.len() - 2));
-    let content = repaired(repairs, content);
+    let (Some(&flags), Some(&changes)) = (input.first(), input.get(1)) else { return };
+    let (changes, rest) = input[2..].split_at((usize::from(changes % 32) * 10).min(input.len() - 2));
+    let content = if flags & RAW != 0 { rest.to_vec() } else { patched(flags, rest) };
     // In memory, as the fuzzer writes thousands a second; in a folder of its own, as a thread that waits for updates of the
     // table ends later than this, and would take the next one for a successor.
     let folder = tempfile::tempdir_in("/dev/shm").unwrap();
@@ -187,15 +195,15 @@ pub(crate) fn replay(input: &[u8]) {
     assert!(fs::read(path).unwrap() == content, "a table that is open read-only was changed");
     let mut changes = changes.chunks_exact(10);
     let mut change = || {
-        let Some((offset, word)) = changes.next().and_then(|change| change.split_at_checked(2)) else { return };
-        let offset = u64::from(u16::from_le_bytes([offset[0], offset[1]]));
+        let Some((place, word)) = changes.next().and_then(|change| change.split_at_checked(2)) else { return };
+        let offset = offset_of(flags, place) as u64;
         if let Ok(file) = fs::OpenOptions::new().write(true).open(path)
             && offset + 8 <= file.metadata().unwrap().len()
         {
             file.write_all_at(word, offset).unwrap();
         }
     };
-    match opened(path, options().create(repairs & NAMELESS == 0)) {
+    match opened(path, options().create(flags & NAMELESS == 0)) {
         Some(table) => exercise(&table, &mut change),
         None => assert!(fs::read(path).unwrap() == content, "a refused file was changed"),
     }
@@ -211,45 +219,65 @@ fn opened(path: &Path, options: TableOptions) -> Option<Table> {
     }
 }
 
-const HEADER_REPAIRED: u8 = 1;
-const WORDS_REPAIRED: u8 = 2;
+const RAW: u8 = 1;
+/// The checksum is corrected.
+const SEALED: u8 = 2;
+/// The file says that it is of this boot.
 const BOOT_REPAIRED: u8 = 4;
-const KEYS_PLANTED: u8 = 8;
+/// A small file, not one with everything.
+const SMALL: u8 = 8;
 const NAMELESS: u8 = 16;
+/// Places are counted among all words of the file, not among those that mean much.
+const ANYWHERE: u8 = 32;
 
-fn repaired(repairs: u8, content: &[u8]) -> Vec<u8> {
-    let mut content = content.to_vec();
-    if repairs & HEADER_REPAIRED == 0 {
-        return content;
-    }
-    content.resize(content.len().max(HEADER), 0);
-    let capacity = 1 << (content[24] % 6);
-    content[..24].copy_from_slice(&new_header()[..24]);
-    content[24..32].copy_from_slice(&u64::to_le_bytes(capacity));
-    content[79] = 0; // a floor in the range
-    let mut segments = 1;
-    if repairs & WORDS_REPAIRED != 0 {
-        let state = u32::from(content[144]) % 3 + 1;
-        segments = u32::from(content[148]) % 4 + 1;
-        content[144..148].copy_from_slice(&state.to_le_bytes());
-        content[148..152].copy_from_slice(&segments.to_le_bytes());
-        let size = HEADER + (0..segments).map(|segment| segment_size(capacity, segment)).sum::<usize>();
-        content.resize(content.len().max(size), 0);
-    }
-    if repairs & BOOT_REPAIRED != 0 {
+/// Good files, the second of which has all that can be in one.
+pub(crate) const SMALL_FILE: &[u8] = include_bytes!("../vectors/version-2.gensync");
+pub(crate) const EVERYTHING: &[u8] = include_bytes!("../vectors/version-2-everything.gensync");
+
+fn patched(flags: u8, patches: &[u8]) -> Vec<u8> {
+    let mut content = if flags & SMALL != 0 { SMALL_FILE.to_vec() } else { EVERYTHING.to_vec() };
+    if flags & BOOT_REPAIRED != 0 {
         content[128..144].copy_from_slice(&new_header()[128..144]);
     }
-    if repairs & KEYS_PLANTED != 0 {
-        (0..segments).for_each(|segment| plant(&mut content, capacity, segment));
+    for patch in patches.chunks_exact(10) {
+        let (place, word) = patch.split_at(2);
+        let offset = offset_of(flags, place);
+        content[offset..offset + 8].copy_from_slice(word);
     }
-    seal(&mut content);
+    if flags & SEALED != 0 {
+        seal(&mut content);
+    }
     content
 }
 
-/// Corrects the checksum of a header.
-pub(crate) fn seal(content: &mut [u8]) {
-    let sum = Sha256::digest(&content[..80]);
-    content[80..88].copy_from_slice(&sum[..8]);
+/// The word of a file that two bytes name.
+fn offset_of(flags: u8, place: &[u8]) -> usize {
+    let (place, small) = (usize::from(u16::from_le_bytes([place[0], place[1]])), flags & SMALL != 0);
+    if flags & ANYWHERE != 0 {
+        return place * 8 % if small { SMALL_FILE.len() } else { EVERYTHING.len() };
+    }
+    static TELLING: LazyLock<[Vec<usize>; 2]> = LazyLock::new(|| [EVERYTHING, SMALL_FILE].map(telling));
+    let telling = &TELLING[usize::from(small)];
+    telling[place % telling.len()]
+}
+
+/// Where in a good file those words are that mean much: the header, the directory, all slots that are claimed and some that are not,
+/// and the beginnings of the texts.
+pub(crate) fn telling(file: &[u8]) -> Vec<usize> {
+    let header = (0..152).chain([192, 200, 256]).step_by(8);
+    let directory = (0..12).chain([254, 255]).map(|index| DIRECTORY + 8 * index);
+    let slots = layout::claimed(file)
+        .into_iter()
+        .chain(layout::places(file).into_iter().step_by(5))
+        .flat_map(|place| [place.generation, place.digest, place.digest + 8, place.record, place.tag & !7]);
+    let texts = layout::of_kind(file, 2).into_iter().flat_map(|texts| {
+        let words = (0..40).map(|index| 8 * index).chain([texts.bytes - 16, texts.bytes - 8]);
+        words.map(move |offset| texts.start + offset).collect::<Vec<_>>()
+    });
+    let mut all: Vec<_> = header.chain(directory).chain(slots).chain([4096, 4160]).chain(texts).collect();
+    all.sort_unstable();
+    all.dedup();
+    all
 }
 
 /// The header of a new table.
@@ -257,34 +285,10 @@ pub(crate) fn new_header() -> &'static [u8] {
     static NEW: LazyLock<Vec<u8>> = LazyLock::new(|| {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("new");
-        Table::options().capacity(1).open(&path).unwrap();
+        Table::options().capacity(16).open(&path).unwrap();
         let mut content = fs::read(path).unwrap();
-        content.truncate(HEADER);
+        content.truncate(SEGMENTS);
         content
     });
     &NEW
-}
-
-fn segment_size(capacity: u64, segment: u32) -> usize {
-    let slots = (capacity as usize) << segment;
-    slots * SLOT + slots.next_multiple_of(SLOT)
-}
-
-/// Slots with a word A of 1 to 4 become those of the keys, as far as they were claimed.
-fn plant(content: &mut [u8], capacity: u64, segment: u32) {
-    let start = HEADER + (0..segment).map(|segment| segment_size(capacity, segment)).sum::<usize>();
-    let count = (capacity as usize) << segment;
-    let salt: [u8; 16] = content[32..48].try_into().unwrap();
-    let Some(slots) = content.get_mut(start..start + count * SLOT) else { return };
-    for slot in slots.chunks_exact_mut(SLOT) {
-        let marker = u64::from_le_bytes(slot[8..16].try_into().unwrap());
-        let Some(key) = marker.checked_sub(1).and_then(|index| KEYS.get(usize::try_from(index).ok()?)) else {
-            continue;
-        };
-        let digest = Sha256::new().chain_update(salt).chain_update(key).finalize();
-        slot[8..16].copy_from_slice(&digest[..8]);
-        if slot[16] == 1 {
-            slot[16..24].copy_from_slice(&digest[8..16]);
-        }
-    }
 }

@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use super::Mapping;
 use crate::protocol::atomic::{AtomicPtr, Ordering};
-use crate::protocol::layout::Slot;
+use crate::protocol::generation_word::GenerationWord;
 
 /// A slot, together with what keeps it mapped.
 #[derive(Debug)]
 pub(crate) struct SlotRef<O> {
-    slot: NonNull<Slot>,
+    slot: NonNull<GenerationWord>,
     owner: Arc<O>,
 }
 
@@ -23,7 +23,7 @@ impl<O: AsRef<Mapping>> SlotRef<O> {
     /// # Panics
     ///
     /// The slot is not in the mapping of `owner`.
-    pub(crate) fn new(owner: &Arc<O>, slot: &Slot) -> Self {
+    pub(crate) fn new(owner: &Arc<O>, slot: &GenerationWord) -> Self {
         let mapping: &Mapping = owner.as_ref().as_ref();
         assert!(mapping.contains(slot), "a slot of another mapping");
         Self { slot: NonNull::from(slot), owner: Arc::clone(owner) }
@@ -43,10 +43,10 @@ impl<O> Clone for SlotRef<O> {
 }
 
 impl<O> std::ops::Deref for SlotRef<O> {
-    type Target = Slot;
+    type Target = GenerationWord;
 
     #[inline]
-    fn deref(&self) -> &Slot {
+    fn deref(&self) -> &GenerationWord {
         // SAFETY: `new` found the slot in the owner's mapping, which this value keeps in place; only its atomics change.
         unsafe { self.slot.as_ref() }
     }
@@ -59,7 +59,7 @@ impl<O> std::ops::Deref for SlotRef<O> {
 #[derive(Debug)]
 pub(crate) struct Places<O, C> {
     /// The slot of the latest place, kept here so that a check saves two loads.
-    slot: Published<Slot>,
+    slot: Published<GenerationWord>,
     rest: Box<Rest<O, C>>,
 }
 
@@ -82,7 +82,7 @@ impl<O, C> Places<O, C> {
     }
 
     #[inline]
-    pub(crate) fn slot(&self) -> &Slot {
+    pub(crate) fn slot(&self) -> &GenerationWord {
         // SAFETY: it belongs to a place of the chain, which keeps it mapped as long as self lives.
         unsafe { &*self.slot.get() }
     }

@@ -100,6 +100,5 @@ macro_rules! stepping {
     };
 }
 
-stepping!(AtomicU8, u8);
 stepping!(AtomicU32, u32);
 stepping!(AtomicU64, u64);

@@ -7,9 +7,9 @@
 use shuttle::rand::{Rng, thread_rng};
 use shuttle::scheduler::{PctScheduler, RandomScheduler};
 
-use super::{Boxed, KEYS, Lock, START, key as digest, schedule, slots};
+use super::{Boxed, KEYS, Lock, START, Size, key as digest, schedule, table_of};
 use crate::protocol::atomic::{Arc, AtomicU64, Ordering, thread};
-use crate::protocol::layout::Slot;
+use crate::protocol::generation_word::GenerationWord;
 use crate::protocol::observed::Observed;
 use crate::protocol::slots::{Memory, Slots};
 
@@ -31,7 +31,7 @@ enum Operation {
     Load(usize),
     Check(usize),
     ExpireAll,
-    Grow,
+    Grow { texts: bool },
     Retire,
 }
 
@@ -59,7 +59,7 @@ impl Operation {
             28..31 => Self::Load(key),
             31..34 => Self::Check(key),
             34..37 => Self::ExpireAll,
-            37..39 => Self::Grow,
+            37..39 => Self::Grow { texts: random.r#gen() },
             _ => Self::Retire,
         }
     }
@@ -83,6 +83,7 @@ struct Source {
 
 struct World {
     table: Arc<Slots<Boxed>>,
+    capacity: u64,
     sources: [Source; KEYS.len()],
     /// The generation that each key reaches at least, unless the table is retired.
     goals: [u64; KEYS.len()],
@@ -93,17 +94,17 @@ type Loaded = [Option<(Observed, u64)>; KEYS.len()];
 
 impl World {
     /// `None`: the table is being retired.
-    fn attach(&self, key: usize) -> Option<&Slot> {
-        let slot = self.table.attach(digest(key), START, b"key").unwrap()?;
+    fn attach(&self, key: usize) -> Option<&GenerationWord> {
+        let slot = self.table.attach(digest(key), || START, b"key").unwrap()?.generation;
         let address = std::ptr::from_ref(slot) as u64;
         let before = self.sources[key].place.swap(address, Ordering::Relaxed);
         assert!(before == 0 || before == address, "a key is at two places");
         Some(slot)
     }
 
-    fn find(&self, key: usize) -> Option<&Slot> {
+    fn find(&self, key: usize) -> Option<&GenerationWord> {
         let place = self.sources[key].place.load(Ordering::Relaxed);
-        let slot = self.table.find(digest(key)).unwrap();
+        let slot = self.table.word_of(digest(key));
         let found = slot.map_or(0, |slot| std::ptr::from_ref(slot) as u64);
         assert!(place == 0 || place == found, "a key is not found where it was attached");
         slot
@@ -187,12 +188,15 @@ impl World {
         }
     }
 
-    fn grow(&self) {
-        let segment = self.table.memory().segments().unwrap();
-        if segment < SEGMENTS {
-            self.table.memory().extend(segment).unwrap();
-            self.table.header().add_segment(segment);
-            assert!(self.table.memory().segments().unwrap() > segment);
+    fn grow(&self, texts: bool) {
+        let outline = self.table.memory().outline().unwrap();
+        let (segments, word) = match texts {
+            true => (outline.texts, outline.more_texts(1)),
+            false => (outline.slots, outline.more_slots(self.capacity)),
+        };
+        if segments < SEGMENTS {
+            let grown = self.table.grow(&outline, word).unwrap();
+            assert!(grown.slots >= outline.slots && grown.texts >= outline.texts, "a segment was taken back");
         }
     }
 
@@ -208,7 +212,7 @@ impl World {
                 Operation::Load(key) => loaded[key] = self.load(key),
                 Operation::Check(key) => self.check(key, &loaded),
                 Operation::ExpireAll => self.expire_all(),
-                Operation::Grow => self.grow(),
+                Operation::Grow { texts } => self.grow(texts),
                 Operation::Retire => self.table.retire().unwrap(),
             }
         }
@@ -265,8 +269,11 @@ fn mix() {
         expired: AtomicU64::new(0),
         place: AtomicU64::new(0),
     };
+    let capacity = 1 << thread_rng().gen_range(0..2);
     let world = Arc::new(World {
-        table: slots(thread_rng().gen_range(1..3), SEGMENTS),
+        // With room for a record of each thread for each key, in case that all of them lose.
+        table: table_of(Size { capacity, slots: SEGMENTS, texts: SEGMENTS, records: 4 }),
+        capacity,
         sources: std::array::from_fn(source),
         goals: std::array::from_fn(goal),
     });

@@ -2,7 +2,7 @@
 
 use super::{START, both, key, model, model_with, slots, table_with_key};
 use crate::protocol::atomic::{Arc, AtomicU64, Ordering, thread};
-use crate::protocol::slot::Digest;
+use crate::protocol::slot_digest::Digest;
 
 // ORDERING: the sources are accessed relaxed, and pair with nothing, so that the updates and the sweep alone order them.
 
@@ -11,7 +11,7 @@ fn a_process_that_attaches_to_a_retiring_table_knows_it_or_is_swept() {
     model(|| {
         let table = slots(2, 1);
         let (place, ()) = both(&table, |table| table.attached(key(0)), |table| table.retire().unwrap());
-        let swept = table.find(key(0)).unwrap().is_some_and(|slot| !slot.word().is_live());
+        let swept = table.word_of(key(0)).is_some_and(|word| !word.word().is_live());
         assert!(place.is_none() || swept, "an attached slot was missed by the sweep");
     });
 }
@@ -56,9 +56,9 @@ fn an_updater_that_attaches_beside_another_knows_of_the_end_or_is_in_the_sweeps_
         let update = |key: usize| {
             let (table, sources) = (table.clone(), sources.clone());
             thread::spawn(move || {
-                let Some(slot) = table.attach(keys[key], START, b"key").unwrap() else { return false };
+                let Some(slot) = table.attach(keys[key], || START, b"key").unwrap() else { return false };
                 sources[key].store(2, Ordering::Relaxed);
-                slot.bump().is_live()
+                slot.generation.bump().is_live()
             })
         };
         let updaters = [update(0), update(1)];
@@ -85,7 +85,7 @@ fn a_process_that_finds_a_table_retired_finds_every_slot_swept() {
             },
             |table| {
                 if table.header().is_retired() {
-                    assert!(table.claimed(1).all(|(_, _, slot)| !slot.word().is_live()), "the sweep was not complete");
+                    assert!(table.all().all(|slot| !slot.generation.word().is_live()), "the sweep was not complete");
                 }
             },
         );

@@ -7,10 +7,10 @@
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
-use super::{Boxed, KEYS, START, key, table_with_key};
+use super::{Boxed, KEYS, START, Size, key, table_of};
 use crate::protocol::atomic::{Arc, AtomicU64, Ordering, steps};
 use crate::protocol::observed::Observed;
-use crate::protocol::slots::{Memory as _, Slots};
+use crate::protocol::slots::Slots;
 use crate::protocol::wake::WaitToken;
 
 // ORDERING: relaxed: operations stop and go on in one thread, which sees what it has written.
@@ -67,11 +67,11 @@ impl Lock {
 
 impl World {
     fn new() -> Self {
-        // The third key finds no room beside the first.
-        let table = table_with_key(1, 3);
-        let slot = table.slot();
-        let asleep = slot.wake.arm();
-        let loaded = (Observed::of(slot.await_update()), 1);
+        // The third key finds no room beside the first, nor does any key's text.
+        let table = table_of(Size { capacity: 1, slots: 3, texts: 12, records: 1 });
+        table.attached(key(0)).unwrap();
+        let asleep = table.wake_word().arm();
+        let loaded = (Observed::of(table.slot().await_update()), 1);
         Self {
             table,
             lock: Lock::default(),
@@ -108,8 +108,7 @@ impl World {
     }
 
     fn wait_on_key(&self) {
-        let slot = self.table.slot();
-        let _ = (slot.wake.arm(), slot.await_update());
+        let _ = (self.table.wake_word().arm(), self.table.slot().await_update());
     }
 
     fn wait_on_table(&self) {
@@ -149,12 +148,12 @@ impl World {
         let is_updated = self.announced.get() || state != self.source.load(Ordering::Relaxed);
         assert!(!(observed.is(slot.word()) && is_updated), "{}: an update is lost", story());
         if is_whole && self.announced.get() && !self.rebooted.get() {
-            assert!(!slot.wake.is_same(self.asleep), "{}: the sleeper is not woken", story());
+            assert!(!self.table.wake_word().is_same(self.asleep), "{}: the sleeper is not woken", story());
         }
         OPERATIONS.iter().filter(|(name, _)| *name != "reset").for_each(|(_, run)| run(self));
         assert_eq!(slot.word().pending(), 0, "{}: an update is pending for good", story());
         // An updater that stops between its update and the wakeup leaves sleepers, which look again after a slice.
-        let is_asleep = slot.wake.is_same(self.asleep);
+        let is_asleep = self.table.wake_word().is_same(self.asleep);
         assert!(!(is_asleep && observed.is(slot.word())), "{}: the sleeper would find nothing if it looked", story());
         if self.table.header().is_live() {
             for index in 0..KEYS.len() {
@@ -163,14 +162,14 @@ impl World {
             }
         }
         // A waiter that goes to sleep now is woken by the next update.
-        let (armed, word) = (slot.wake.arm(), slot.await_update());
+        let (armed, word) = (self.table.wake_word().arm(), slot.await_update());
         if word.is_live() {
             self.mark_updated();
-            assert!(!slot.wake.is_same(armed), "{}: a new sleeper is not woken", story());
+            assert!(!self.table.wake_word().is_same(armed), "{}: a new sleeper is not woken", story());
         }
         self.reset();
-        for (_, _, slot) in self.table.claimed(self.table.memory().segments().unwrap()) {
-            assert!(!slot.word().is_live(), "{}: a slot outlives its table", story());
+        for slot in self.table.all() {
+            assert!(!slot.generation.word().is_live(), "{}: a slot outlives its table", story());
         }
         assert!(self.table.attached(key(0)).is_none() && self.table.header().is_retired());
     }

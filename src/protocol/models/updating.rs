@@ -2,7 +2,7 @@
 
 use super::{Boxed, Lock, both, model, model_with, table_with_key};
 use crate::protocol::atomic::{Arc, AtomicU64, Ordering, thread};
-use crate::protocol::layout::Slot;
+use crate::protocol::generation_word::GenerationWord;
 use crate::protocol::observed::Observed;
 use crate::protocol::slots::Slots;
 
@@ -20,7 +20,7 @@ impl Place {
         Arc::new(Self { table: table_with_key(1, 1), lock: Lock(AtomicU64::new(0)), source: AtomicU64::new(1) })
     }
 
-    fn slot(&self) -> &Slot {
+    fn slot(&self) -> &GenerationWord {
         self.table.slot()
     }
 

@@ -5,8 +5,8 @@ use std::time::Duration;
 use super::{Boxed, START, both, key, model, model_with, slots, table_with_key};
 use crate::protocol::atomic::{Arc, AtomicU64, Ordering, thread};
 use crate::protocol::observed::Observed;
-use crate::protocol::slot::Digest;
-use crate::protocol::slots::Slots;
+use crate::protocol::slot_digest::Digest;
+use crate::protocol::slots::{Memory as _, Slots};
 
 // ORDERING: the source is accessed relaxed, and pairs with nothing, so that the update and the end of the wait alone order it.
 
@@ -20,18 +20,19 @@ impl Slots<Boxed> {
 
     /// Waits for `key` alone.
     pub(super) fn wait_for(&self, key: Digest, seen: Observed) {
-        let slot = self.find(key).unwrap().unwrap();
+        let slot = self.word_of(key).unwrap();
         while seen.may_sleep_on(slot.word()) {
-            let armed = slot.wake.arm();
+            let wake_word = self.memory().wake_word(slot);
+            let armed = wake_word.arm();
             if seen.may_sleep_on(slot.await_update()) {
-                slot.wake.sleep(armed, LIMIT);
+                wake_word.sleep(armed, LIMIT);
             }
         }
     }
 
     /// Waits for `key` as one of several, or for the table to be retired.
     pub(super) fn wait_on_table_for(&self, key: Digest, seen: Observed) {
-        let slot = self.find(key).unwrap().unwrap();
+        let slot = self.word_of(key).unwrap();
         while seen.may_sleep_on(slot.word()) {
             let armed = self.header().wake.word.arm();
             if !self.header().is_live() {
@@ -187,9 +188,9 @@ fn a_watcher_of_a_table_does_not_sleep_through_a_new_key() {
             &slots(2, 1),
             |table| table.attached(key(0)).unwrap(),
             |table| {
-                while !table.claimed(1).any(|(_, _, slot)| slot.has_label()) {
+                while !table.all().any(|slot| slot.generation.word().generation().is_some()) {
                     let armed = table.header().wake.word.arm();
-                    if !table.claimed(1).any(|(_, _, slot)| slot.has_label()) {
+                    if !table.all().any(|slot| slot.generation.word().generation().is_some()) {
                         table.header().wake.word.sleep(armed, LIMIT);
                     }
                 }
@@ -212,5 +213,32 @@ fn a_watcher_of_an_empty_table_does_not_sleep_through_its_end() {
                 table.header().wake.word.sleep(armed, LIMIT);
             },
         );
+    });
+}
+
+#[test]
+fn a_waiter_does_not_sleep_through_an_update_beside_one_of_a_key_that_shares_its_wake_word() {
+    model_with(2, || {
+        let table = table_with_key(1, 3);
+        let other = Digest::new(2, 2);
+        table.attached(other).unwrap();
+        let shared = table.memory().wake_word(table.word_of(other).unwrap());
+        assert!(std::ptr::eq(shared, table.wake_word()), "the keys do not share a wake word");
+        let seen = [key(0), other].map(|key| Observed::of(table.word_of(key).unwrap().word()));
+        let waiter = {
+            let table = table.clone();
+            thread::spawn(move || table.wait_for(other, seen[1]))
+        };
+        both(
+            &table,
+            move |table| {
+                for digest in [key(0), other] {
+                    let word = table.word_of(digest).unwrap();
+                    table.announce(word, word.bump());
+                }
+            },
+            move |table| table.wait_for(key(0), seen[0]),
+        );
+        waiter.join().unwrap();
     });
 }
