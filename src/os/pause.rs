@@ -50,6 +50,7 @@ impl Throttle {
     }
 
     /// Whether it is due at `now`; if so, the caller alone is let through, and the next one a pause later.
+    #[inline]
     pub(crate) fn take(&self, now: u64) -> bool {
         let due = self.due.load(Ordering::Relaxed);
         let has_come = now >= due || due - now > self.pause;

@@ -65,16 +65,21 @@ impl LastGrant {
     pub(crate) fn renew(&self, budget: &CheckBudget, now: u64) {
         let spent = u64::from(self.spent(budget)) + 1;
         let now = now as u32;
-        let since = self.time.swap(now, Ordering::Relaxed);
+        // Not a swap, which would take longer than the rest.
+        let since = self.time.load(Ordering::Relaxed);
+        self.time.store(now, Ordering::Relaxed);
         // If the clock was set back, the rate is unknown; so it is each time the low half begins anew, once in 49 days. A holder
         // that was idle for just so long seems to be faster than it is, by a factor of two at most, as the grant no more than
         // doubles.
+        let most = u64::from(Self::MOST);
         let within_target = match now.checked_sub(since).map(u64::from) {
-            Some(elapsed) => spent * Self::TARGET / elapsed.max(1),
+            // Without the division, which would take longer than all the rest: a holder with a high rate comes here often.
+            Some(elapsed) if elapsed * most <= spent * Self::TARGET => most,
+            Some(elapsed) => spent * Self::TARGET / elapsed,
             None => 1,
         };
         // At most doubled, so that a few uses in a row do not count as a high rate.
-        let grant = within_target.min(2 * spent).min(Self::MOST.into()) as u32;
+        let grant = within_target.min(2 * spent).min(most) as u32;
         // The use that found nothing left is the first one of the new budget.
         let grant = grant.saturating_sub(1);
         self.uses.store(grant, Ordering::Relaxed);
