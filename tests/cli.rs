@@ -27,5 +27,7 @@ mod support;
 mod terminal;
 #[path = "cli/tool.rs"]
 mod tool;
+#[path = "cli/upgrade.rs"]
+mod upgrade;
 #[path = "cli/waiting.rs"]
 mod waiting;

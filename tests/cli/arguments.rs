@@ -11,7 +11,7 @@ use gensync::{GenerationSynchronizer, Table};
 
 use crate::tool::{Place, Running, eventually, program, said};
 
-const COMMANDS: [&str; 19] = [
+const COMMANDS: [&str; 20] = [
     "ls",
     "get",
     "mark",
@@ -25,6 +25,7 @@ const COMMANDS: [&str; 19] = [
     "stat",
     "doctor",
     "reset",
+    "upgrade",
     "rm",
     "metrics",
     "bench",
@@ -105,6 +106,9 @@ fn what_is_wrong_on_the_command_line_is_named_with_status_2() {
         (&["create"], "required"),
         (&["wait"], "required"),
         (&["watch", "--exec"], "a value is required"),
+        (&["upgrade", "--table", "x", "y"], "two tables are named"),
+        (&["--app", "x", "upgrade", "y"], "two tables are named"),
+        (&["upgrade", ""], "a value is required"),
         (&["reset", "--no"], "unexpected argument '--no'"),
         (&["--table", "", "ls"], "a value is required"),
         (&["--app", "", "ls"], "the application's name is \"\""),

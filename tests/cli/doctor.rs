@@ -10,7 +10,7 @@ use nix::unistd::Uid;
 use serde_json::Value;
 
 use crate::support::in_child;
-use crate::tool::{Place, eventually, objects, program, said};
+use crate::tool::{Place, eventually, objects, program, said, with_btrfs};
 
 /// What one check found.
 fn check<'a>(findings: &'a [Value], check: &str) -> &'a Value {
@@ -104,7 +104,7 @@ fn the_file_system_is_nearly_full() {
     let place = Place { path: folder.path().join("table"), folder };
     place.sync("a");
     assert_eq!(place.run(&["doctor"]).status, 0);
-    fs::write(place.folder.path().join("other"), vec![7; 700 << 10]).unwrap();
+    fs::write(place.folder.path().join("other"), vec![7; 900 << 10]).unwrap();
     assert_problem(&place, "room", "are free", "free some room in ");
     assert!(place.run(&["doctor"]).out.contains("mount it with a greater size"));
     umount2(place.folder.path(), MntFlags::MNT_DETACH).unwrap();
@@ -141,33 +141,22 @@ fn a_file_system_on_a_disk_is_noted() {
 
 #[test]
 fn a_table_that_is_not_rewritten_in_place_is_found_and_a_reset_cures_it() {
-    let folder = tempfile::tempdir().unwrap();
-    let image = tempfile::NamedTempFile::new().unwrap();
-    image.as_file().set_len(256 << 20).unwrap();
-    let run = |command: &mut Command| command.output().is_ok_and(|output| output.status.success());
-    let mounted = run(Command::new("mkfs.btrfs").arg("-q").arg(image.path()))
-        && run(Command::new("mount").args(["-t", "btrfs", "-o", "loop"]).arg(image.path()).arg(folder.path()));
-    if !mounted {
-        eprintln!("skipped, as a disk with btrfs cannot be made and mounted here");
-        return;
-    }
-    let result = std::panic::catch_unwind(|| {
-        let made = Place { path: folder.path().join("table"), folder: tempfile::tempdir().unwrap() };
+    with_btrfs(|folder| {
+        let run = |command: &mut Command| command.output().is_ok_and(|output| output.status.success());
+        let made = Place { path: folder.join("table"), folder: tempfile::tempdir().unwrap() };
         made.sync("a");
         assert_eq!(check(&made.objects(&["doctor"]), "file system")["verdict"], "note");
         assert!(run(Command::new("sync").arg("-f").arg(&made.path)));
-        let snapshot = folder.path().join("snapshot");
+        let snapshot = folder.join("snapshot");
         let mut btrfs = Command::new("btrfs");
-        assert!(run(btrfs.args(["subvolume", "snapshot"]).args([folder.path(), &snapshot])));
+        assert!(run(btrfs.args(["subvolume", "snapshot"]).args([folder, &snapshot])));
         assert_problem(&made, "file system", "shares extents", "gensync reset");
         assert_eq!(made.run(&["reset", "--yes"]).status, 0);
         assert_eq!(check(&made.objects(&["doctor"]), "file system")["verdict"], "note");
-        let copied = Place { path: folder.path().join("copy"), folder: tempfile::tempdir().unwrap() };
+        let copied = Place { path: folder.join("copy"), folder: tempfile::tempdir().unwrap() };
         assert!(run(Command::new("cp").args(["--reflink=never"]).args([&made.path, &copied.path])));
         assert_problem(&copied, "file system", "is not rewritten in place", "gensync reset");
     });
-    umount2(folder.path(), MntFlags::MNT_DETACH).unwrap();
-    result.unwrap();
 }
 
 #[test]
@@ -253,17 +242,10 @@ fn a_table_that_another_container_uses_is_not_called_unused() {
     assert!(text.contains("container") && !text.contains("nobody has opened"), "{text}");
 }
 
-/// Writes into the file what gensync would never write: a word at `offset` of the key's slot.
-#[expect(clippy::host_endian_bytes, reason = "the words of a slot are in the machine's byte order")]
-fn forge(place: &Place, key: &str, offset: u64, word: u64) {
-    use std::os::unix::fs::FileExt as _;
-    let slot = place.table().slot(gensync::CacheKey::raw(key)).unwrap().unwrap().offset();
-    fs::File::options()
-        .write(true)
-        .open(&place.path)
-        .unwrap()
-        .write_all_at(&word.to_ne_bytes(), slot + offset)
-        .unwrap();
+/// Writes into the file what gensync would never write.
+#[expect(clippy::host_endian_bytes, reason = "the words of a table are in the machine's byte order")]
+fn forge(place: &Place, offset: u64, word: u64) {
+    place.write(offset, &word.to_ne_bytes());
 }
 
 #[test]
@@ -274,15 +256,17 @@ fn damaged_keys_are_reported_everywhere_and_a_reset_cures_them() {
     {
         let place = place();
         let sync = place.sync("b");
-        forge(&place, "b", 0, generation);
+        let spot = place.spot("b");
+        forge(&place, spot.lanes[0].start, generation);
         if let Some(first) = first {
-            forge(&place, "b", 32, first);
+            // The first generation stands before the text.
+            forge(&place, spot.text - 8, first);
         }
         assert!(place.object(&["ls", "b"])["damaged"].as_bool().unwrap(), "{generation}, {first:?}");
         assert!(!place.object(&["ls", "a"])["damaged"].as_bool().unwrap());
         let list = place.succeed(&["ls"]);
         assert!(list.lines().any(|line| line.starts_with("b ") && line.contains(" damaged ")), "{list}");
-        assert_problem(&place, "damage", "by updates: b", "`gensync reset --yes` cures that");
+        assert_problem(&place, "damage", "without a text: b", "`gensync reset --yes` cures that");
         let metrics = place.succeed(&["metrics"]);
         assert!(metrics.lines().any(|line| line.starts_with("gensync_table_keys_damaged{") && line.ends_with(" 1")));
         assert!(!metrics.lines().any(|line| line.starts_with("gensync_key_updates_total{") && line.contains("\"b\"")));
@@ -308,10 +292,90 @@ fn a_table_that_cannot_be_replaced_is_reported_and_no_advice_fails_for_that() {
         let none = None::<&str>;
         mount(Some(&place.path), &place.path, none, MsFlags::MS_BIND, none).unwrap();
         assert_problem(&place, "replacement", "is a mount point of its own", "mount the folder that it is in");
-        forge(&place, "a", 0, 1 << 20);
+        forge(&place, place.spot("a").lanes[0].start, 1 << 20);
         let findings = place.objects(&["doctor"]);
         let advice = check(&findings, "damage")["advice"].as_str().unwrap();
         assert!(!advice.contains("`gensync reset") && advice.contains("see 'replacement'"), "{advice}");
     })
     .succeeds();
+}
+
+/// Where the count of bytes of the first segment of texts is, behind the first segment of slots.
+fn count_of_texts(place: &Place) -> u64 {
+    (8192 + 33 * place.table().info().capacity).next_multiple_of(4096)
+}
+
+#[test]
+fn texts_that_belong_to_no_key_are_noted_where_they_take_much_room() {
+    let folder = tempfile::tempdir_in("/dev/shm").unwrap();
+    let place = Place { path: folder.path().join("table"), folder };
+    let table = gensync::Table::options().capacity(1 << 16).open(&place.path).unwrap();
+    // Keys of 1008 bytes: 1016 for each record.
+    let keys = |count: u64| (0..count).map(|i| format!("{i:01008}"));
+    keys(100).for_each(|key| drop(gensync::GenerationSynchronizer::new(&table, gensync::CacheKey::raw(key)).unwrap()));
+    let used = 100 * 1016;
+    assert_eq!(
+        (&place.object(&["stat"])["text_bytes"], &place.object(&["stat"])["lost_bytes"]),
+        (&used.into(), &0.into())
+    );
+    // Processes take room for a record before they write it; this is what those leave that are killed then.
+    for (lost, is_noted) in [(8, false), (64 << 10, false), ((64 << 10) + 8, true), (256 << 10, true)] {
+        forge(&place, count_of_texts(&place), used + lost);
+        let stat = place.object(&["stat"]);
+        assert_eq!((&stat["text_bytes"], &stat["lost_bytes"]), (&(used + lost).into(), &lost.into()));
+        let text = place.succeed(&["stat"]);
+        assert!(text.contains("of them belong to no key, and a reset frees them"), "{text}");
+        let metrics = place.succeed(&["metrics", "--no-keys"]);
+        let line = metrics.lines().find(|line| line.starts_with("gensync_table_lost_bytes{")).unwrap();
+        assert!(line.ends_with(&format!("}} {lost}")), "{line}");
+        let findings = place.objects(&["doctor"]);
+        assert_eq!(findings.iter().any(|finding| finding["check"] == "texts"), is_noted, "{lost}: {findings:?}");
+        if is_noted {
+            let finding = check(&findings, "texts");
+            assert_eq!(finding["verdict"], "note");
+            assert!(finding["advice"].as_str().unwrap().contains("`gensync reset --yes`"), "{finding}");
+        }
+    }
+    place.succeed(&["reset", "--yes"]);
+    assert_eq!(place.object(&["stat"])["lost_bytes"], 0);
+    assert!(!place.succeed(&["stat"]).contains("belong to no key"));
+    // Less than a tenth, however much it is.
+    let table = place.table();
+    keys(800).for_each(|key| drop(gensync::GenerationSynchronizer::new(&table, gensync::CacheKey::raw(key)).unwrap()));
+    forge(&place, count_of_texts(&place), 800 * 1016 + (66 << 10));
+    assert_eq!(place.object(&["stat"])["lost_bytes"], 66 << 10);
+    assert!(place.objects(&["doctor"]).iter().all(|finding| finding["check"] != "texts"));
+}
+
+#[test]
+fn room_that_a_killed_process_has_made_is_shown_and_is_no_alarm() {
+    let place = place();
+    let stat = place.object(&["stat"]);
+    assert_eq!(stat["spare_bytes"], 0);
+    assert!(!place.succeed(&["stat"]).contains("more than that"));
+    let file = fs::File::options().write(true).open(&place.path).unwrap();
+    file.set_len(stat["bytes"].as_u64().unwrap() + (64 << 10)).unwrap();
+    assert_eq!(place.object(&["stat"])["spare_bytes"], 64 << 10);
+    assert_eq!(place.object(&["stat"])["bytes"], stat["bytes"]);
+    assert!(place.succeed(&["stat"]).contains("64.0 KiB more than that"));
+    let findings = place.objects(&["doctor"]);
+    assert!(
+        findings.iter().all(|finding| finding["verdict"] == "ok" || finding["check"] == "processes"),
+        "{findings:?}"
+    );
+    // The next growth uses it.
+    let table = place.table();
+    (0..3000).for_each(|i| drop(gensync::GenerationSynchronizer::new(&table, format!("key:{i}")).unwrap()));
+    assert_eq!(place.object(&["stat"])["spare_bytes"], 0);
+    // An anonymous table is sparse, and has no such room.
+    let table = gensync::Table::options().anonymous().unwrap();
+    let _sync = gensync::GenerationSynchronizer::new(&table, "of-spare-room").unwrap();
+    let all = objects(&said(program().args(["--json", "tables"]).output().unwrap()).out);
+    let own = format!("/proc/{}/fd/", std::process::id());
+    let paths = all.iter().filter_map(|object| object["table"].as_str()).filter(|path| path.starts_with(&own));
+    let stats: Vec<_> = paths
+        .map(|path| objects(&said(program().args(["--json", "-t", path, "stat"]).output().unwrap()).out))
+        .collect();
+    assert!(stats.iter().flatten().all(|stat| stat["spare_bytes"] == 0), "{stats:?}");
+    assert!(stats.iter().flatten().count() > 0);
 }

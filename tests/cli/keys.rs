@@ -2,7 +2,7 @@
 //! not text, or many.
 
 use std::fs;
-use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
+use std::os::unix::fs::PermissionsExt as _;
 
 use gensync::{CacheKey, GenerationSynchronizer, KeyNormalizer, Table};
 
@@ -215,39 +215,80 @@ fn a_typing_error_creates_nothing_and_keeps_nothing_else_from_being_done() {
 }
 
 #[test]
-fn long_keys_are_looked_up_whole_and_matched_by_their_labels() {
-    let long = "user:".to_owned() + &"x".repeat(150);
+fn long_keys_are_listed_and_matched_whole() {
+    let long = "user:".to_owned() + &"x".repeat(30_000) + ":name";
     let place = Place::with_keys([&long, "user:1"]);
     let sync = place.sync(&long);
-    let objects = place.objects(&["ls", "user:x*"]);
-    let label = &long[..88];
-    assert_eq!((&objects[0]["key"], &objects[0]["truncated"]), (&label.into(), &true.into()));
-    assert_eq!(objects[0]["key_length"], 155);
-    assert!(place.succeed(&["ls"]).contains(&format!("{label}…  ")));
-    assert_eq!(place.object(&["get", &long])["key"], *long);
-    place.fail(1, "no such key", &["get", label]);
-    place.succeed(&["mark", "user:xx*"]);
-    assert!(sync.is_expired());
-    sync.refresh().unwrap();
-    place.succeed(&["mark", &long]);
-    assert!(sync.is_expired());
+    let objects = place.objects(&["ls", "user:x*:name"]);
+    assert_eq!((&objects[0]["key"], &objects[0]["truncated"]), (&(&*long).into(), &false.into()));
+    assert_eq!(objects[0]["key_length"], long.len());
+    let out = place.succeed(&["ls"]);
+    assert!(out.contains(&format!("{long}  ")) && !out.contains('…'));
+    assert!(
+        out.lines().any(|line| line.starts_with("user:1 ") && line.len() < 200),
+        "one key moves the others far away"
+    );
+    assert_eq!(place.object(&["get", "--raw", &long])["key"], *long);
+    place.fail(1, "no such key", &["get", &long[..88]]);
+    for command in ["mark", "clear"] {
+        for glob in ["user:x*:name", "*:name", "*[mn]ame"] {
+            assert_eq!(place.objects(&[command, glob]).len(), 1, "{glob}");
+            assert!(sync.is_expired());
+            sync.refresh().unwrap();
+        }
+        place.fail(1, "no key matches", &[command, "*:names"]);
+        assert!(!sync.is_expired());
+        place.succeed(&[command, "--raw", &long]);
+        assert!(sync.is_expired());
+        sync.refresh().unwrap();
+    }
 }
 
-/// Overwrites the label of the key "label" by `label`.
-fn write_label(place: &Place, label: &[u8]) {
-    let bytes = crate::tool::bytes(&place.path);
-    let at = bytes.windows(6).position(|window| window == b"label\0").unwrap();
-    let file = fs::File::options().write(true).open(&place.path).unwrap();
-    file.write_all_at(label, at as u64).unwrap();
-    // In either byte order, only the byte that holds the length is not zero.
-    let length = (at - 12..at - 8).find(|byte| bytes[*byte] == 5).unwrap();
-    file.write_all_at(&[label.len() as u8], length as u64).unwrap();
+#[test]
+fn a_key_that_the_table_cannot_keep_whole_is_shown_as_cut_and_never_left_out() {
+    // Its last kept byte is the first of a character.
+    let kept = "user:".to_owned() + &"x".repeat(65_530);
+    let long = kept.clone() + "é:name";
+    let place = Place::with_keys([&long, "user:1"]);
+    let sync = place.sync(&long);
+    let object = place.objects(&["ls", "user:x*"]).remove(0);
+    assert_eq!((&object["truncated"], &object["key_length"]), (&true.into(), &long.len().into()));
+    assert_eq!((&object["key"], object["key_hex"].is_string()), (&format!("{kept}\\xc3").into(), true));
+    assert!(place.succeed(&["ls"]).contains(&format!("{kept}\\xc3…  ")));
+    assert_eq!(place.object(&["get", "--raw", &long])["generation"], sync.sync_gen().unwrap().get());
+    for (command, behind) in [("mark", &[][..]), ("clear", &[]), ("exec", &["--", "true"])] {
+        // Any glob may match what was cut off.
+        for choice in ["*:name", "routes*"] {
+            assert_eq!(place.run(&[&[command, choice], behind].concat()).status, 0);
+            assert!(sync.is_expired(), "{command} {choice}");
+            sync.refresh().unwrap();
+        }
+        place.succeed(&[&[command, "--raw", &long], behind].concat());
+        assert!(sync.is_expired());
+        sync.refresh().unwrap();
+    }
+    let digest = object["digest"].as_str().unwrap();
+    place.succeed(&["mark", "--digest", digest]);
+    assert!(sync.is_expired());
+    // Neither a shell nor a person can complete it.
+    assert_eq!(place.succeed(&["__complete", "keys"]), "user:1\n");
+    assert_eq!(place.table().stats().keys, 2, "what is kept of it is not taken for another key");
+}
+
+/// Overwrites the text of the key "label" by `text`, of at most 8 bytes.
+#[expect(clippy::host_endian_bytes, reason = "the words of a table are in the machine's byte order")]
+fn write_text(place: &Place, text: &[u8]) {
+    let spot = place.spot("label");
+    let mut padded = [0; 8];
+    padded[..text.len()].copy_from_slice(text);
+    place.write(spot.text, &padded);
+    place.write(spot.lanes[2].start, &((spot.text - 8) | ((text.len() as u64) << 34)).to_ne_bytes());
 }
 
 #[test]
 fn labels_that_are_not_text_are_escaped_and_printed_byte_by_byte() {
     let place = Place::with_keys(["label", "zzz"]);
-    write_label(&place, b"caf\xc3\xa9\xff\xc3");
+    write_text(&place, b"caf\xc3\xa9\xff\xc3");
     let out = place.succeed(&["ls"]);
     assert!(out.contains("café\\xff\\xc3 "), "{out}");
     let key = &place.objects(&["ls"])[0];
@@ -259,10 +300,20 @@ fn labels_that_are_not_text_are_escaped_and_printed_byte_by_byte() {
     for command in [&["stat"][..], &["doctor"], &["metrics"], &["--json", "metrics"], &["ps"]] {
         assert!(place.run(command).status <= 1);
     }
-    // A long key may be cut within a character.
-    let long = "é".repeat(100);
-    let place = Place::with_keys([&format!("x{long}")]);
-    assert!(place.succeed(&["ls"]).contains(&format!("x{}\\xc3…", &long[..86])));
+    // A record word of zero, or one that leads to an empty text, is none of gensync's.
+    for word in [0, place.spot("zzz").text - 8] {
+        let place = Place::with_keys(["zzz", "a"]);
+        place.write(place.spot("zzz").lanes[2].start, &word.to_le_bytes());
+        let key = &place.objects(&["ls"])[0];
+        assert_eq!((&key["key"], &key["key_length"], &key["damaged"]), (&"".into(), &0.into(), &true.into()));
+        assert!(place.succeed(&["ls"]).lines().nth(1).unwrap().starts_with("(no text) "));
+        assert_eq!(place.succeed(&["__complete", "keys"]), "a\n");
+        let doctor = place.run(&["doctor"]);
+        assert!(doctor.status == 1 && doctor.out.contains("keys without a text: (no text)"), "{doctor:?}");
+        for command in [&["stat"][..], &["metrics"], &["exec", "--all", "--", "true"], &["mark", "--all"]] {
+            assert_eq!(place.run(command).status, 0, "{command:?}");
+        }
+    }
 }
 
 #[test]

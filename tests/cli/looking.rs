@@ -148,10 +148,12 @@ fn a_file_that_is_not_a_table_ends_with_status_3_and_is_left_alone() {
         let table = Place::with_keys(["a"]);
         bytes(&table.path)
     };
-    other_version[8] = 2;
-    for (content, expected) in
-        [(&b"hello"[..], "not a gensync table"), (&other_version, "layout version 2, expected 1")]
-    {
+    other_version[8] = 3;
+    for (content, expected) in [
+        (&b"hello"[..], "not a gensync table"),
+        (&other_version, "layout version 3, expected 2: made by another version of gensync"),
+        (include_bytes!("../vectors/version-1.gensync"), "version 1, expected 2: made by an older version of gensync"),
+    ] {
         fs::write(&place.path, content).unwrap();
         for look in LOOKS.into_iter().chain([
             &["mark", "a"][..],
@@ -166,7 +168,14 @@ fn a_file_that_is_not_a_table_ends_with_status_3_and_is_left_alone() {
                 _ => 3,
             };
             assert_eq!(said.status, status, "{look:?}: {said:?}");
-            assert!([&*said.out, &*said.err].concat().contains(expected), "{look:?}: {said:?}");
+            let text = [&*said.out, &*said.err].concat();
+            assert!(text.contains(expected), "{look:?}: {said:?}");
+            // A table of a newer version is not to be replaced.
+            assert_eq!(text.contains("gensync upgrade"), expected.contains("older"), "{look:?}: {said:?}");
+            assert_eq!(
+                text.contains("processes of the older version") || text.contains("those of the older version"),
+                expected.contains("older")
+            );
             assert_eq!(bytes(&place.path), content);
         }
     }
@@ -205,15 +214,22 @@ fn a_table_is_shown_as_a_whole() {
     assert_eq!(object["longest_probe"], stats.longest_probe);
     assert_eq!(
         (&object["state"], &object["layout_version"], &object["earlier_boot"]),
-        (&"live".into(), &1.into(), &false.into())
+        (&"live".into(), &2.into(), &false.into())
     );
     let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
     assert_eq!(object["boot"], boot.trim());
     let segments = object["occupancy"].as_array().unwrap();
     assert_eq!(segments.iter().map(|segment| segment["keys"].as_u64().unwrap()).sum::<u64>(), 41);
-    assert_eq!((&segments[0]["slots"], segments.len()), (&4.into(), stats.segments as usize));
+    assert_eq!((&segments[0]["slots"], segments.len()), (&16.into(), stats.segments as usize));
+    // Each key is of two characters at most, except "key": a record is 16 bytes.
+    assert_eq!(
+        (&object["text_bytes"], &object["lost_bytes"], &object["spare_bytes"]),
+        (&656.into(), &0.into(), &0.into())
+    );
     let text = place.succeed(&["stat"]);
-    for part in [boot.trim(), "segment 0  ████", "41 of ", "mode 0600", "version 1"] {
+    for part in
+        [boot.trim(), "segment 0  ████", "41 of ", "mode 0600", "version 2", " of 16 slots\ntexts ", "656 bytes"]
+    {
         assert!(text.contains(part), "{part} is not in {text}");
     }
     let before = object["incarnation"].clone();

@@ -3,9 +3,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::ops::Range;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 
-use crate::tool::Place;
+use crate::tool::{Lanes, Place, bytes};
 
 /// Samples by name and labels.
 type Samples = BTreeMap<(String, BTreeMap<String, String>), f64>;
@@ -98,6 +99,10 @@ fn figures_of_the_table_and_of_each_key_are_printed() {
         ("gensync_table_keys_abandoned", 0.0),
         ("gensync_table_keys_awaited", 0.0),
         ("gensync_table_size_bytes", fs::metadata(&place.path).unwrap().len() as f64),
+        // Two records, each of 8 bytes and a key that is filled up to 8.
+        ("gensync_table_text_bytes", 32.0),
+        ("gensync_table_lost_bytes", 0.0),
+        ("gensync_table_longest_probe", 1.0),
         ("gensync_table", 1.0),
     ] {
         assert_eq!(value(&samples, name, &table), expected, "{name}");
@@ -107,7 +112,7 @@ fn figures_of_the_table_and_of_each_key_are_printed() {
     assert_eq!(value(&samples, "gensync_key_generation", &[("key", "a")]), a.refresh().unwrap().get() as f64);
     // The process that has the table mapped is this test's own.
     assert_eq!(value(&samples, "gensync_table_processes", &[("file", "table")]), 1.0);
-    for file in ["deleted", "reset", "elsewhere"] {
+    for file in ["deleted", "reset", "older", "elsewhere"] {
         assert_eq!(value(&samples, "gensync_table_processes", &[("file", file)]), 0.0);
     }
     assert_eq!(value(&samples, "gensync_table_keys_damaged", &table), 0.0);
@@ -128,7 +133,7 @@ fn figures_of_the_table_and_of_each_key_are_printed() {
 
 #[test]
 fn labels_are_escaped_and_never_the_same_for_two_keys() {
-    let long = "l".repeat(100);
+    let long = "l".repeat(65_537);
     let keys = [
         "q\"uote",
         "back\\slash",
@@ -148,7 +153,7 @@ fn labels_are_escaped_and_never_the_same_for_two_keys() {
         value(&samples, "gensync_key_awaited", &[("key", key)]);
     }
     let with_digest = names.iter().filter(|(_, labels)| labels.contains_key("digest")).count();
-    assert_eq!(with_digest, 4, "what is not shown in full");
+    assert_eq!(with_digest, 4, "what is not printable, or too long");
     assert!(!names.iter().any(|(_, labels)| labels["key"].contains('\u{1b}')));
 }
 
@@ -199,21 +204,19 @@ fn a_reader_never_finds_a_part_of_a_file() {
 
 #[test]
 fn slots_with_one_label_have_labels_of_their_own() {
-    use std::os::unix::fs::FileExt as _;
-    let long = "l".repeat(100);
+    let long = "l".repeat(70_000);
     let place = Place::with_keys(["a", "b", "c", &long]);
-    let file = fs::File::options().read(true).write(true).open(&place.path).unwrap();
-    let offset = |key: &str| place.table().slot(gensync::CacheKey::raw(key)).unwrap().unwrap().offset();
-    let mut slot = [0; 128];
-    // Three forgeries: the label of another key; a copy of another key's slot; a copy of a long key's slot.
-    file.read_exact_at(&mut slot[28..], offset("a") + 28).unwrap();
-    file.write_all_at(&slot[28..32], offset("b") + 28).unwrap();
-    file.write_all_at(&slot[40..], offset("b") + 40).unwrap();
-    for (from, to) in [("a", 900), (&long, 901)] {
-        file.read_exact_at(&mut slot, offset(from)).unwrap();
-        let to = 4096 + 128 * to;
-        assert!([0, 128].iter().all(|_| offset(from) != to));
-        file.write_all_at(&slot, to).unwrap();
+    let spots = ["a", "b", &long].map(|key| place.spot(key));
+    let content = bytes(&place.path);
+    let copy = |from: &Range<u64>, to: &Range<u64>| {
+        place.write(to.start, &content[from.start as usize..from.end as usize]);
+    };
+    // Three forgeries: the text of another key; a copy of another key's slot; a copy of a long key's slot.
+    copy(&spots[0].lanes[2], &spots[1].lanes[2]);
+    let is_free = |slot: &&Lanes| content[slot[1].start as usize..slot[1].end as usize] == [0; 16];
+    let free: Vec<_> = spots[0].slots.iter().filter(is_free).take(2).collect();
+    for (from, to) in [&spots[0], &spots[2]].into_iter().zip(free) {
+        from.lanes.iter().zip(to).for_each(|(from, to)| copy(from, to));
     }
     let samples = parse(&place.succeed(&["metrics"]));
     let series = samples.keys().filter(|(name, labels)| name == "gensync_key_generation" && labels["key"] == "a");

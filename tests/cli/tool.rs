@@ -22,6 +22,21 @@ pub(crate) struct Place {
     pub(crate) path: PathBuf,
 }
 
+/// Where segments begin.
+const SEGMENTS: u64 = 8192;
+
+/// The bytes of a slot: generation word, digest, record word and tag.
+pub(crate) type Lanes = [std::ops::Range<u64>; 4];
+
+/// Where in a table's file a key is.
+pub(crate) struct Spot {
+    pub(crate) lanes: Lanes,
+    /// Where its text begins, behind its first generation.
+    pub(crate) text: u64,
+    /// All slots of the segment, the last one first.
+    pub(crate) slots: Vec<Lanes>,
+}
+
 /// What the program said, and how it ended.
 #[derive(Debug)]
 pub(crate) struct Said {
@@ -89,6 +104,33 @@ impl Place {
         let mut objects = self.objects(arguments);
         assert_eq!(objects.len(), 1, "{objects:?}");
         objects.remove(0)
+    }
+
+    /// Where in the file what belongs to `key` is, which must be in the first segment of slots.
+    #[expect(clippy::host_endian_bytes, reason = "the words of a table are in the machine's byte order")]
+    pub(crate) fn spot(&self, key: &str) -> Spot {
+        let table = self.table();
+        let (slot, slots) = (table.slot(CacheKey::raw(key)).unwrap().unwrap().offset(), table.info().capacity);
+        let index = (slot - SEGMENTS) / 8;
+        assert!(index < slots);
+        let at = |index: u64| {
+            let lanes = [(0, 8), (8, 16), (24, 8), (32, 1)];
+            lanes.map(|(begin, size)| {
+                (SEGMENTS + begin * slots + size * index)..(SEGMENTS + begin * slots + size * (index + 1))
+            })
+        };
+        let lanes = at(index);
+        let word = bytes(&self.path)[lanes[2].start as usize..][..8].try_into().unwrap();
+        let text = (u64::from_ne_bytes(word) & ((1 << 34) - 1)) + 8;
+        // From the last slot on, of those that are free.
+        let spare = (0..slots).rev().map(at).collect();
+        Spot { lanes, text, slots: spare }
+    }
+
+    /// Overwrites a part of the file.
+    pub(crate) fn write(&self, offset: u64, bytes: &[u8]) {
+        use std::os::unix::fs::FileExt as _;
+        File::options().write(true).open(&self.path).unwrap().write_all_at(bytes, offset).unwrap();
     }
 
     pub(crate) fn start(&self, arguments: &[&str]) -> Running {
@@ -230,4 +272,20 @@ pub(crate) fn start_first(place: &Place, arguments: &[&str]) -> (Running, Pid) {
     let outer = Running::start(&mut command);
     let first = child_of(outer.pid(), arguments[0]);
     (outer, first)
+}
+
+/// Runs `test` in a folder on a disk with btrfs, if one can be made here.
+pub(crate) fn with_btrfs(test: impl FnOnce(&Path) + std::panic::UnwindSafe) {
+    let folder = tempfile::tempdir().unwrap();
+    let image = tempfile::NamedTempFile::new().unwrap();
+    image.as_file().set_len(256 << 20).unwrap();
+    let run = |command: &mut Command| command.output().is_ok_and(|output| output.status.success());
+    let mounted = run(Command::new("mkfs.btrfs").arg("-q").arg(image.path()))
+        && run(Command::new("mount").args(["-t", "btrfs", "-o", "loop"]).arg(image.path()).arg(folder.path()));
+    if !mounted {
+        return eprintln!("skipped: a disk with btrfs cannot be made and mounted here");
+    }
+    let result = std::panic::catch_unwind(|| test(folder.path()));
+    nix::mount::umount2(folder.path(), nix::mount::MntFlags::MNT_DETACH).unwrap();
+    result.unwrap();
 }

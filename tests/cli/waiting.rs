@@ -318,6 +318,24 @@ fn a_hostile_key_runs_no_command_in_whatever_quotes_it_is_put() {
 }
 
 #[test]
+fn a_key_that_is_too_long_for_a_variable_does_not_end_the_watch() {
+    // As a variable cannot contain a NUL, these are escaped, which makes twice as many bytes.
+    let long = "\0".repeat(65_536);
+    let place = Place::with_keys([&long, "a"]);
+    let mut watch = place.start(&["watch", "--count", "2", "--exec", "echo ran for {key}"]);
+    let mut lines = BufReader::new(watch.child().stdout.take().unwrap()).lines();
+    await_sleep(&watch);
+    place.sync(&long).mark_updated().unwrap();
+    assert!(lines.next().unwrap().unwrap().contains("\\0\\0"));
+    place.sync("a").mark_updated().unwrap();
+    assert!(lines.next().unwrap().unwrap().contains("  a  "));
+    assert_eq!(lines.next().unwrap().unwrap(), "ran for a");
+    let said = watch.said();
+    assert_eq!(said.status, 126, "{said:?}");
+    assert!(said.err.contains("\\0… cannot be run: ") && said.err.len() < 300, "{said:?}");
+}
+
+#[test]
 fn the_command_knows_the_table() {
     let tool = env!("CARGO_BIN_EXE_gensync");
     let (place, said, generation) = watch_once("a", &format!("{tool} get {{key}} > out"));

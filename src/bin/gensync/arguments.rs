@@ -99,6 +99,10 @@ pub(crate) enum Command {
     /// Remove the table; a process that uses it again makes a new one
     #[command(after_long_help = "Examples:\n  gensync rm --yes")]
     Rm(Confirmed),
+    /// Replace a table of an older file format by one of the present: every process loads everything again, and processes of the
+    /// older version must be restarted
+    #[command(after_long_help = "Examples:\n  gensync upgrade\n  gensync upgrade --yes /run/shop/shop.gensync")]
+    Upgrade(Upgrade),
     /// Print figures as OpenMetrics text, as for a node exporter's textfile collector
     #[command(after_long_help = "Examples:\n  gensync metrics --output /var/lib/node_exporter/textfile/shop.prom")]
     Metrics(Metrics),
@@ -153,7 +157,7 @@ pub(crate) fn is_exec(words: impl IntoIterator<Item = std::ffi::OsString>) -> bo
 
 #[derive(Args, Debug)]
 pub(crate) struct Ls {
-    /// Only keys that match, such as 'user:*' (*, ? and [...]; compared with the keys' first 88 bytes)
+    /// Only keys that match, such as 'user:*' (*, ? and [...])
     pub(crate) glob: Option<glob::Pattern>,
     /// What to sort by; numbers begin with the greatest
     #[arg(long, value_enum, default_value_t)]
@@ -256,7 +260,7 @@ pub(crate) struct Wait {
 
 #[derive(Args, Debug)]
 pub(crate) struct Watch {
-    /// Only keys that match, such as 'user:*' (*, ? and [...]; compared with the keys' first 88 bytes)
+    /// Only keys that match, such as 'user:*' (*, ? and [...])
     pub(crate) glob: Option<glob::Pattern>,
     /// Run this with sh for each change; {key} and {generation} become variables that are safe within quotes, too
     #[arg(long, value_name = "COMMAND")]
@@ -336,6 +340,15 @@ pub(crate) struct Confirmed {
     /// Do not ask
     #[arg(long, short)]
     pub(crate) yes: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Upgrade {
+    /// The table's file, instead of --table or --app
+    #[arg(value_name = "TABLE", value_hint = clap::ValueHint::FilePath)]
+    pub(crate) file: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) confirmed: Confirmed,
 }
 
 fn parse_mode(text: &str) -> Result<u32, String> {

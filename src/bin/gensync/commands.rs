@@ -15,6 +15,7 @@ pub(crate) mod rm;
 pub(crate) mod stat;
 pub(crate) mod tables;
 pub(crate) mod top;
+pub(crate) mod upgrade;
 pub(crate) mod wait;
 pub(crate) mod watch;
 pub(crate) mod witness;

@@ -76,6 +76,14 @@ fn status_of(error: &Error) -> u8 {
     }
 }
 
+/// The versions that were found and expected, if the table is one of an older file format, which can be upgraded.
+pub(crate) fn older_format(error: &Error) -> Option<(u32, u32)> {
+    match *error.kind() {
+        ErrorKind::LayoutVersion { found, expected, .. } => (1..expected).contains(&found).then_some((found, expected)),
+        _ => None,
+    }
+}
+
 /// The error, its cause, and what to do with this tool where the library's advice is for programs.
 pub(crate) fn explain(error: &Error) -> String {
     let mut text = crate::printable::printable(error.to_string().as_bytes());
@@ -105,6 +113,10 @@ pub(crate) fn explain(error: &Error) -> String {
         ErrorKind::NetworkFileSystem { found: "FUSE", .. } => "here, --allow-fuse accepts it",
         ErrorKind::NetworkFileSystem { magic, .. } | ErrorKind::UnknownFileSystem { magic, .. } => {
             &format!("here, --allow-file-system={magic:#x} accepts it")
+        }
+        ErrorKind::LayoutVersion { .. } if older_format(error).is_some() => {
+            let Some(path) = error.path() else { return text };
+            &format!("here: gensync upgrade {}", crate::printable::printable(path.as_os_str().as_encoded_bytes()))
         }
         ErrorKind::Retired => {
             "`gensync doctor` says more; any command that writes, such as `gensync create KEY`, replaces it"

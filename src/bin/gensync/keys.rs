@@ -92,7 +92,7 @@ pub(crate) struct Selection {
 /// Keys by their digests.
 #[derive(Args, Debug)]
 pub(crate) struct Digests {
-    /// The key with this digest, as `gensync ls --json` prints it, also if its label is cut or is not text
+    /// The key with this digest, as `gensync ls --json` prints it, also if it is too long to be named, or its text is damaged
     #[arg(long, value_name = "HEX", value_parser = parse_digest, help_heading = "Keys")]
     pub(crate) digest: Vec<u128>,
 }
@@ -116,7 +116,8 @@ impl Choice {
     pub(crate) fn matches(&self, slot: &SlotInfo) -> bool {
         match self {
             Self::All => true,
-            Self::Glob(glob) => matches(glob, slot) || (slot.is_truncated() && may_match(glob, slot)),
+            // A key that the table does not have whole may match: announced once too often is safe, not at all is not.
+            Self::Glob(glob) => slot.is_truncated() || matches(glob, slot),
             Self::Digest(digest) => slot.digest() == *digest,
         }
     }
@@ -198,25 +199,13 @@ pub(crate) fn chosen(table: &Table, glob: Option<&Pattern>) -> impl Iterator<Ite
     table.slots().filter(move |slot| glob.is_none_or(|glob| matches(glob, slot)))
 }
 
-/// The order of the labels. Keys with equal labels are ordered by digest, so that the order is always the same.
+/// The order of the labels. Keys with equal labels, which are cut or damaged, are ordered by digest, so that the order is always
+/// the same.
 pub(crate) fn by_label(one: &SlotInfo, other: &SlotInfo) -> Ordering {
     one.label_bytes().cmp(other.label_bytes()).then_with(|| one.digest().cmp(&other.digest()))
 }
 
-/// Whether a key with a cut label may match, as far as its label shows. If it may, the key is announced: once too often is safe,
-/// not at all is not.
-fn may_match(glob: &Pattern, slot: &SlotInfo) -> bool {
-    let bytes = slot.label_bytes();
-    // The label may be cut within a character.
-    let label =
-        str::from_utf8(bytes).or_else(|error| str::from_utf8(&bytes[..error.valid_up_to()])).unwrap_or_default();
-    let text = glob.as_str();
-    // If a beginning of the glob matches the whole label, the rest of it can match the rest of the key. A beginning that ends
-    // within a class is not a glob.
-    text.char_indices().any(|(at, _)| Pattern::new(&text[..at]).is_ok_and(|beginning| beginning.matches(label)))
-}
-
-/// Whether the key's label matches.
+/// Whether the key matches.
 pub(crate) fn matches(glob: &Pattern, slot: &SlotInfo) -> bool {
     glob.matches(&slot.label())
 }

@@ -22,7 +22,8 @@ use clap::Parser as _;
 
 use arguments::{Arguments, Command};
 use commands::{
-    bench, create, doctor, exec, get, ls, mark, metrics, pages, ps, reset, rm, stat, tables, top, wait, watch, witness,
+    bench, create, doctor, exec, get, ls, mark, metrics, pages, ps, reset, rm, stat, tables, top, upgrade, wait, watch,
+    witness,
 };
 use failure::EXEC_FAILED;
 use output::Output;
@@ -54,6 +55,7 @@ fn run(arguments: &Arguments, output: &mut Output) -> failure::Outcome {
         Command::Create(options) => create::create(target, options, output),
         Command::Reset(options) => reset::reset(target, options, output),
         Command::Rm(options) => rm::rm(target, options, output),
+        Command::Upgrade(options) => upgrade::upgrade(target, options, output),
         Command::Exec(options) => exec::execute(target, options, output),
         Command::Wait(options) => wait::wait(target, options, output),
         Command::Stat => stat::stat(target, output),

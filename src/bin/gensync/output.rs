@@ -22,6 +22,9 @@ pub(crate) const BAD: Style = AnsiColor::Red.on_default().bold();
 
 /// Spaces between two columns.
 const GAP: usize = 2;
+/// How wide a column becomes for the sake of its cells. A key may have thousands of characters, which are printed, but do not
+/// move all other lines to the right.
+const WIDEST: usize = 100;
 
 /// Standard output.
 #[derive(Debug)]
@@ -77,7 +80,7 @@ impl Output {
         let mut widths: Vec<_> = columns.iter().map(|column| column.name.len()).collect();
         for row in rows.clone() {
             for (width, cell) in widths.iter_mut().zip(&row) {
-                *width = (*width).max(cell.width());
+                *width = (*width).max(cell.width().min(WIDEST));
             }
         }
         self.heading(columns, &widths)?;
@@ -172,19 +175,28 @@ fn ascii_or_printable(json: &str) -> String {
     text
 }
 
-/// A key's label for people: `…` says that the key is longer.
+/// A key for people: `…` says that it is longer than what the table keeps.
 pub(crate) fn label(slot: &SlotInfo) -> String {
     let mut text = printable(slot.label_bytes());
     if slot.is_truncated() {
         text.push('…');
     }
-    if slot.key_length() == 0 {
-        text.push_str("(being created)");
+    if text.is_empty() {
+        text.push_str("(no text)");
     }
     text
 }
 
-/// A key for programs. `key` is the whole key unless it is `truncated` or there is a `key_hex`.
+/// A key within a sentence: no more of it than fits.
+pub(crate) fn short_label(slot: &SlotInfo) -> String {
+    let text = label(slot);
+    match text.char_indices().nth(WIDEST) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text,
+    }
+}
+
+/// A key for programs. `key` is the whole key unless it is `truncated`, as it has more than 65,536 bytes, or there is a `key_hex`.
 pub(crate) fn object(slot: &SlotInfo) -> Value {
     let mut object = json!({
         "key": slot.label(),

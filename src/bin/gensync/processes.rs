@@ -28,6 +28,8 @@ pub(crate) enum Mapped {
     Unknown,
     /// A table that a `reset` or `rm` has retired: the process moves on when it next checks a key, and misses nothing until then.
     Retired,
+    /// A retired table of an older file format: its process cannot use the one that has taken its place.
+    Older,
     /// Another file at the table's path, as that process sees the path.
     Elsewhere,
 }
@@ -39,6 +41,7 @@ impl Mapped {
             Self::Deleted => "(deleted)",
             Self::Unknown => "(deleted?)",
             Self::Retired => "(reset)",
+            Self::Older => "(older version)",
             Self::Elsewhere => "(another file)",
         }
     }
@@ -54,7 +57,8 @@ pub(crate) struct Process {
     pub(crate) mapped: Mapped,
 }
 
-/// The offset of the state in a table's header, which the file format fixes, and the state of a retired table.
+/// The offsets of the version and the state in a table's header, which the file format fixes, and the state of a retired table.
+const VERSION: usize = 8;
 const STATE: usize = 144;
 const HEADER: usize = STATE + 4;
 const RETIRED: u8 = 3;
@@ -152,13 +156,12 @@ struct Name {
 
 /// All processes that have `table` mapped, except this one.
 pub(crate) fn scan(table: &Table) -> Scan {
-    let Some(path) = table.path().map(real) else { return Scan::default() };
-    scan_for(&path, own_name(&path))
+    table.path().map_or_else(Scan::default, |path| scan_for(path, Some(table.info().layout_version)))
 }
 
-/// All processes that have mapped a file that used to be at `path`, where there is none now.
+/// All processes that have mapped the file at `path`, which cannot be opened as a table, or one that used to be there.
 pub(crate) fn scan_path(path: &Path) -> Scan {
-    scan_for(&real(path), None)
+    scan_for(path, None)
 }
 
 /// The path as the kernel shows it.
@@ -208,8 +211,10 @@ fn escaped(path: &Path) -> Vec<u8> {
     bytes.iter().flat_map(|byte| if *byte == b'\n' { br"\012".to_vec() } else { vec![*byte] }).collect()
 }
 
-fn scan_for(path: &Path, own: Option<Name>) -> Scan {
-    let path = escaped(path);
+/// `version` is that of the table at `path`, if it can be opened.
+fn scan_for(path: &Path, version: Option<u32>) -> Scan {
+    let path = real(path);
+    let (own, path) = (own_name(&path), escaped(&path));
     let deleted = [&path, &b" (deleted)"[..]].concat();
     let may_look = may_look();
     let mut scan = Scan { may_look, blind: Blind::find(may_look), ..Scan::default() };
@@ -228,7 +233,10 @@ fn scan_for(path: &Path, own: Option<Name>) -> Scan {
         };
         let kinds = lines(&maps).filter_map(|line| match line.path {
             _ if Some(&line.name) == own.as_ref() => Some(Mapped::Table),
-            path_there if path_there == deleted => Some(of_deleted(&entry.path(), &line)),
+            path_there if path_there == deleted => Some(of_deleted(&entry.path(), &line, version)),
+            path_there if path_there == path && version.is_none() && has_our_mounts(&entry.path()) => {
+                Some(Mapped::Table)
+            }
             path_there if path_there == path => Some(Mapped::Elsewhere),
             _ => None,
         });
@@ -240,6 +248,13 @@ fn scan_for(path: &Path, own: Option<Name>) -> Scan {
     scan
 }
 
+/// Whether a process sees the same files as this one. It tells whether a path leads both to one file where that is not mapped here,
+/// as on some file systems nothing else does.
+fn has_our_mounts(process: &Path) -> bool {
+    let mounts = |process: &Path| fs::read_link(process.join("ns/mnt")).ok();
+    mounts(process).is_some_and(|there| Some(there) == mounts(Path::new("/proc/self")))
+}
+
 /// Whether this process may inspect processes of every user. Root may, but usually not in a container.
 fn may_look() -> bool {
     const CAP_SYS_PTRACE: u32 = 19;
@@ -248,9 +263,10 @@ fn may_look() -> bool {
     set.is_some_and(|set| set & (1 << CAP_SYS_PTRACE) != 0)
 }
 
-/// What a process with a deleted file has mapped: the file's header says whether it was retired before.
-fn of_deleted(folder: &Path, line: &Line<'_>) -> Mapped {
-    let is_retired = |file: PathBuf| {
+/// What a process with a deleted file has mapped: the file's header says whether it was retired before. `version` is that of the
+/// table which is there now.
+fn of_deleted(folder: &Path, line: &Line<'_>, version: Option<u32>) -> Mapped {
+    let what = |file: PathBuf| {
         let inode = String::from_utf8_lossy(&line.name.inode);
         // Checked before it is opened, as opening alone has effects on devices and pipes.
         let is_it = |metadata: Metadata| metadata.is_file() && metadata.ino().to_string() == inode;
@@ -259,21 +275,24 @@ fn of_deleted(folder: &Path, line: &Line<'_>) -> Mapped {
         file.metadata().ok().filter(|metadata| is_it(metadata.clone()))?;
         let mut header = [0; HEADER];
         file.read_exact_at(&mut header, 0).ok()?;
-        let state: [u8; 4] = header[STATE..].try_into().ok()?;
-        // In the byte order of the machine.
-        Some(header.starts_with(b"gensync\0") && (state == [RETIRED, 0, 0, 0] || state == [0, 0, 0, RETIRED]))
+        let word = |offset: usize| -> Option<[u8; 4]> { header[offset..offset + 4].try_into().ok() };
+        let (version_there, state) = (u32::from_le_bytes(word(VERSION)?), word(STATE)?);
+        // The state is in the byte order of the machine.
+        let is_retired =
+            header.starts_with(b"gensync\0") && (state == [RETIRED, 0, 0, 0] || state == [0, 0, 0, RETIRED]);
+        Some(match is_retired {
+            true if version.is_some_and(|version| version_there < version) => Mapped::Older,
+            true => Mapped::Retired,
+            false => Mapped::Deleted,
+        })
     };
     let mapped = folder.join("map_files").join(OsStr::from_bytes(line.addresses));
-    let answer = is_retired(mapped).or_else(|| {
+    let answer = what(mapped).or_else(|| {
         // Only a privileged process may open `map_files`. Every process that may inspect that one may open its `fd`.
         let entries = fs::read_dir(folder.join("fd")).into_iter().flatten().flatten();
-        entries.map(|entry| entry.path()).find_map(is_retired)
+        entries.map(|entry| entry.path()).find_map(what)
     });
-    match answer {
-        Some(true) => Mapped::Retired,
-        Some(false) => Mapped::Deleted,
-        None => Mapped::Unknown,
-    }
+    answer.unwrap_or(Mapped::Unknown)
 }
 
 /// The processes that hold locks on parts of `file`, which are those with an update in flight. The command of a `gensync exec`

@@ -1,7 +1,7 @@
 //! Which table is meant, and how it is opened.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use gensync::{ErrorKind, OwnerCheck, Table, TableOptions};
@@ -10,7 +10,7 @@ use crate::failure::{Failure, Outcome};
 
 const VARIABLE: &str = "GENSYNC_TABLE";
 
-#[derive(Args, Debug)]
+#[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Table")]
 pub(crate) struct Target {
     /// The table's file; $GENSYNC_TABLE unless given
@@ -34,6 +34,17 @@ fn parse_number(text: &str) -> Result<u64, String> {
 }
 
 impl Target {
+    /// The same, but the table at `path` if there is one.
+    pub(crate) fn or_at(&self, path: Option<&Path>) -> Outcome<Self> {
+        match path {
+            Some(_) if self.table.is_some() || self.app.is_some() => {
+                Err(Failure::Usage("two tables are named; give one of TABLE, --table and --app".to_owned()))
+            }
+            Some(path) => Ok(Self { table: Some(path.to_owned()), ..self.clone() }),
+            None => Ok(self.clone()),
+        }
+    }
+
     /// The table's path. Nothing is created.
     pub(crate) fn path(&self) -> Outcome<PathBuf> {
         match (&self.table, &self.app) {

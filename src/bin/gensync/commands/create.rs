@@ -17,6 +17,8 @@ use crate::target::Target;
 /// Mode and capacity of a new table, unless the command line gives others.
 const MODE: u32 = 0o600;
 const CAPACITY: u64 = 1024;
+/// What the library makes of less.
+const LEAST_CAPACITY: u64 = 16;
 
 pub(crate) fn create(target: &Target, options: &Create, output: &mut Output) -> Outcome {
     let keys = options.keys.keys()?;
@@ -51,7 +53,7 @@ pub(crate) fn create(target: &Target, options: &Create, output: &mut Output) -> 
             ));
         }
         let slots = table.info().capacity;
-        if options.capacity.is_some_and(|capacity| capacity.next_power_of_two() != slots) {
+        if options.capacity.is_some_and(|capacity| capacity.next_power_of_two().max(LEAST_CAPACITY) != slots) {
             complain(&format!(
                 "{shown}: the table was there already, with room for {slots} keys in its first segment; --capacity is for a new one"
             ));

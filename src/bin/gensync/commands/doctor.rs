@@ -77,8 +77,17 @@ pub(crate) fn doctor(target: &Target, output: &mut Output) -> Outcome {
             let replaceable = replaceable::check(&table, &path);
             findings.extend(table::checks(&table, replaceable.as_ref()));
             findings.extend(replaceable);
-            findings.extend(surroundings::checks(&path, &table.stats()));
+            findings.extend(surroundings::checks(&path, table.stats().bytes));
             scan
+        }
+        // Its processes may use it, although this program cannot: what is around it is checked nevertheless.
+        Err(Failure::Table(error)) if matches!(error.kind(), ErrorKind::LayoutVersion { .. }) => {
+            findings.push(table::of_other_version(&error, &path));
+            findings.extend(table::updates_elsewhere(&path));
+            findings.extend(replaceable::check_mount(&path));
+            let size = std::fs::metadata(&path).map_or(0, |metadata| metadata.len());
+            findings.extend(surroundings::checks(&path, size));
+            scan_path(&path)
         }
         Err(Failure::Table(error)) => {
             let text = explain(&error);
@@ -100,7 +109,7 @@ fn processes(scan: &Scan) -> Vec<Finding> {
         names.map(|process| format!("{} ({}, {})", process.pid, process.user, process.command)).collect::<Vec<_>>()
     };
     let (deleted, unknown) = (named(Mapped::Deleted), named(Mapped::Unknown));
-    let (retired, elsewhere) = (named(Mapped::Retired), named(Mapped::Elsewhere));
+    let (retired, older, elsewhere) = (named(Mapped::Retired), named(Mapped::Older), named(Mapped::Elsewhere));
     let mut findings = Vec::new();
     if !deleted.is_empty() {
         findings.push(Finding::problem(
@@ -130,6 +139,14 @@ fn processes(scan: &Scan) -> Vec<Finding> {
             format!("still have a table mapped that was reset or removed: {}", retired.join("; ")),
             "nothing to do: each moves on when it next checks a key, and one that never does, such as the parent of the \
              processes that do the work, needs none",
+        ));
+    }
+    if !older.is_empty() {
+        findings.push(Finding::problem(
+            CHECK,
+            format!("still have a table of an older version mapped, which was upgraded since: {}", older.join("; ")),
+            "restart them with the version of gensync that the others have: they take everything for expired, and their updates \
+             fail",
         ));
     }
     if !elsewhere.is_empty() {

@@ -30,7 +30,7 @@ use crate::output::{Output, object};
 use crate::printable::printable;
 use crate::target::Target;
 
-const CANNOT_RUN: u8 = 126;
+pub(crate) const CANNOT_RUN: u8 = 126;
 const NO_SUCH_COMMAND: u8 = 127;
 
 /// Returns the command's status, or one that says that the command has none.
@@ -95,8 +95,8 @@ fn run(target: &Target, options: &Exec, output: &mut Output) -> Outcome {
     finish(&table, &keys, updates, &choices, status, output)
 }
 
-/// The keys that are named, and the chosen ones that the table has in full, as an update needs the whole key. The other chosen
-/// keys are announced when the command has ended.
+/// The keys that are named, and the chosen ones, as far as the table has them whole, which an update needs. A chosen key of more
+/// than 65,536 bytes, or with a damaged text, is announced when the command has ended.
 fn each(mut keys: Vec<CacheKey>, choices: &[Choice], table: &Table) -> Outcome<Vec<CacheKey>> {
     let mut seen = HashSet::new();
     for key in &keys {
@@ -104,11 +104,11 @@ fn each(mut keys: Vec<CacheKey>, choices: &[Choice], table: &Table) -> Outcome<V
     }
     for slot in table.slots().filter(|slot| choices.iter().any(|choice| choice.matches(slot))) {
         let Ok(label) = str::from_utf8(slot.label_bytes()) else { continue };
-        if slot.is_truncated() || label.is_empty() || seen.contains(&slot.digest()) {
+        if label.is_empty() || seen.contains(&slot.digest()) {
             continue;
         }
         let key = CacheKey::raw(label);
-        // The label may be damaged, and would then name another key, which must not be created.
+        // A text that is cut or damaged would name another key, which must not be created.
         if table.slot(&key)?.is_some_and(|found| found.digest() == slot.digest()) {
             seen.insert(slot.digest());
             keys.push(key);

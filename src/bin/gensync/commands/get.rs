@@ -12,25 +12,19 @@ pub(crate) fn get(target: &Target, options: &Get, output: &mut Output) -> Outcom
     let (mut found, mut failures) = (Vec::new(), Vec::new());
     for key in &keys {
         match table.slot(key)? {
-            Some(slot) => found.push((Some(key), slot)),
+            Some(slot) => found.push(slot),
             None => failures.push(no_such_key(&table, key.as_str())),
         }
     }
     for digest in digests {
         match table.slots().find(|slot| slot.digest() == *digest) {
-            Some(slot) => found.push((None, slot)),
+            Some(slot) => found.push(slot),
             None => failures.extend(Choice::Digest(*digest).nothing(&table)),
         }
     }
-    for (key, slot) in &found {
+    for slot in &found {
         if output.is_json() {
-            let mut object = object(slot);
-            if let Some(key) = key {
-                // The whole key is known here, as the command line named it.
-                object["key"] = key.as_str().into();
-                object["truncated"] = false.into();
-            }
-            output.object(&object)?;
+            output.object(&object(slot))?;
         } else if keys.len() + digests.len() == 1 {
             output.line(&slot.generation().to_string())?;
         } else {

@@ -131,7 +131,21 @@ fn of_table(table: &Table, path: &str, samples: &mut Samples<'_>) -> io::Result<
     gauge("gensync_table_keys", "Keys of the table", stats.keys as f64)?;
     gauge("gensync_table_slots", "Slots for keys, in all segments; the table grows by itself", stats.capacity as f64)?;
     gauge("gensync_table_size_bytes", "Size of the table", stats.bytes as f64)?;
-    gauge("gensync_table_longest_probe", "Slots that finding a key looks at, at most", stats.longest_probe as f64)?;
+    gauge(
+        "gensync_table_text_bytes",
+        "Bytes of the texts of keys, those that are lost included",
+        stats.text_bytes as f64,
+    )?;
+    gauge(
+        "gensync_table_lost_bytes",
+        "Bytes of texts that belong to no key, as their makers were killed or lost a race; a reset frees them",
+        stats.lost_bytes as f64,
+    )?;
+    gauge(
+        "gensync_table_longest_probe",
+        "Groups of 16 slots of a segment that finding a key looks at, at most",
+        stats.longest_probe as f64,
+    )?;
     gauge(
         "gensync_table_start_time_seconds",
         "When this incarnation of the table was created, in seconds since the epoch",
@@ -157,8 +171,8 @@ fn of_table(table: &Table, path: &str, samples: &mut Samples<'_>) -> io::Result<
     }
     samples.family(
         "gensync_table_processes",
-        "Processes that have the table mapped, a file that was deleted in its place, one that was reset, or another file at \
-         its path",
+        "Processes that have the table mapped, a file that was deleted in its place, one that was reset, one of an older \
+         version that was upgraded, or another file at its path",
         false,
     )?;
     let mut count = |file, mapped: &[Mapped]| samples.sample(&with("file", file), scan.count(mapped) as f64);
@@ -166,6 +180,7 @@ fn of_table(table: &Table, path: &str, samples: &mut Samples<'_>) -> io::Result<
     // Where it is unknown whether the file was retired, a person may be needed, so it counts as deleted.
     count("deleted", &[Mapped::Deleted, Mapped::Unknown])?;
     count("reset", &[Mapped::Retired])?;
+    count("older", &[Mapped::Older])?;
     count("elsewhere", &[Mapped::Elsewhere])
 }
 
@@ -187,16 +202,16 @@ fn of_keys(table: &Table, glob: Option<&Pattern>, path: &str, samples: &mut Samp
     family("gensync_key_awaited", "Whether the key has waiters", false, |slot| Some(slot.is_awaited().into()))
 }
 
-/// Two slots never have the same labels. A slot that does not show its key in full, or is not the one where that key is found, as
-/// another program has written into the file, has its digest and its offset as further labels.
+/// Two slots never have the same labels. A slot that is not the one where the key is found that it shows has its digest and its
+/// offset as further labels: the key is not printable, or too long, or another program has written into the file.
 fn labels_of(table: &Table, slot: &SlotInfo, path: &str) -> Labels {
     let key = printable(slot.label_bytes());
-    let is_whole = key.as_bytes() == slot.label_bytes() && !slot.is_truncated() && slot.key_length() > 0;
+    let is_printed = key.as_bytes() == slot.label_bytes();
     let is_found = || {
         let found = table.slot(CacheKey::raw(&*key)).ok().flatten();
         found.is_some_and(|found| found.offset() == slot.offset())
     };
-    let further = if is_whole && is_found() {
+    let further = if is_printed && is_found() {
         None
     } else {
         Some([("digest", format!("{:032x}", slot.digest())), ("offset", slot.offset().to_string())])

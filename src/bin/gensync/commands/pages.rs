@@ -112,7 +112,8 @@ complete -F _gensync_keys -o nosort -o bashdefault -o default gensync 2>/dev/nul
     Ok(DONE)
 }
 
-/// Prints the keys for completion, one per line; keys with control characters, which could end a line, are left out.
+/// Prints the keys for completion, one per line. Left out are keys with control characters, which could end a line, and those that
+/// cannot be named by their texts: longer ones than the table keeps, and damaged ones.
 pub(crate) fn complete(what: Completed, target: &Target, output: &mut Output) -> Outcome {
     let Completed::Keys = what;
     let Ok(table) = target.read() else { return Ok(DONE) };

@@ -1,5 +1,6 @@
 //! `ps`: which processes have a table mapped.
 
+use gensync::ErrorKind;
 use serde_json::json;
 
 use crate::failure::{DONE, Failure, NEGATIVE, Outcome, complain};
@@ -9,7 +10,7 @@ use crate::target::Target;
 use crate::time::{local, seconds};
 
 pub(crate) fn ps(target: &Target, output: &mut Output) -> Outcome {
-    // Even if the table is gone, there may be processes that have not noticed it.
+    // Even if the table is gone, or is one of another version, there may be processes that have it mapped.
     let scan = match target.inspect() {
         Ok(table) => scan(&table),
         Err(failure @ (Failure::Usage(_) | Failure::Output(_))) => return Err(failure),
@@ -17,6 +18,9 @@ pub(crate) fn ps(target: &Target, output: &mut Output) -> Outcome {
             let scan = scan_path(&target.path()?);
             if scan.processes.is_empty() && scan.blind.is_none() {
                 return Err(failure);
+            }
+            if matches!(&failure, Failure::Table(error) if matches!(error.kind(), ErrorKind::LayoutVersion { .. })) {
+                failure.report();
             }
             scan
         }
@@ -28,11 +32,12 @@ pub(crate) fn ps(target: &Target, output: &mut Output) -> Outcome {
                 "user": process.user,
                 "command": process.command,
                 "since": process.since.map(seconds),
-                "deleted": matches!(process.mapped, Mapped::Deleted | Mapped::Unknown | Mapped::Retired),
+                "deleted": !matches!(process.mapped, Mapped::Table | Mapped::Elsewhere),
                 "retired": match process.mapped {
                     Mapped::Unknown => None,
-                    mapped => Some(mapped == Mapped::Retired),
+                    mapped => Some(matches!(mapped, Mapped::Retired | Mapped::Older)),
                 },
+                "older_version": process.mapped == Mapped::Older,
                 "elsewhere": process.mapped == Mapped::Elsewhere,
             }))?;
         }
@@ -64,7 +69,7 @@ pub(crate) fn ps(target: &Target, output: &mut Output) -> Outcome {
 fn row(process: &Process) -> Vec<Cell> {
     let style = match process.mapped {
         Mapped::Table | Mapped::Retired => PLAIN,
-        Mapped::Deleted | Mapped::Unknown => BAD,
+        Mapped::Deleted | Mapped::Unknown | Mapped::Older => BAD,
         Mapped::Elsewhere => ATTENTION,
     };
     let since = process.since.map_or_else(|| "?".to_owned(), local);

@@ -5,14 +5,15 @@ use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use gensync::TableState;
+use gensync::ErrorKind;
 use nix::unistd::Uid;
 use serde_json::json;
 
+use crate::commands::stat::state;
 use crate::failure::{DONE, Outcome};
 use crate::output::{Cell, Output, left, right};
 use crate::printable::printable;
-use crate::processes::scan;
+use crate::processes::{scan, scan_path};
 use crate::target::Target;
 
 /// How many files of a folder are examined. A folder with more of them holds other data.
@@ -28,20 +29,31 @@ pub(crate) fn tables(target: &Target, output: &mut Output) -> Outcome {
             continue;
         }
         let options = target.options().read_only(true).accept_retired(true);
-        // Files that are not tables are skipped.
-        let Ok(table) = options.open(&path) else { continue };
-        let state = match table.info().state {
-            TableState::Live => "live",
-            TableState::Retiring => "retiring",
-            TableState::Retired => "retired",
-            _ => "unknown",
+        let (version, state, keys, scan) = match options.open(&path) {
+            Ok(table) => {
+                let info = table.info();
+                (info.layout_version, Some(state(info.state)), Some(table.stats().keys), scan(&table))
+            }
+            // Of another version; it is here, although nothing more is known.
+            Err(error) => match *error.kind() {
+                ErrorKind::LayoutVersion { found, .. } => (found, None, None, scan_path(&path)),
+                // Files that are not tables are skipped.
+                _ => continue,
+            },
         };
-        let (keys, scan) = (table.stats().keys, scan(&table));
         let processes = scan.is_complete().then_some(scan.processes.len());
         let shown = printable(path.as_os_str().as_encoded_bytes());
         if output.is_json() {
-            output.object(&json!({ "table": shown, "state": state, "keys": keys, "processes": processes }))?;
+            output.object(&json!({
+                "table": shown,
+                "layout_version": version,
+                "state": state,
+                "keys": keys,
+                "processes": processes,
+            }))?;
         }
+        let state = state.map_or_else(|| format!("version {version}"), str::to_owned);
+        let keys = keys.map_or_else(|| "?".to_owned(), |keys| keys.to_string());
         rows.push(vec![Cell::new(shown), Cell::new(state), Cell::new(keys), Cell::new(scan.text())]);
     }
     if !output.is_json() {

@@ -4,6 +4,7 @@
 //! as variables. It never takes the contents of a variable for commands, whatever quotes the placeholder stands in.
 
 use std::ffi::OsString;
+use std::io::ErrorKind;
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -13,10 +14,11 @@ use gensync::SlotInfo;
 
 use crate::arguments::Watch;
 use crate::child::status_of;
+use crate::commands::exec::CANNOT_RUN;
 use crate::failure::{DONE, Failure, Outcome, complain};
 use crate::hangup::{busy, end_with_the_listener};
 use crate::keys::matches;
-use crate::output::{FAINT, Output, label, object};
+use crate::output::{FAINT, Output, label, object, short_label};
 use crate::printable::printable;
 use crate::target::Target;
 use crate::time::precise;
@@ -117,9 +119,16 @@ fn run(script: &str, table: &Path, change: &SlotInfo) -> Outcome {
         .env("GENSYNC_KEY", key)
         .env("GENSYNC_GENERATION", change.generation().to_string())
         .env("GENSYNC_TABLE", table);
-    let status = shell.status().map_err(|error| Failure::Unusable(format!("/bin/sh cannot be run: {error}")))?;
+    let status = match shell.status() {
+        // A key may be longer than the system allows for a variable. Other keys are not.
+        Err(error) if error.kind() == ErrorKind::ArgumentListTooLong => {
+            complain(&format!("the command for {} cannot be run: {error}", short_label(change)));
+            return Ok(CANNOT_RUN);
+        }
+        result => result.map_err(|error| Failure::Unusable(format!("/bin/sh cannot be run: {error}")))?,
+    };
     if !status.success() {
-        complain(&format!("the command for {} ended with {status}", label(change)));
+        complain(&format!("the command for {} ended with {status}", short_label(change)));
     }
     Ok(status_of(Some(status)))
 }

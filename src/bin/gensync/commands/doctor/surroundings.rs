@@ -4,7 +4,6 @@ use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use gensync::Stats;
 use nix::unistd::Uid;
 
 use super::Finding;
@@ -13,8 +12,9 @@ use crate::filesystem::{self, bytes, folder};
 use crate::printable::printable;
 use crate::processes::name_of;
 
-pub(super) fn checks(path: &Path, stats: &Stats) -> Vec<Finding> {
-    let mut findings = vec![file_system(path), permissions(path), folder_permissions(path), room(path, stats)];
+/// `size` is that of the table, in bytes.
+pub(super) fn checks(path: &Path, size: u64) -> Vec<Finding> {
+    let mut findings = vec![file_system(path), permissions(path), folder_permissions(path), room(path, size)];
     findings.extend(leftovers(path));
     findings
 }
@@ -86,14 +86,14 @@ fn folder_permissions(path: &Path) -> Finding {
     }
 }
 
-fn room(path: &Path, stats: &Stats) -> Finding {
+fn room(path: &Path, size: u64) -> Finding {
     /// A file system with so much left is not full, however large it is.
     const PLENTY: u64 = 64 << 20;
     const CHECK: &str = "room";
     let Some(room) = filesystem::room(path) else { return Finding::good(CHECK, "no limit") };
     let found = format!("{} of {} are free", bytes(room.available), bytes(room.total));
     // The next segment is as large as all present ones together; a reset makes a second file.
-    let needed = stats.bytes * 2;
+    let needed = size.saturating_mul(2);
     if !room.has_inodes {
         return Finding::problem(CHECK, "no more files can be made", "remove some: a reset needs one more");
     }
