@@ -7,6 +7,10 @@ mod descriptors;
 mod disk;
 #[path = "starvation/file_systems.rs"]
 mod file_systems;
+#[path = "starvation/growers.rs"]
+mod growers;
+#[path = "support/layout.rs"]
+mod layout;
 #[path = "starvation/limits.rs"]
 mod limits;
 #[path = "starvation/room.rs"]
@@ -17,7 +21,7 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use gensync::{Error, ErrorKind, GenerationSynchronizer, Table};
+use gensync::{CacheKey, Error, ErrorKind, GenerationSynchronizer, Table};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use support::in_child;
@@ -46,6 +50,34 @@ fn attach_all(table: &Table, syncs: &mut Vec<GenerationSynchronizer>) -> Error {
             Err(error) => return error,
         }
     }
+}
+
+/// The key that found no room finds none when it is tried again, nor do others, unless there happens to be a place for them; and no
+/// room is lost by that.
+fn assert_loses_nothing(table: &Table, key: &CacheKey) {
+    let figures = || {
+        let stats = table.stats();
+        let size = table.path().map(|path| fs::metadata(path).unwrap().len());
+        (stats.keys, stats.text_bytes, stats.lost_bytes, stats.bytes, stats.capacity, size)
+    };
+    let before = figures();
+    for _ in 0..100 {
+        assert!(is_full(&attach(table, key.clone()).unwrap_err()));
+    }
+    assert_eq!(figures(), before);
+    let others = (0..100).map(|i| CacheKey::raw(format!("{} other {i}", key.as_str())));
+    let is_new = |other: &CacheKey| table.generation(other).unwrap().is_none();
+    let found = others.filter(|other| {
+        is_new(other) && attach(table, other.clone()).map_err(|error| assert!(is_full(&error))).is_ok()
+    });
+    let (found, after) = (found.count() as u64, figures());
+    // Room for texts may have been made before there was none for a slot; the next key takes it.
+    assert_eq!((after.0, after.2, after.4), (before.0 + found, before.2, before.4));
+    assert!(after.3 <= before.3 + before.3 / 8 + 4096, "{before:?}, then {after:?}");
+    for _ in 0..100 {
+        assert!(is_full(&attach(table, key.clone()).unwrap_err()));
+    }
+    assert_eq!(figures(), after);
 }
 
 /// Attaches to new keys until the table has so many segments.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
-use gensync::{Cached, Error, ErrorKind, GenerationSynchronizer, Table, UpdateError, WaitSet, update_all};
+use gensync::{CacheKey, Cached, Error, ErrorKind, GenerationSynchronizer, Table, UpdateError, WaitSet, update_all};
 use nix::sys::resource::Resource;
 use nix::unistd::{Uid, dup};
 
@@ -85,7 +85,11 @@ const OPERATIONS: &[Operation] = &[
     operation("create", 3, |poor| Table::open(poor.path.with_file_name("new")).map(drop)),
     operation("anonymous", 1, |_| Table::options().anonymous().map(drop)),
     operation("attach", 0, |poor| attach(&poor.table, "0").map(drop)),
-    operation("grow", 0, |poor| (0..200).try_for_each(|i| attach(&poor.table, format!("new{i}")).map(drop))),
+    operation("grow", 0, |poor| {
+        (0..200).try_for_each(|i| attach(&poor.table, format!("new{i}")).map(drop))?;
+        // And the texts.
+        (0..20).try_for_each(|i| attach(&poor.table, CacheKey::raw(format!("{i:03000}"))).map(drop))
+    }),
     operation("mark_updated", 0, |poor| poor.sync.mark_updated().map(drop)),
     operation("clear", 0, |poor| poor.sync.clear()),
     operation("check", 0, |poor| {
@@ -188,6 +192,48 @@ fn each_operation_succeeds_or_fails_whole_however_few_descriptors_are_left() {
             })
             .succeeds();
         }
+    }
+}
+
+#[test]
+fn growth_by_a_process_that_can_open_nothing_and_has_lost_its_descriptors_is_an_error_and_loses_nothing() {
+    for is_long in [false, true] {
+        let (_folder, path) = path();
+        in_child(|| {
+            let key = |i: usize| CacheKey::raw(if is_long { format!("{i:01000}") } else { format!("{i}") });
+            let table = Table::options().capacity(16).open(&path).unwrap();
+            let mut syncs = vec![attach(&table, key(0)).unwrap()];
+            for number in 3..400 {
+                // As a program does that becomes a daemon; none of these is used again in this child.
+                let _ = nix::unistd::close(number);
+            }
+            let hoard = Hoard::leaving(0);
+            let error = loop {
+                match attach(&table, key(syncs.len())) {
+                    Ok(sync) => syncs.push(sync),
+                    Err(error) => break error,
+                }
+            };
+            let is_expected =
+                |error: &Error| error.source().is_some_and(|source| source.to_string().contains("Too many open files"));
+            assert!(is_expected(&error), "{error:?}");
+            assert_eq!((error.path(), error.key()), (Some(&*path), Some(key(syncs.len()).as_str())));
+            for sync in &syncs {
+                sync.mark_updated().unwrap();
+                assert!(!sync.is_expired());
+            }
+            // The file's size cannot be asked for by a path, but its figures can.
+            let figures = || (table.stats().keys, table.stats().text_bytes, table.stats().lost_bytes);
+            let before = figures();
+            (0..100).for_each(|_| assert!(is_expected(&attach(&table, key(syncs.len())).unwrap_err())));
+            assert_eq!(figures(), before);
+            drop(hoard);
+            limit(Resource::RLIMIT_NOFILE, 1000);
+            (0..100).for_each(|_| syncs.push(attach(&table, key(syncs.len())).unwrap()));
+            assert_eq!(table.stats().lost_bytes, 0);
+            assert_works(&table, &syncs);
+        })
+        .succeeds();
     }
 }
 

@@ -5,12 +5,15 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use gensync::{ErrorKind, GenerationSynchronizer, Table};
+use gensync::{CacheKey, ErrorKind, GenerationSynchronizer, Table};
 use nix::sys::resource::{Resource, getrlimit};
 use nix::unistd::Uid;
 
 use super::disk::Mount;
-use super::{STRANGER, assert_recovered, assert_works, attach, attach_all, await_expiry, grow, is_full, limit, names};
+use super::{
+    STRANGER, assert_loses_nothing, assert_recovered, assert_works, attach, attach_all, await_expiry, grow, is_full,
+    limit, names,
+};
 use crate::support::place::{KINDS, Place};
 use crate::support::{in_child, path};
 
@@ -19,7 +22,7 @@ fn kinds(capacity: u64, mut test: impl FnMut(Table)) {
     KINDS.iter().for_each(|kind| test(Place::new(*kind).open(Table::options().capacity(capacity))));
 }
 
-/// The sizes of a table with one segment, two, and so on.
+/// The sizes of a table with one segment of slots, two, and so on; another one may have its texts grow sooner or later.
 fn sizes(capacity: u64, count: u32) -> Vec<u64> {
     let table = Table::options().capacity(capacity).anonymous().unwrap();
     let mut syncs = Vec::new();
@@ -49,13 +52,13 @@ fn no_signal_ends_a_process_that_would_exceed_its_file_size() {
             }
             assert_eq!(names(folder.path()).len(), 0);
         }
-        for (segments, size) in (1..).zip(&sizes[1..7]) {
+        for size in &sizes[1..7] {
             allow(size - 1);
             kinds(16, |table| {
                 let mut syncs = Vec::new();
                 let error = attach_all(&table, &mut syncs);
                 assert!(is_full(&error) && error.to_string().contains("ulimit"), "{error}");
-                assert_eq!((error.path(), table.stats().segments), (table.path(), segments));
+                assert!(error.path() == table.path() && table.stats().bytes < *size);
                 assert_works(&table, &syncs);
                 if table.path().is_some() {
                     // A successor begins small.
@@ -65,9 +68,13 @@ fn no_signal_ends_a_process_that_would_exceed_its_file_size() {
                     attach_all(&table, &mut syncs);
                 }
                 // One without a name is as long as it will ever be.
-                allow(*size);
+                let before = table.stats();
+                let raised = size + (64 << 10);
+                allow(raised);
                 assert!(is_full(&attach_all(&table, &mut syncs)));
-                assert_eq!(table.stats().segments, segments + u32::from(table.path().is_some()));
+                let after = table.stats();
+                assert!(after.bytes <= raised && after.lost_bytes == 0, "{after:?}");
+                assert_eq!(after.bytes > before.bytes, table.path().is_some(), "{before:?}, then {after:?}");
                 assert_works(&table, &syncs);
                 allow(size - 1);
             });
@@ -79,18 +86,19 @@ fn no_signal_ends_a_process_that_would_exceed_its_file_size() {
 #[test]
 fn a_file_size_limit_that_came_after_the_table_is_an_error_at_its_growth() {
     let sizes = sizes(16, 8);
-    for (segments, size) in (1..).zip(&sizes[1..7]) {
+    for size in &sizes[1..7] {
         kinds(16, |table| {
             let mut syncs = vec![attach(&table, "0").unwrap()];
             in_child(|| {
                 limit(Resource::RLIMIT_FSIZE, size - 1);
                 let error = attach_all(&table, &mut syncs);
                 assert!(is_full(&error) && error.to_string().contains("ulimit"), "{error}");
-                assert_eq!(table.stats().segments, segments);
+                let stats = table.stats();
+                assert!(stats.bytes < *size && stats.lost_bytes == 0, "{stats:?}");
                 assert_works(&table, &syncs);
             })
             .succeeds();
-            grow(&table, segments + 1, &mut syncs);
+            grow(&table, table.stats().segments + 1, &mut syncs);
             assert_works(&table, &syncs);
         });
     }
@@ -125,6 +133,40 @@ fn a_named_table_is_opened_under_any_file_size_limit() {
         })
         .succeeds();
         let _ = fs::remove_file(&path);
+    }
+}
+
+#[test]
+fn a_call_that_fails_under_a_limit_again_and_again_loses_nothing_and_works_when_the_limit_is_raised() {
+    // Limits on file size and on address space, each met by growth of slots and of texts.
+    for (is_file_size, is_long) in [(true, false), (true, true), (false, false), (false, true)] {
+        kinds(16, |table| {
+            let key = |i: usize| CacheKey::raw(if is_long { format!("{i:05000}") } else { format!("{i}") });
+            in_child(|| {
+                let mut syncs: Vec<_> = (0..5).map(|i| attach(&table, key(i)).unwrap()).collect();
+                syncs.reserve(100_000);
+                let size = table.stats().bytes + 3 * 4096;
+                let resource = if is_file_size { Resource::RLIMIT_FSIZE } else { Resource::RLIMIT_AS };
+                match is_file_size {
+                    true => limit(resource, size),
+                    false => spare_address_space(1 << 20),
+                }
+                let error = loop {
+                    match attach(&table, key(syncs.len())) {
+                        Ok(sync) => syncs.push(sync),
+                        Err(error) => break error,
+                    }
+                };
+                assert!(is_full(&error) && error.to_string().contains("ulimit"), "{error}");
+                assert_eq!(table.stats().lost_bytes, 0);
+                assert_loses_nothing(&table, &key(syncs.len()));
+                limit(resource, getrlimit(resource).unwrap().1);
+                assert_works(&table, &syncs[..5]);
+                (0..100).for_each(|_| syncs.push(attach(&table, key(syncs.len())).unwrap()));
+                assert_eq!(table.stats().lost_bytes, 0);
+            })
+            .succeeds();
+        });
     }
 }
 

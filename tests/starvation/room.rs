@@ -9,11 +9,11 @@ use std::path::Path;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Instant;
 
-use gensync::{Cached, Error, GenerationSynchronizer, Table, UpdateError};
+use gensync::{CacheKey, Cached, Error, GenerationSynchronizer, Table, UpdateError};
 use nix::mount::MsFlags;
 
 use super::disk::Mount;
-use super::{assert_recovered, assert_works, attach, attach_all, grow, is_full, names};
+use super::{assert_loses_nothing, assert_recovered, assert_works, attach, attach_all, grow, is_full, layout, names};
 use crate::support::{in_child, shared_words};
 
 #[test]
@@ -40,79 +40,100 @@ fn a_full_disk_is_an_error_and_existing_keys_go_on_working() {
     assert_recovered(&table, &syncs);
 }
 
-/// Lets the disk be full when each of the segments up to `last` is to be appended: there is room for nothing, for half of what it
-/// takes, or for one page less than that.
-fn full_at_each_growth(disk: &Mount, last: u32) {
+/// A key of a table that grows by slots and by texts: now and then a long one.
+fn mixed_key(i: usize) -> CacheKey {
+    CacheKey::raw(if i % 40 == 39 { format!("{i:06000}") } else { format!("{i}") })
+}
+
+/// Lets the disk be full when each segment up to that number is to be appended, of slots and of texts: there is room for nothing, for
+/// one page, for two, four, and so on until there is enough.
+fn full_at_each_growth(disk: &Mount, last: usize) {
     let path = disk.path("table");
     let table = Table::options().capacity(1).open(&path).unwrap();
     let other = Table::open(&path).unwrap();
-    let mut syncs = vec![attach(&table, "0").unwrap()];
+    let segments = || layout::segments(&fs::read(&path).unwrap());
+    let mut syncs = vec![attach(&table, mixed_key(0)).unwrap()];
     let mut failures = 0;
-    for segment in 1..=last {
-        grow(&table, segment, &mut syncs);
-        let bytes = (128 << segment) + (1_u64 << segment).next_multiple_of(128);
-        // The last page of the present segments may hold the beginning of it.
-        let pages = bytes.div_ceil(4096) - 1;
+    while segments().len() < last {
+        let present = segments().len();
         // A disk may keep what was reserved before it was full.
-        let mut taken = 0;
-        for pages in [0, pages / 2, pages.saturating_sub(1)] {
-            let _ballast = disk.fill((pages * 4096_u64).saturating_sub(taken));
-            let free = disk.free();
+        for pages in [0].into_iter().chain((0..).map(|power| 1 << power)) {
+            let _ballast = disk.fill(pages * 4096);
             let error = loop {
-                match attach(&table, format!("{}", syncs.len())) {
+                match attach(&table, mixed_key(syncs.len())) {
                     Err(error) => break Some(error),
                     Ok(sync) => syncs.push(sync),
                 }
-                if table.stats().segments > segment {
+                if segments().len() > present {
                     break None;
                 }
             };
-            taken += free - disk.free();
-            let Some(error) = error else {
-                assert!(bytes < 2 * 4096, "segment {segment} was appended to a full disk");
-                break;
-            };
+            let Some(error) = error else { break };
             failures += 1;
             assert!(is_full(&error), "{error}");
-            let key = format!("{}", syncs.len());
-            assert_eq!((error.path(), error.key()), (Some(&*path), Some(&*key)));
-            assert_eq!((table.stats().segments, table.stats().keys), (segment, syncs.len() as u64));
+            let key = mixed_key(syncs.len());
+            assert_eq!((error.path(), error.key()), (Some(&*path), Some(key.as_str())));
+            let stats = table.stats();
+            assert_eq!(stats.lost_bytes, 0, "{stats:?}");
             // Another process finds the same.
-            assert!(is_full(&attach(&other, key).unwrap_err()));
-            assert_works(&table, &syncs);
+            assert!(is_full(&attach(&other, key.clone()).unwrap_err()));
+            assert_loses_nothing(if pages % 2 == 0 { &table } else { &other }, &key);
+            assert_works(&table, &syncs[syncs.len().saturating_sub(10)..]);
         }
+        let file = fs::read(&path).unwrap();
+        let end = layout::segments(&file).last().map_or(0, |segment| segment.start + segment.bytes);
+        assert!(end <= file.len(), "a segment is in the directory that has no room");
     }
-    assert!(failures >= 2 * last, "only {failures} failures");
+    let kinds = [1, 2].map(|kind| layout::of_kind(&fs::read(&path).unwrap(), kind).len());
+    assert!(kinds[0] > 3 && kinds[1] > 3 && failures >= last - 2, "{kinds:?}, {failures} failures");
     assert_recovered(&table, &syncs);
 }
 
 #[test]
 fn a_memory_disk_may_be_full_at_every_growth() {
     let Some(disk) = Mount::tmpfs("size=8m") else { return };
-    full_at_each_growth(&disk, 12);
+    full_at_each_growth(&disk, 20);
 }
 
 #[test]
 fn a_disk_may_be_full_at_every_growth() {
     let Some(disk) = Mount::ext4(24 << 20) else { return };
-    full_at_each_growth(&disk, 12);
+    full_at_each_growth(&disk, 20);
 }
 
 #[test]
 fn a_disk_may_be_full_between_the_pieces_of_a_great_segment() {
-    let Some(disk) = Mount::tmpfs("size=80m") else { return };
-    let table = Table::options().capacity(1 << 17).open(disk.path("table")).unwrap();
+    // Room is made in pieces of 16 MiB. The slots take 132 MiB and the first texts 128; the next texts 16, and then 18.
+    let Some(disk) = Mount::tmpfs("size=640m") else { return };
+    let path = disk.path("table");
+    let table = Table::options().capacity(1 << 22).open(&path).unwrap();
+    let texts = || {
+        let mut header = vec![0; 8192];
+        File::open(&path).unwrap().read_exact_at(&mut header, 0).unwrap();
+        layout::of_kind(&header, 2).len()
+    };
+    let key = |i: usize| CacheKey::raw(format!("{i:065000}"));
     let mut syncs = Vec::new();
-    let ballast = disk.fill(20 << 20);
-    let error = attach_all(&table, &mut syncs);
-    assert!(is_full(&error) && table.stats().segments == 1, "{error}");
+    while texts() < 2 {
+        syncs.push(attach(&table, key(syncs.len())).unwrap());
+    }
+    let ballast = disk.fill(17 << 20);
+    let error = loop {
+        match attach(&table, key(syncs.len())) {
+            Ok(sync) => syncs.push(sync),
+            Err(error) => break error,
+        }
+    };
+    assert!(is_full(&error) && texts() == 2, "{error}");
     // The first piece is taken, and stays so.
-    assert!(disk.free() < 5 << 20);
-    assert_works(&table, &syncs[..100]);
+    let free = disk.free();
+    assert!(free < 2 << 20, "{free} bytes are free");
+    assert_loses_nothing(&table, &key(syncs.len()));
+    assert_eq!(disk.free(), free);
+    assert_works(&table, &syncs[..10]);
     drop(ballast);
-    let key = format!("{}", syncs.len());
-    attach(&table, &*key).unwrap();
-    assert_eq!(table.stats().segments, 2);
+    attach(&table, key(syncs.len())).unwrap();
+    assert_eq!((texts(), table.stats().lost_bytes), (3, 0));
     table.reset().unwrap();
     assert!(syncs.iter().all(GenerationSynchronizer::is_expired));
 }
