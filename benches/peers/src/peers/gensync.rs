@@ -104,13 +104,19 @@ impl Site for GensyncSite {
 
 struct Syncs(Vec<GenerationSynchronizer>);
 
+impl Syncs {
+    #[cold]
+    fn refresh(&self, key: usize) {
+        self.0[key].refresh().expect("a live table");
+    }
+}
+
 impl Changes for Syncs {
     #[inline]
     fn changed(&mut self, key: usize) -> bool {
-        let sync = &self.0[key];
-        let expired = sync.is_expired();
+        let expired = self.0[key].is_expired();
         if expired {
-            sync.refresh().expect("a live table");
+            self.refresh(key);
         }
         expired
     }
