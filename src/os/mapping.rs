@@ -31,7 +31,9 @@ use self::closable::ClosableMax;
 use self::part::Part;
 #[cfg(feature = "shm")]
 use self::part::address_size;
-use crate::error::{Error, ErrorKind, damaged};
+#[cfg(feature = "shm")]
+use crate::error::ErrorKind;
+use crate::error::{Error, damaged};
 use crate::os::identity::Identity;
 use crate::os::lock::{self, Held, Range, RangeLock, UpdateLocks, held, is_held_by_writer};
 use crate::protocol::directory::{Extent, Kind, Outline, SEGMENTS};
