@@ -65,7 +65,7 @@
 //! | killed | leaves | repaired by |
 //! |---|---|---|
 //! | while creating a table | nothing: the file gets its name when it is complete; a hidden file, if the file system has no files without a name | the next reset of a table in that folder by the same user |
-//! | while claiming a key's slot | half a claim | the next process that attaches to that key, or needs the slot |
+//! | while claiming a key's slot | half a claim | the next process that attaches to that key, or to one with the same first word |
 //! | between claim and first generation | a slot without a generation, and perhaps some bytes of text that belong to no key | the next process that attaches to that key; the bytes are lost until a reset |
 //! | while growing | a file longer than needed | the next process that grows it |
 //! | in `mark_updated` or `clear` | the update, or none: it is one instruction | |

@@ -169,9 +169,13 @@ impl Table {
 
     /// Attaches to `key`, in the latest incarnation.
     pub(crate) fn attach(&self, key: &CacheKey) -> Result<Place, Error> {
-        let place = self.with_current(|current| match self.is_read_only() {
-            true => current.find_place(key)?.ok_or(ErrorKind::KeyNotFound.into()).map(Some),
-            false => current.attach(key),
+        let place = self.with_current(|current| {
+            if !self.is_read_only() {
+                return current.attach(key);
+            }
+            let place = current.find_place(key)?.ok_or(ErrorKind::KeyNotFound)?;
+            // As after a claim: a sweep may have missed a slot that another process has claimed since.
+            Ok(current.slots().header().is_live_after_claim().then_some(place))
         });
         place.map_err(|error| self.explain(error).with_key(key.as_str()))
     }

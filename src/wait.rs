@@ -1,7 +1,8 @@
 //! Waiting for updates: sleep until a generation moves on.
 //!
-//! The protocol is described in `protocol/slots.rs`. A waiter for one key sleeps on the wake word of the key's slot. A waiter for
-//! several keys sleeps on the wake word of their table, where updates of other keys that have waiters wake it as well.
+//! The protocol is described in `protocol/slots.rs`. A waiter for one key sleeps on one of the table's 64 wake words,
+//! which keys share; a waiter for several keys sleeps on the one of their table. Updates of other keys that have waiters may wake
+//! either.
 //!
 //! Sleeps are cut into slices. At the end of each slice, the waiter checks three things for which it may not be woken: whether
 //! the table's file is still there, whether the maker of a pending update is dead, and whether the generation has moved on

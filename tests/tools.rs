@@ -93,6 +93,40 @@ fn a_key_is_looked_up_whatever_its_length() {
 }
 
 #[test]
+fn keys_are_not_damaged_while_another_thread_resets_the_table() {
+    let (_folder, path) = path();
+    let table = Table::options().open(&path).unwrap();
+    let syncs: Vec<_> = (0..200).map(|key| sync(&table, format!("key {key}"))).collect();
+    let is_over = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for _ in 0..300 {
+                table.reset().unwrap();
+                syncs.iter().for_each(|sync| _ = sync.refresh().unwrap());
+            }
+            is_over.store(true, SeqCst);
+        });
+        while !is_over.load(SeqCst) {
+            let damaged: Vec<_> = table.slots().filter(gensync::SlotInfo::is_damaged).collect();
+            assert!(damaged.is_empty(), "{damaged:?}");
+        }
+    });
+}
+
+#[test]
+fn a_table_that_is_read_by_a_descriptor_may_grow() {
+    let (_folder, path) = path();
+    let writer = Table::options().capacity(16).open(&path).unwrap();
+    sync(&writer, "first");
+    let file = fs::File::open(&path).unwrap();
+    let link = format!("/proc/{}/fd/{}", std::process::id(), std::os::fd::AsRawFd::as_raw_fd(&file));
+    let reader = read_only().open(link).unwrap();
+    (0..200).for_each(|key| drop(sync(&writer, format!("key-{key}"))));
+    assert!(reader.slot("key-150").unwrap().is_some_and(|slot| slot.label() == "key-150"));
+    assert_eq!(reader.slots().count(), 201);
+}
+
+#[test]
 fn occupancy_and_header_are_reported() {
     let (_folder, path) = path();
     let table = Table::options().capacity(4).open(&path).unwrap();

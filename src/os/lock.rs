@@ -75,7 +75,8 @@ impl UpdateLocks {
 
     /// Whether an update may have locked this range.
     fn has(self, start: u64, length: u64) -> bool {
-        length == self.size && start >= self.all.start && start.is_multiple_of(length)
+        let end = if self.all.length == 0 { u64::MAX } else { self.all.start + self.all.length };
+        length == self.size && (self.all.start..end).contains(&start) && start.is_multiple_of(length)
     }
 }
 

@@ -64,7 +64,7 @@ pub(crate) struct Mapping {
     slots: List<Segment>,
     /// Those with texts, by their numbers.
     texts: List<Segment>,
-    /// How many of them lie in the first part.
+    /// How many segments lie in the first part.
     opened: u32,
     capacity: u64,
     is_of_version_1: bool,
@@ -252,7 +252,7 @@ impl Mapping {
         self.sort_in(outline.segments);
         // That of the segment which is mapped, not `extent`: where other code writes to the directory, another thread of this
         // process may have read another word there.
-        Ok(self.segment(outline.segments).map_or(*outline, |segment| segment.outline))
+        Ok(self.segment(outline.segments).expect("it was published").outline)
     }
 
     /// Shows the other threads of this process that the segment behind those of `outline` is mapped at `base`; `false` if one
@@ -344,11 +344,16 @@ impl Mapping {
         })
     }
 
-    /// How long the file is. An anonymous file has its final size from the beginning, and is sealed against truncation.
+    /// How long the file is.
     fn size(&self) -> Result<u64, Error> {
         match self.file.path {
             Some(_) => Ok(self.stat()?.st_size as u64),
-            None => Ok(self.most),
+            // A table without a path may be another process's, opened by its descriptor, and grow. Where the descriptor is gone, it
+            // is this process's own, which has its final size from the beginning, and is sealed against truncation.
+            None => {
+                let size = self.file.with_own(|file| fstat(file).ok().map(|stat| stat.st_size as u64)).flatten();
+                Ok(size.unwrap_or(self.most))
+            }
         }
     }
 
@@ -458,6 +463,11 @@ impl Mapping {
         }
         self.discard_unknown();
         self.file.close();
+    }
+
+    /// Whether it was [detached](Self::detach), or is about to be.
+    pub(crate) fn is_detached(&self) -> bool {
+        self.known.is_closed()
     }
 
     /// Gives back the memory that late threads have written to since the table was [detached](Self::detach).

@@ -118,7 +118,11 @@ impl FixedHeader {
         let capacity = u64_at(page, 24);
         let least = if is_of_version_1 { 1 } else { LEAST_CAPACITY };
         if !capacity.is_power_of_two() || !(least..=MAX_CAPACITY).contains(&capacity) {
-            return Err(damaged("capacity", capacity, "a power of two, at least 16 and at most 33554432"));
+            let expected = match is_of_version_1 {
+                true => "a power of two, at most 33554432",
+                false => "a power of two, at least 16 and at most 33554432",
+            };
+            return Err(damaged("capacity", capacity, expected));
         }
         let floor = u64_at(page, 72);
         if floor > HIGHEST_FLOOR {

@@ -30,7 +30,8 @@ impl Header {
         state == RETIRED
     }
 
-    /// To be called after a claim: `false` if the sweep of a retiring table may have missed the slot.
+    /// To be called after a claim, one's own or one that was found: `false` if the sweep of a retiring table may have missed the
+    /// slot.
     pub(crate) fn is_live_after_claim(&self) -> bool {
         // ORDERING: sequentially consistent, as this orders a store before a load, which no release and acquire do. Pairs with
         // the fence in `begin_retiring` (store, fence, load on both sides). One of the two comes first. If it is that one, the
@@ -43,9 +44,9 @@ impl Header {
     /// Sets the state to "retiring", unless it is past that. The sweep comes next.
     pub(crate) fn begin_retiring(&self) {
         // A compare-exchange, so that a process that comes late does not bring a retired table back.
-        // ORDERING: the fence below orders it for `is_live_after_claim`, and no load of the state relies on more. On failure,
-        // the state was set before, by a process that may not have got to its fence, so this one does that, too.
-        let _ = self.state.compare_exchange(LIVE, RETIRING, Ordering::AcqRel, Ordering::Relaxed);
+        // ORDERING: relaxed: the fence below orders it for `is_live_after_claim`, and no load of the state relies on more. On
+        // failure, the state was set before, by a process that may not have got to its fence, so this one does that, too.
+        let _ = self.state.compare_exchange(LIVE, RETIRING, Ordering::Relaxed, Ordering::Relaxed);
         // ORDERING: sequentially consistent. Pairs with the fence in `is_live_after_claim`: the state is stored before this, and
         // the sweep's loads, `SlotDigest::is_claimed`, come after it. So a claimer that does not see the state has its slot swept.
         fence(Ordering::SeqCst);

@@ -72,7 +72,8 @@
 //!
 //! A slot whose word A is zero is free. A key is there when its generation word has a generation; then it has its digest and its
 //! record, which are to be loaded after that. Until then, its claim is under way, or was given up: word B, the tag and the
-//! record may be missing. If a table is retired, a slot whose key has not begun has the retired bit, and no generation.
+//! record may be missing. If a table is retired, a slot whose key has not begun has the retired bit, and no generation. A key that
+//! is claimed behind the sweep of a retiring table may have a generation without the bit: the state in the header decides.
 //!
 //! A tag that is not zero says that its slot belongs for ever to a key with this byte. A tag may be missing. A search so compares
 //! the tags of 16 slots at once, and loads the digests only of those that may be its key's.

@@ -126,9 +126,9 @@ impl<'a> TextSegment<'a> {
         let text = &key[..key.len().min(MAX_TEXT)];
         let taken = |taken: u64| self.taken_with(taken, key.len());
         // ORDERING: acquire pairs with the release in `give_back`: the stores below come after those of a process that wrote in
-        // the same place and gave it back. Release has nothing to pair with but the next `write`, which relies on the count
-        // alone. Relaxed on failure and for the load: the number is confirmed by the exchange, or nothing is written.
-        let start = self.words[0].fetch_update(Ordering::AcqRel, Ordering::Relaxed, taken).ok()?;
+        // the same place and gave it back. Relaxed on failure and for the load: the number is confirmed by the exchange, or
+        // nothing is written.
+        let start = self.words[0].fetch_update(Ordering::Acquire, Ordering::Relaxed, taken).ok()?;
         let index = RECORDS + (start / 8) as usize;
         let reference = Reference::new(self.offset + 8 * index as u64, key.len());
         // ORDERING: relaxed for all words of the record: `publish` publishes them.
@@ -176,14 +176,14 @@ impl Record<'_> {
     /// The generation that the key began with.
     pub(crate) fn first(&self) -> u64 {
         // ORDERING: relaxed. It was written before the record was published, by which the caller has found it. `set_first` changes
-        // it while no other process has the table open.
+        // it under an exclusive lock on the boot id; a reader that takes no lock sees a wrong number of updates for a moment.
         self.first.load(Ordering::Relaxed)
     }
 
     /// Moves the first generation, so that a key which is renewed keeps its number of updates.
     pub(crate) fn set_first(&self, first: u64) {
-        // ORDERING: relaxed. Read by `first`, for the number of updates, by which no other memory is read; other openers do not
-        // come here at the same time, as they wait for the lock that this one has on the file.
+        // ORDERING: relaxed. Read by `first`, for the number of updates, by which no other memory is read. Other openers do not come
+        // here at the same time: the caller has an exclusive lock on the boot id.
         self.first.store(first, Ordering::Relaxed);
     }
 

@@ -3,7 +3,7 @@
 use crate::protocol::generation_word::GenerationWord;
 use crate::protocol::layout::{GROUP, LINE};
 use crate::protocol::record::RecordWord;
-use crate::protocol::slot_digest::{Candidates, Digest, Holder, SlotDigest, TAGS, Tags};
+use crate::protocol::slot_digest::{Candidates, Digest, Occupant, SlotDigest, TAGS, Tags};
 use crate::protocol::version_1;
 
 /// A slot: the words of one key.
@@ -68,8 +68,8 @@ impl<'a> Lanes<'a> {
         Probe { tags, digest, first, size, start: start / TAGS, passed: 0, word: 0, candidates: Candidates::NONE }
     }
 
-    /// The index at which `digest` stands in this segment, which is number `number`, by its tag. Otherwise, whether there are
-    /// slots without a tag where it may stand or be claimed: if there are none, the key is not here, and never will be.
+    /// The index at which `digest` stands in this segment, which is number `number`, by its tag. Otherwise, whether there are slots
+    /// where it may stand or be claimed all the same: if there are none, the key is not here, and never will be.
     #[inline]
     pub(crate) fn find_tagged(self, number: u32, digest: Digest) -> Result<usize, bool> {
         let Line { first, size, start } = Line::of(self.digests.len(), number, digest);
@@ -77,11 +77,14 @@ impl<'a> Lanes<'a> {
         for word in (0..words).map(|passed| first / TAGS + ((start / TAGS + passed) & (words - 1))) {
             let compared = self.tags[word].compare(digest);
             for index in compared.same.map(|slot| word * TAGS + slot) {
-                if self.digests[index].holder(digest) == Holder::This {
-                    return Ok(index);
+                match self.digests[index].occupant(digest) {
+                    Occupant::This => return Ok(index),
+                    Occupant::Other => {}
+                    // The tag was seen before the digest: this may be the key's slot.
+                    Occupant::None | Occupant::Half => return Err(true),
                 }
             }
-            // The key may stand behind a slot without a tag, though only if that was claimed by a process that died there.
+            // The key may stand behind a slot without a tag, if that was claimed by a process that has not set it, or died.
             if !compared.missing.is_empty() {
                 return Err(true);
             }

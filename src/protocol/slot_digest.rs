@@ -31,11 +31,11 @@ impl Digest {
 
 /// Which key a slot belongs to, as seen by a search for one key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Holder {
-    Nobody,
+pub(crate) enum Occupant {
+    None,
     This,
     /// This digest's first word without a second: a claim under way, or one that its claimer died in.
-    Unfinished,
+    Half,
     Other,
 }
 
@@ -54,21 +54,22 @@ impl SlotDigest {
     }
 
     /// Which key holds the slot, without changing it.
-    pub(crate) fn holder(&self, digest: Digest) -> Holder {
+    pub(crate) fn occupant(&self, digest: Digest) -> Occupant {
         // ORDERING: acquire, by relaxed loads and a fence, since only relaxed loads are defined on memory that is mapped
         // read-only. Pairs with the release half of the compare-exchange in `take`: a search that finds the key comes after
         // all that its claimer saw and did before. The two loads need no order between them: each word changes once, from
         // zero to what it is for ever, so nonzero values of A and B belong together, whenever they are read. A stale zero
-        // makes the slot look free or half claimed, as it was: the search misses a claim that is made at the same time, and a
-        // process that attaches then goes on to `claim`, where a compare-exchange finds the latest value.
+        // makes the slot look free or half claimed, as it was, even if the slot's tag was seen before: the search misses a claim
+        // that is made at the same time. So a process that attaches goes on to `claim` in the first segment where it has seen
+        // such a slot, and there a compare-exchange finds the latest value.
         let a = self.a.load(Ordering::Relaxed);
         let b = self.b.load(Ordering::Relaxed);
         fence(Ordering::Acquire);
         match (a, b) {
-            (0, _) => Holder::Nobody,
-            (a, b) if a == digest.a && b == digest.b => Holder::This,
-            (a, 0) if a == digest.a => Holder::Unfinished,
-            _ => Holder::Other,
+            (0, _) => Occupant::None,
+            (a, b) if a == digest.a && b == digest.b => Occupant::This,
+            (a, 0) if a == digest.a => Occupant::Half,
+            _ => Occupant::Other,
         }
     }
 
@@ -94,7 +95,7 @@ impl SlotDigest {
             return present == mine;
         }
         // ORDERING: release on success, for the load above, this exchange's failure in other processes, and the fences in
-        // `holder` and `digest`. A claimer comes here only when it has seen all earlier slots of its probe sequence taken, by
+        // `occupant` and `digest`. A claimer comes here only when it has seen all earlier slots of its probe sequence taken, by
         // their words or their tags, and comes to word B only when A is set. So a process that sees this word cannot find one of
         // those slots free any more, and that is what lets a search end at the first free slot. Acquire on failure, as the
         // loser goes on from the winner's word as if it had loaded it above. On success the acquire half has nothing to pair
@@ -144,7 +145,8 @@ impl Tags {
     pub(crate) fn compare(&self, digest: Digest) -> Compared {
         // ORDERING: relaxed. Reads what `set` stores, and needs nothing that was written before it. A tag is set once the
         // claim is complete, and says of the slot what is true for ever; so a slot that is passed over is another key's,
-        // even if that claim is not visible here yet. A stale zero costs a look at the slot, which has orderings of its own.
+        // even if that claim is not visible here yet. A stale zero costs a look at the slot, which has orderings of its own. So
+        // does a tag that is seen: the digest beside it may still be read as zero, and then the slot counts as free.
         let tags = self.0.load(Ordering::Relaxed).to_le();
         let same = Candidates(zero_bytes(tags ^ (u64::from(digest.tag()) * ONES)));
         Compared { same, missing: Candidates(zero_bytes(tags)) }

@@ -72,7 +72,7 @@
 //! A plain update is one `fetch_add`, made when the source has been changed. A process that is stopped between the two leaves
 //! a change that no holder learns of. A crash-safe update closes that gap: it counts itself in before the change, as a *pending*
 //! update in the same word, and afterwards counts itself out and moves the generation on, by one compare-exchange. A word
-//! with pending updates equals nothing that a holder has seen. Meanwhile the updater shares a lock on the slot, which the kernel
+//! with pending updates equals nothing that a holder has seen. Meanwhile the updater shares a lock of the key, which the kernel
 //! releases when the process dies.
 //!
 //! - Stopped before it is counted in: nothing has happened.
@@ -153,7 +153,7 @@ use crate::protocol::generation_word::GenerationWord;
 use crate::protocol::layout::Header;
 use crate::protocol::record::{Record, Reference, TextSegment};
 use crate::protocol::segment::{Lanes, Slot, SlotSegment};
-use crate::protocol::slot_digest::{Digest, Holder};
+use crate::protocol::slot_digest::{Digest, Occupant};
 use crate::protocol::wake::WakeWord;
 use crate::protocol::word::Word;
 
@@ -240,15 +240,15 @@ impl<M: Memory> Slots<M> {
             untagged ^= 1 << number;
             let SlotSegment::Lanes(lanes) = self.memory.slots(number) else { break };
             for index in lanes.probe(number, digest) {
-                match lanes.digests[index].holder(digest) {
-                    Holder::This => return Ok(Ok(Found { lanes, index })),
-                    Holder::Nobody => {
+                match lanes.digests[index].occupant(digest) {
+                    Occupant::This => return Ok(Ok(Found { lanes, index })),
+                    Occupant::None => {
                         with_room = number;
                         break;
                     }
                     // A claim of the key may have stopped there, to be finished.
-                    Holder::Unfinished => with_room = number,
-                    Holder::Other => {}
+                    Occupant::Half => with_room = number,
+                    Occupant::Other => {}
                 }
             }
         }
@@ -332,6 +332,8 @@ impl<M: Memory> Slots<M> {
                 winner
             }
         };
+        // An error if there is a segment that this process cannot map: the record may be there.
+        self.memory.outline()?;
         match self.record(reference) {
             Some(record) => Ok(record.first()),
             None => Err(ErrorKind::DamagedRecord { found: reference.bits() }.into()),
@@ -371,6 +373,12 @@ impl<M: Memory> Slots<M> {
             if self.memory.texts(middle).begins_before(reference) { low = middle + 1 } else { high = middle }
         }
         self.memory.texts(low.checked_sub(1)?).record(reference)
+    }
+
+    /// Whether `reference` leads to a segment that there is, but that this process has not mapped.
+    pub(crate) fn is_out_of_reach(&self, reference: Reference) -> bool {
+        let reachable = self.memory.reachable();
+        reference.offset() >= reachable.end && self.memory.directory().get(reachable.segments) != 0
     }
 
     /// The record of the key that has `slot`, if it has one.

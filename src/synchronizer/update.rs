@@ -2,7 +2,7 @@
 //!
 //! The process that makes an update is called its *maker*. The slot of the key counts the updates that are *pending*: begun
 //! and not ended. The maker raises this count before the source is changed and lowers it afterwards, and the atomic step that
-//! lowers the count also updates the generation. In between, the maker holds a shared lock on the key's slot in the file, which
+//! lowers the count also updates the generation. In between, the maker shares a lock of the key on the table's file, which
 //! the kernel releases when the process dies. A reader that finds an update pending goes on with the state that it has, as the
 //! update has not completed; at most once a millisecond, it asks the kernel whether the lock is held. Only if it is not, the
 //! reader takes the lock exclusively, clears the count and updates the generation. This is called *recovering* the update.
@@ -21,9 +21,9 @@
 //! While another update of the same key is in flight, its lock hides that the lock of a dead maker is gone. Readers notice the
 //! dead maker when the other update has ended.
 //!
-//! A process that resets the table first takes a lock on all of its slots, so that no update is in flight while there are two
+//! A process that resets the table first takes the lock on all updates, so that no update is in flight while there are two
 //! tables: a maker that was killed then would leave its count in the old table, where no process looks any more. Updates may
-//! overlap without end, and then the slots may never be free all at once. So the resetting process also holds a lock on the
+//! overlap without end, and then there may never be a moment without one. So the resetting process also holds a lock on the
 //! header's state, and an update that is about to begin waits for a moment if it finds this lock held.
 
 use std::any::Any;

@@ -115,7 +115,7 @@ impl Incarnation {
     }
 
     /// Ends the updates that are pending at `slot`, if all processes that made them are dead: the key is updated in their
-    /// place. Does nothing while an update holds a lock on the slot.
+    /// place. Does nothing while an update holds the key's lock.
     ///
     /// # Errors
     ///

@@ -39,14 +39,19 @@ impl SlotInfo {
         let (digest, generation) = (slot.digest.digest()?.words(), word.generation()?);
         let (updates, pending, is_awaited) = (slots.updates(slot), word.pending(), word.is_awaited());
         // A key that has a generation has a record, unless other code wrote into the file.
-        let record = slots.record_of(slot);
+        let (reference, record) = (slot.record?.get(), slots.record_of(slot));
         let label = record.map_or(Vec::new(), |record| record.text());
-        let key_length = record.and(slot.record?.get()).map_or(0, Reference::key_length);
+        let key_length = record.and(reference).map_or(0, Reference::key_length);
+        let has_no_text = label.is_empty() && !reference.is_some_and(|reference| slots.is_out_of_reach(reference));
         // An update is counted out before its lock is released. So if the word is the same as before, no update that was
         // pending has ended since, and one without a lock has no process left.
         let has_no_maker = || matches!(mapping.held(slot.generation), None | Some(Held::Foreign));
         let is_abandoned = pending > 0 && has_no_maker() && slot.generation.word().is_same(word);
-        let is_damaged = !word.is_plausible() || updates > MOST_UPDATES || label.is_empty();
+        let is_damaged = !word.is_plausible() || updates > MOST_UPDATES || has_no_text;
+        // What was read of a mapping that another thread has detached meanwhile may be zeros.
+        if mapping.is_detached() {
+            return None;
+        }
         let (label, offset) = (label.into_boxed_slice(), mapping.offset_of(slot.generation));
         Some(Self {
             label,
@@ -65,7 +70,8 @@ impl SlotInfo {
     /// The key, or its first 65,536 bytes if it is longer. It is for people and for globs: keys are found by their digests. Bytes
     /// that are not UTF-8, which only a cut or damage leaves, are replaced.
     ///
-    /// A key that is created has its text before it has a generation. So an empty label only means damage.
+    /// A key that is created has its text before it has a generation. So an empty label means damage, or that this process cannot
+    /// map the part of the table where the text is, for lack of address space.
     #[must_use]
     pub fn label(&self) -> std::borrow::Cow<'_, str> {
         String::from_utf8_lossy(&self.label)

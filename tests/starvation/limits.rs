@@ -231,6 +231,26 @@ fn with_little_address_space_a_table_grows_less_and_works() {
 }
 
 #[test]
+fn keys_with_texts_that_a_process_cannot_map_are_not_damaged() {
+    let (_folder, path) = path();
+    in_child(|| {
+        let reader = Table::open(&path).unwrap();
+        let writer = Table::open(&path).unwrap();
+        for key in 0..400 {
+            GenerationSynchronizer::new(&writer, CacheKey::raw(format!("{key:060000}"))).unwrap();
+        }
+        with_little(2 << 20, || {
+            let slots: Vec<_> = reader.slots().collect();
+            assert_eq!(slots.len(), 400);
+            assert!(slots.iter().any(|slot| slot.label_bytes().is_empty()), "all texts could be mapped");
+            assert!(!slots.iter().any(gensync::SlotInfo::is_damaged));
+        });
+        assert!(reader.slots().all(|slot| slot.label_bytes().len() == 60_000 && !slot.is_damaged()));
+    })
+    .succeeds();
+}
+
+#[test]
 fn a_process_that_cannot_map_all_of_a_table_notices_that_it_is_deleted() {
     let (_folder, path) = path();
     in_child(|| {

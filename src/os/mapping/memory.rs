@@ -77,7 +77,7 @@ impl Memory for Mapping {
         let base = segment.base().expect("a segment that is counted is mapped");
         let count = segment.extent.slots as usize;
         // SAFETY: the segment is counted, so it is mapped, and lies within the file, whose size was checked; the extent has room
-        // for as many slots as it says. It begins at a multiple of 4096, and with 16 slots at least (in version 1, of 128 bytes)
+        // for as many slots as it says. It begins at a multiple of 4096 (in version 1, of 128), and with 16 slots at least
         // each lane is aligned to its words. All words are atomics, so shared references to memory that other processes change are
         // sound. A file that is truncated later causes a SIGBUS, which is documented.
         unsafe {

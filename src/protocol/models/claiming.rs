@@ -65,6 +65,22 @@ fn first_record(table: &Slots<Boxed>) -> &RecordWord {
 }
 
 #[test]
+fn two_claimers_of_one_key_for_the_last_slot_of_a_line_get_one_slot() {
+    model_with(2, || {
+        // As many slots as a word has tags: if the last one has its tag, no tag is missing.
+        let table = table_of(Size { capacity: 8, slots: 2, texts: 1, records: 6 });
+        let SlotSegment::Lanes(lanes) = table.memory().slots(0) else { unreachable!("boxes are lanes") };
+        for index in 0..7 {
+            let other = Digest::new(100 + index as u64, (index as u64 + 2) << 56);
+            assert!(lanes.digests[index].claim(other));
+            lanes.set_tag(index, other);
+        }
+        let (one, other) = both(&table, |table| table.attached(key(0)), |table| table.attached(key(0)));
+        assert_eq!(one, other, "one key has two slots");
+    });
+}
+
+#[test]
 fn two_growers_agree_on_the_new_segment() {
     model_with(2, || {
         let table = slots(1, 2);

@@ -271,8 +271,8 @@ fn mix() {
     };
     let capacity = 1 << thread_rng().gen_range(0..2);
     let world = Arc::new(World {
-        // With room for a record of each thread for each key, in case that all of them lose.
-        table: table_of(Size { capacity, slots: SEGMENTS, texts: SEGMENTS, records: 4 }),
+        // Each segment has room for a record of each thread for each key, in case that all of them lose.
+        table: table_of(Size { capacity, slots: SEGMENTS, texts: SEGMENTS, records: KEYS.len() * (WORKERS + WAITERS) }),
         capacity,
         sources: std::array::from_fn(source),
         goals: std::array::from_fn(goal),

@@ -91,3 +91,19 @@ fn a_process_that_finds_a_table_retired_finds_every_slot_swept() {
         );
     });
 }
+
+#[test]
+fn a_reader_that_finds_a_key_and_then_the_table_live_is_retired_with_it() {
+    model(|| {
+        let table = slots(1, 1);
+        let reader = {
+            let table = table.clone();
+            thread::spawn(move || {
+                let is_found = table.word_of(key(0)).is_some_and(|word| word.word().is_live());
+                is_found && table.header().is_live_after_claim()
+            })
+        };
+        both(&table, |table| table.retire().unwrap(), |table| _ = table.attached(key(0)));
+        assert!(!(reader.join().unwrap() && table.word().is_live()), "a reader holds a slot that is never retired");
+    });
+}
