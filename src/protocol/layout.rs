@@ -165,9 +165,9 @@ pub(crate) const GROUP: usize = 16;
 /// How many slots have their tags in one cache line. A key may stand in one line of each segment.
 ///
 /// Simulated: tables that grow from 1024 slots to 16 million grow when 0.76 to 0.92 of all their slots are in use; small ones
-/// scatter more, and the first segment of 1024 slots may be left at 719 keys. With two
-/// lines in each segment it would be 0.83 to 0.94, and with four 0.89 to 0.99; but each line is a cache line that a search for a new
-/// key reads in each segment that is full, and keys are created in a large table.
+/// scatter more, and the first segment of 1024 slots may be left at 719 keys. With two lines in each segment it would be 0.83 to
+/// 0.94, and with four 0.89 to 0.99. But a search for a new key reads each of these lines in each segment that is full, and a
+/// million keys would take some four times as long to create.
 pub(crate) const LINE: usize = 64;
 
 /// How many bytes of a key are kept.
