@@ -182,8 +182,8 @@ impl Record<'_> {
 
     /// Moves the first generation, so that a key which is renewed keeps its number of updates.
     pub(crate) fn set_first(&self, first: u64) {
-        // ORDERING: relaxed. Read by `first`, for the number of updates, by which no other memory is read. Other openers do not come
-        // here at the same time: the caller has an exclusive lock on the boot id.
+        // ORDERING: relaxed. Read by `first`, for the number of updates, by which no other memory is read. Other openers do not
+        // come here at the same time: the caller has an exclusive lock on the boot id.
         self.first.store(first, Ordering::Relaxed);
     }
 

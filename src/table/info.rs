@@ -141,8 +141,8 @@ impl SlotInfo {
         self.is_damaged
     }
 
-    /// Where in the table's file the slot's generation word is, in bytes from the beginning. No two slots of one incarnation share an offset, and
-    /// a key keeps its offset until the table is reset.
+    /// Where in the table's file the slot's generation word is, in bytes from the beginning. No two slots of one incarnation
+    /// share an offset, and a key keeps its offset until the table is reset.
     #[must_use]
     pub fn offset(&self) -> u64 {
         self.offset

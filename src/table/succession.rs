@@ -127,9 +127,9 @@ impl Table {
         if presence == Presence::Unknown {
             return self.announce_elsewhere(key);
         }
-        // The process that retires the table has the lock on all updates, so it began after the update had ended. State of the successor
-        // was loaded later, or is expired by that process when it has retired the table. If it is killed before, this process
-        // continues in its place.
+        // The process that retires the table has the lock on all updates, so it began after the update had ended. State of the
+        // successor was loaded later, or is expired by that process when it has retired the table. If it is killed before, this
+        // process continues in its place.
         if !owner.slots().header().is_live() {
             let _ = self.succeed(owner);
             return Ok(());
