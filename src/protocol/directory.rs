@@ -94,11 +94,11 @@ impl Outline {
     /// There is no such segment, or it would end beyond the greatest size of a table.
     pub(crate) fn next(&self, capacity: u64, word: u64) -> Result<Extent, ErrorKind> {
         let refuse = |expected| Err(damaged("directory", word, expected));
-        let pages = word >> 8;
+        let pages = pages_of(word);
         let (kind, number) = match word & 0xff {
-            1 => (Kind::Slots, self.slots),
-            2 => (Kind::Texts, self.texts),
-            3 => (Kind::Participants, 0),
+            SLOTS => (Kind::Slots, self.slots),
+            TEXTS => (Kind::Texts, self.texts),
+            PARTICIPANTS => (Kind::Participants, 0),
             _ => return refuse("a segment of slots, texts or participants: 1, 2 or 3 in its lowest byte"),
         };
         if pages == 0 || pages > (MAX_SIZE - self.end) / PAGE {
@@ -128,13 +128,13 @@ impl Outline {
 
     /// The word of a further segment of slots.
     pub(crate) fn more_slots(&self, capacity: u64) -> u64 {
-        word(1, pages_of_slots(slots_of(capacity, self.slots)))
+        word(SLOTS, pages_of_slots(slots_of(capacity, self.slots)))
     }
 
     /// The word of a further segment of texts, with room for `bytes` at least.
     pub(crate) fn more_texts(&self, bytes: u64) -> u64 {
         // In small steps, as the texts are a great part of a table; each step is a mapping in every process.
-        word(2, (self.text_pages / 8).max(bytes.div_ceil(PAGE)).max(1))
+        word(TEXTS, (self.text_pages / 8).max(bytes.div_ceil(PAGE)).max(1))
     }
 }
 
@@ -147,8 +147,17 @@ fn pages_of_slots(slots: u64) -> u64 {
     (slots * SLOT_BYTES).div_ceil(PAGE)
 }
 
+// The kinds of segments, in the lowest byte of a word.
+const SLOTS: u64 = 1;
+const TEXTS: u64 = 2;
+const PARTICIPANTS: u64 = 3;
+
 fn word(kind: u64, pages: u64) -> u64 {
     pages << 8 | kind
+}
+
+fn pages_of(word: u64) -> u64 {
+    word >> 8
 }
 
 /// The directory of a new table.
@@ -159,7 +168,7 @@ pub(crate) fn of_new_table(capacity: u64) -> [u64; 2] {
 
 /// Where the last segment of a new table ends.
 pub(crate) fn end_of_new_table(capacity: u64) -> u64 {
-    SEGMENTS_OFFSET + of_new_table(capacity).map(|word| (word >> 8) * PAGE).iter().sum::<u64>()
+    SEGMENTS_OFFSET + of_new_table(capacity).map(pages_of).iter().sum::<u64>() * PAGE
 }
 
 /// Where the segments are that the words of a directory describe.

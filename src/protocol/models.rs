@@ -208,6 +208,13 @@ impl Slots<Boxed> {
         slot.map(|slot| std::ptr::from_ref(slot.generation) as usize)
     }
 
+    /// How often the key with `slot` was updated.
+    fn updates(&self, slot: Slot<'_>) -> u64 {
+        // The generation is read first: it acquires the record that the key began with.
+        let generation = slot.generation.word().generation().expect("a key that has begun");
+        self.record_of(slot).expect("a key that has begun has a record").updates(generation)
+    }
+
     /// All slots that are claimed or half claimed.
     fn all(&self) -> impl Iterator<Item = Slot<'_>> {
         self.claimed(self.memory().outline().unwrap().slots).map(|(_, _, slot)| slot)

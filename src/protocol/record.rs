@@ -1,5 +1,6 @@
 //! Records: the text of a key, and the generation that it began with.
 
+use crate::generation::{GENERATION, Generation};
 use crate::protocol::atomic::{AtomicU64, Ordering, fence};
 use crate::protocol::layout::MAX_TEXT;
 
@@ -178,6 +179,11 @@ impl Record<'_> {
         // ORDERING: relaxed. It was written before the record was published, by which the caller has found it. `set_first` changes
         // it under an exclusive lock on the boot id; a reader that takes no lock sees a wrong number of updates for a moment.
         self.first.load(Ordering::Relaxed)
+    }
+
+    /// How often the key was updated since it was created here, if it has this `generation` now.
+    pub(crate) fn updates(&self, generation: Generation) -> u64 {
+        generation.get().wrapping_sub(self.first()) & GENERATION
     }
 
     /// Moves the first generation, so that a key which is renewed keeps its number of updates.

@@ -3,7 +3,7 @@
 use crate::protocol::generation_word::GenerationWord;
 use crate::protocol::layout::{GROUP, LINE};
 use crate::protocol::record::RecordWord;
-use crate::protocol::slot_digest::{Candidates, Digest, Occupant, SlotDigest, TAGS, Tags};
+use crate::protocol::slot_digest::{Digest, Occupant, SlotDigest, TAGS, Tags};
 use crate::protocol::version_1;
 
 /// A slot: the words of one key.
@@ -61,20 +61,18 @@ impl<'a> Lanes<'a> {
 
     /// The indices at which `digest` may stand in this segment, which is number `number`, in the order of probing and without
     /// those that by their tags belong to other keys.
-    #[inline]
-    pub(crate) fn probe(self, number: u32, digest: Digest) -> Probe<'a> {
-        let Line { first, size, start } = Line::of(self.digests.len(), number, digest);
-        let tags = &self.tags[first / TAGS..(first + size).div_ceil(TAGS)];
-        Probe { tags, digest, first, size, start: start / TAGS, passed: 0, word: 0, candidates: Candidates::NONE }
+    pub(crate) fn probe(self, number: u32, digest: Digest) -> impl Iterator<Item = usize> {
+        let line = Line::of(self.digests.len(), number, digest);
+        let candidates = move |word: usize| self.tags[word].compare(digest).all().map(move |slot| word * TAGS + slot);
+        // Only in a model's segment of fewer slots than a word has tags is there a tag without a slot.
+        line.words().flat_map(candidates).filter(move |index| *index < self.digests.len())
     }
 
     /// The index at which `digest` stands in this segment, which is number `number`, by its tag. Otherwise, whether there are slots
     /// where it may stand or be claimed all the same: if there are none, the key is not here, and never will be.
     #[inline]
     pub(crate) fn find_tagged(self, number: u32, digest: Digest) -> Result<usize, bool> {
-        let Line { first, size, start } = Line::of(self.digests.len(), number, digest);
-        let words = size.div_ceil(TAGS);
-        for word in (0..words).map(|passed| first / TAGS + ((start / TAGS + passed) & (words - 1))) {
+        for word in Line::of(self.digests.len(), number, digest).words() {
             let compared = self.tags[word].compare(digest);
             for index in compared.same.map(|slot| word * TAGS + slot) {
                 match self.digests[index].occupant(digest) {
@@ -118,6 +116,13 @@ impl Line {
         let first = (place as usize & (slots / size - 1)) * size;
         Self { first, size, start: ((place >> 60) as usize * GROUP) & (size - 1) }
     }
+
+    /// The words with its tags, in the order of probing.
+    #[inline]
+    fn words(self) -> impl Iterator<Item = usize> {
+        let words = self.size.div_ceil(TAGS);
+        (0..words).map(move |passed| self.first / TAGS + ((self.start / TAGS + passed) & (words - 1)))
+    }
 }
 
 /// How many groups of a segment of so many `slots` a search looks at to reach the slot at `index`, that one's included; `None` if
@@ -126,47 +131,6 @@ pub(crate) fn probe_length(slots: usize, number: u32, index: usize, digest: Dige
     let Line { first, size, start } = Line::of(slots, number, digest);
     let passed = index.checked_sub(first).filter(|index| *index < size)?.wrapping_sub(start) & (size - 1);
     Some((passed / GROUP) as u64 + 1)
-}
-
-/// The slots of a line that may be a key's, from [`Lanes::probe`].
-#[derive(Debug)]
-pub(crate) struct Probe<'a> {
-    /// Those of the line.
-    tags: &'a [Tags],
-    digest: Digest,
-    first: usize,
-    size: usize,
-    /// With which word of `tags` the search begins.
-    start: usize,
-    /// How many words it has begun with.
-    passed: usize,
-    /// Which word the candidates are of.
-    word: usize,
-    candidates: Candidates,
-}
-
-impl Iterator for Probe<'_> {
-    type Item = usize;
-
-    #[inline]
-    fn next(&mut self) -> Option<usize> {
-        loop {
-            if let Some(slot) = self.candidates.next() {
-                let slot = self.word * TAGS + slot;
-                // Only in a model's segment of fewer slots than a word has tags is there a tag without a slot.
-                if slot < self.size {
-                    return Some(self.first + slot);
-                }
-                continue;
-            }
-            if self.passed == self.tags.len() {
-                return None;
-            }
-            self.word = (self.start + self.passed) & (self.tags.len() - 1);
-            self.passed += 1;
-            self.candidates = self.tags[self.word].compare(self.digest).all();
-        }
-    }
 }
 
 #[cfg(all(test, not(loom)))]

@@ -192,8 +192,6 @@ impl Compared {
 pub(crate) struct Candidates(u64);
 
 impl Candidates {
-    pub(crate) const NONE: Self = Self(0);
-
     pub(crate) fn is_empty(self) -> bool {
         self.0 == 0
     }

@@ -147,7 +147,7 @@
 //! each other's waiters, which look, and go back to sleep: nothing relies on a wakeup's being for its key.
 
 use crate::error::{Error, ErrorKind, damaged};
-use crate::generation::{GENERATION, Generation};
+use crate::generation::Generation;
 use crate::protocol::directory::{Directory, Outline};
 use crate::protocol::generation_word::GenerationWord;
 use crate::protocol::layout::Header;
@@ -326,9 +326,10 @@ impl<M: Memory> Slots<M> {
             None => {
                 let (texts, mine) = self.write_record(start, key)?;
                 let winner = word.publish(mine);
-                if winner != mine {
-                    texts.give_back(mine);
+                if winner == mine {
+                    return Ok(start);
                 }
+                texts.give_back(mine);
                 winner
             }
         };
@@ -384,13 +385,6 @@ impl<M: Memory> Slots<M> {
     /// The record of the key that has `slot`, if it has one.
     pub(crate) fn record_of(&self, slot: Slot<'_>) -> Option<Record<'_>> {
         self.record(slot.record?.get()?)
-    }
-
-    /// How often the key that has `slot` was updated since it was created here; 0 if its first generation is unknown.
-    pub(crate) fn updates(&self, slot: Slot<'_>) -> u64 {
-        // The generation is read first: it acquires the record that the key began with.
-        let generation = slot.generation.word().generation().map_or(0, Generation::get);
-        self.record_of(slot).map_or(0, |record| generation.wrapping_sub(record.first()) & GENERATION)
     }
 
     /// Wakes the waiters for the key with this generation word, if there are any. To be called after each change of a
@@ -463,10 +457,10 @@ impl<M: Memory> Slots<M> {
     /// Moves every generation past `floor`, see [`GenerationWord::renew`], and the first generations as far.
     pub(crate) fn renew_all(&self, floor: u64) -> Result<(), Error> {
         self.each(|slot| {
-            let updates = self.updates(slot);
+            let (before, record) = (slot.generation.word().generation(), self.record_of(slot));
             slot.generation.renew(floor);
-            if let (Some(generation), Some(record)) = (slot.generation.word().generation(), self.record_of(slot)) {
-                record.set_first(generation.get().wrapping_sub(updates));
+            if let (Some(before), Some(after), Some(record)) = (before, slot.generation.word().generation(), record) {
+                record.set_first(after.get().wrapping_sub(record.updates(before)));
             }
         })
     }

@@ -37,9 +37,10 @@ impl SlotInfo {
     pub(crate) fn of(slot: Slot<'_>, slots: &Slots<Mapping>) -> Option<Self> {
         let (mapping, word) = (slots.memory(), slot.generation.word());
         let (digest, generation) = (slot.digest.digest()?.words(), word.generation()?);
-        let (updates, pending, is_awaited) = (slots.updates(slot), word.pending(), word.is_awaited());
+        let (pending, is_awaited) = (word.pending(), word.is_awaited());
         // A key that has a generation has a record, unless other code wrote into the file.
         let (reference, record) = (slot.record?.get(), slots.record_of(slot));
+        let updates = record.map_or(0, |record| record.updates(generation));
         let label = record.map_or(Vec::new(), |record| record.text());
         let key_length = record.and(reference).map_or(0, Reference::key_length);
         let has_no_text = label.is_empty() && !reference.is_some_and(|reference| slots.is_out_of_reach(reference));
