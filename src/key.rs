@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::convert::Infallible;
 use std::fmt;
+use std::num::NonZeroU32;
 use std::str::FromStr;
 
 use hmac::{Hmac, KeyInit as _, Mac as _};
@@ -10,6 +11,9 @@ use sha2::{Digest as _, Sha256};
 
 /// The longest key that normalizing does not shorten, in characters: memcached's limit minus a margin.
 const MAX_KEY_CHARACTERS: usize = 240;
+
+/// The longest family that a shared generation's key keeps, in bytes of UTF-8. At most 23 more follow, `%/4294967295/4294967294`.
+const MAX_FAMILY_BYTES: usize = 200;
 
 /// Names one piece of shared state.
 ///
@@ -28,6 +32,8 @@ const MAX_KEY_CHARACTERS: usize = 240;
 pub struct CacheKey {
     text: String,
     form: Form,
+    /// How many generations there are for it and others, unless it has one of its own.
+    generations: Option<NonZeroU32>,
 }
 
 /// How a key's text was made.
@@ -44,7 +50,80 @@ enum Form {
 impl CacheKey {
     /// A key that is used exactly as given: no normalizer changes it (`normalize_cache_key=False` in Djblets).
     pub fn raw(key: impl Into<String>) -> Self {
-        Self { text: key.into(), form: Form::Normalized }
+        Self { text: key.into(), form: Form::Normalized, generations: None }
+    }
+
+    /// The key, but with a generation that it shares with others: one of `count`.
+    ///
+    /// For keys without bound, such as URLs and sessions: a table gives no room back, and would grow with each of them. Any number
+    /// of keys of one family takes `count` slots at most. An update of one of them expires all that share its generation: on
+    /// average, one in `count` of the others. That costs reloads, but never leaves a key fresh that was updated.
+    ///
+    /// ```
+    /// use std::num::NonZeroU32;
+    ///
+    /// use gensync::{CacheKey, GenerationSynchronizer, Table};
+    ///
+    /// const GENERATIONS: NonZeroU32 = NonZeroU32::new(4096).unwrap();
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let folder = tempfile::tempdir()?;
+    /// # let path = folder.path().join("shop.gensync");
+    /// let table = Table::open(&path)?;
+    /// let key = CacheKey::from("url:http://x").in_generations(GENERATIONS);
+    /// let sync = GenerationSynchronizer::new(&table, key)?;
+    /// assert_eq!(sync.cache_key().as_str(), "url:%/4096/3699");
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// On the command line, that is `gensync mark --generations 4096 url:http://x`. A key of parts is given there by its parts: the
+    /// escaped text of one that contains `:` or `%` is not the text that a user would type, and has another generation.
+    ///
+    /// ```
+    /// # use std::num::NonZeroU32;
+    /// # use gensync::{CacheKey, KeyNormalizer};
+    /// # const GENERATIONS: NonZeroU32 = NonZeroU32::new(4096).unwrap();
+    /// let key = CacheKey::from(["url", "http://x"]); // gensync mark --generations 4096 --part url --part http://x
+    /// assert_eq!(key.as_str(), "url:http%3A//x");
+    /// # let normalize = |key: CacheKey| KeyNormalizer::new().normalize(key.in_generations(GENERATIONS));
+    /// # assert_eq!(normalize(key).as_str(), "url:%/4096/2388");
+    /// ```
+    ///
+    /// All that update or check a key must do so with one count. With another count, or without one, it is another key, and
+    /// updates of one do not expire the other: where programs with a new count replace those with an old one, a
+    /// [`reset`](crate::Table::reset) after the last of these has ended expires everything once. Keys of one family and count share
+    /// generations wherever they come from, two maps of one process included. As the hash has no salt, a key can be chosen so that
+    /// it shares a given generation; an [HMAC key](KeyNormalizer::hmac_key) prevents that.
+    ///
+    /// The state of each key needs a [`GenerationSynchronizer`](crate::GenerationSynchronizer) of its own, as ever, though their
+    /// generation is one: a synchronizer takes what it updates itself for known.
+    ///
+    /// # The shared key
+    ///
+    /// It is a function of the *normalized* key's text and of `count`, and other languages can compute it. A normalizer makes the
+    /// text that it would make without this call, and then FAMILY`%/`COUNT`/`INDEX of it:
+    ///
+    /// - FAMILY is the text up to and including its first `:`, if these are at most 200 bytes of UTF-8; otherwise, and where there
+    ///   is no `:`, it is empty.
+    /// - COUNT and INDEX are decimal, without leading zeros.
+    /// - INDEX is a remainder, divided by COUNT: that of the first 8 bytes of the SHA-256 of the whole text (its UTF-8), taken as a
+    ///   big-endian number.
+    ///
+    /// The chapter [for operators](crate::guide::for_operators) has this in Python. Different families, counts or indices make
+    /// different keys, of at most 223 bytes.
+    ///
+    /// A glob of the whole family, such as `url:*`, also matches its shared keys. A narrower one, such as `url:http:*`, does not,
+    /// though keys that it matches may share any of them. `gensync mark`, `clear` and `exec` announce them all then; the closure of
+    /// [`clear_matching`](crate::Table::clear_matching) has to choose them itself.
+    ///
+    /// The normalizer decides what the family is. With a domain, it is the domain alone under [`KeyNormalizer::new`]. Under
+    /// [`KeyNormalizer::strict`] it is the first of several parts, behind the domain and the site root; a key of one part has none
+    /// there. Nor has one that is hashed with an HMAC key, under either.
+    ///
+    /// Until it is normalized, the key keeps its own text. If this is called again before that, the last count applies.
+    #[must_use]
+    pub fn in_generations(self, count: NonZeroU32) -> Self {
+        Self { generations: Some(count), ..self }
     }
 
     /// The key's text.
@@ -60,7 +139,7 @@ impl CacheKey {
             _ => {
                 let escaped: Vec<_> =
                     parts.iter().map(|part| part.as_ref().replace('%', "%25").replace(':', "%3A")).collect();
-                Self { text: escaped.join(":"), form: Form::Parts }
+                Self { text: escaped.join(":"), form: Form::Parts, generations: None }
             }
         }
     }
@@ -86,7 +165,7 @@ impl From<&str> for CacheKey {
 
 impl From<String> for CacheKey {
     fn from(text: String) -> Self {
-        Self { text, form: Form::Text }
+        Self { text, form: Form::Text, generations: None }
     }
 }
 
@@ -177,16 +256,17 @@ impl KeyNormalizer {
     }
 
     /// A normalizer that makes different keys of all inputs that differ: in the string or the list of parts, the domain, the site
-    /// root, or in whether there is an HMAC key. (The only exception is a collision of two of 2<sup>256</sup> digests, where keys
-    /// are shortened or hashed.) The keys differ from those of Djblets: all processes that share a table must use the same
-    /// normalizer.
+    /// root, or in whether there is an HMAC key. (The only exceptions are a collision of two of 2<sup>256</sup> digests, where keys
+    /// are shortened or hashed, and keys that are to [share generations](CacheKey::in_generations).) The keys differ from those of
+    /// Djblets: all processes that share a table must use the same normalizer.
     ///
     /// A string makes the same key as a list of that one part. An empty domain counts as none, as does an empty site root. A
     /// [raw](CacheKey::raw) key is used exactly as given here too, so it may be equal to any other key.
     ///
     /// Within each part, `%`, `:`, `|`, spaces and ASCII control characters become `%` and two hexadecimal digits. Parts are
     /// joined by `:`; a domain and a site root come first, as in `domain|root|key`. A key of more than 240 characters is cut off
-    /// and ends in `%~` and the SHA-256 of the whole; an HMAC follows `%#`.
+    /// and ends in `%~` and the SHA-256 of the whole; an HMAC follows `%#`. [`%/`](CacheKey::in_generations) stands only in the
+    /// keys of shared generations, so that none of these is the key of anything else.
     ///
     /// ```
     /// use gensync::KeyNormalizer;
@@ -223,13 +303,19 @@ impl KeyNormalizer {
         self
     }
 
-    /// The normalized key. A key that was normalized before, or made by [`CacheKey::raw`], is returned as it is.
+    /// The normalized key. A key that was normalized before, or made by [`CacheKey::raw`], is returned as it is, unless it is to
+    /// [share a generation](CacheKey::in_generations).
     pub fn normalize(&self, key: impl Into<CacheKey>) -> CacheKey {
         let key = key.into();
-        CacheKey::raw(match key.form {
-            Form::Normalized => return key,
+        let generations = key.generations;
+        let text = match key.form {
+            Form::Normalized => key.text,
             _ if self.is_strict => self.strictly(&key),
             _ => self.as_djblets(key.text),
+        };
+        CacheKey::raw(match generations {
+            Some(count) => shared(&text, count),
+            None => text,
         })
     }
 
@@ -242,7 +328,7 @@ impl KeyNormalizer {
     }
 
     /// Keys of different inputs differ, as a part never contains a `|`, nor a `%` that is not followed by two hexadecimal digits:
-    /// these are used as marks.
+    /// these are used as marks, as which `%/` is taken, by [`shared`].
     fn strictly(&self, key: &CacheKey) -> String {
         let [domain, root] = [&self.domain, &self.site_root].map(|part| part.as_deref().unwrap_or_default());
         let parts = percent(&key.text, key.form == Form::Parts);
@@ -309,4 +395,16 @@ fn shorten(text: String, mark: &str) -> String {
     let end = format!("{mark}{}", hex::encode(Sha256::digest(text.as_bytes())));
     let head = text.char_indices().nth(MAX_KEY_CHARACTERS - end.len()).map_or(text.len(), |(offset, _)| offset);
     format!("{}{end}", &text[..head])
+}
+
+/// The key of the generation, one of `count`, that the key with this normalized `text` shares. See
+/// [`in_generations`](CacheKey::in_generations), which other languages follow: it can never change.
+///
+/// It can be taken apart again, as only the family has a `:`, at its end.
+fn shared(text: &str, count: NonZeroU32) -> String {
+    let family = text.find(':').map_or("", |colon| &text[..=colon]);
+    let family = if family.len() <= MAX_FAMILY_BYTES { family } else { "" };
+    let digest = Sha256::digest(text.as_bytes());
+    let number = digest[..8].iter().fold(0, |number, byte| number << 8 | u64::from(*byte));
+    format!("{family}%/{count}/{}", number % u64::from(count.get()))
 }

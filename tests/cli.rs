@@ -10,6 +10,8 @@ mod bench;
 mod doctor;
 #[path = "cli/execute.rs"]
 mod execute;
+#[path = "cli/generations.rs"]
+mod generations;
 #[path = "cli/keys.rs"]
 mod keys;
 #[path = "cli/looking.rs"]

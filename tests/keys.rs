@@ -1,11 +1,15 @@
-//! Guards against keys that mean harm: of any length and any characters, and a million that are made to crowd.
+//! Guards against keys that mean harm: of any length and any characters, and a million that are made to crowd. And against shared
+//! generations that another program would not find.
 
 mod support;
 
 use std::collections::HashSet;
+use std::io::Write as _;
+use std::num::NonZeroU32;
+use std::process::{Command, Stdio};
 use std::thread;
 
-use gensync::{CacheKey, ErrorKind, GenerationSynchronizer, KeyNormalizer, Stats, Table};
+use gensync::{CacheKey, ErrorKind, GenerationSynchronizer, KeyNormalizer, Stats, Table, update_all};
 use proptest::prelude::*;
 use sha2::block_api::compress256;
 
@@ -244,6 +248,18 @@ proptest! {
     }
 
     #[test]
+    fn the_strict_normalizer_makes_no_key_of_a_shared_generation_in_another_way(
+        mut made in made(), times in 1..200_usize, of in 1..u32::MAX
+    ) {
+        // Many are shortened.
+        made.0[0] = made.0[0].repeat(times);
+        let key = strictly(&made);
+        prop_assert!(!key.as_str().contains("%/"), "{}", key);
+        let shared = shared(&KeyNormalizer::strict(), &key, of);
+        prop_assert_eq!(shared.matches("%/").count(), 1, "{}", shared);
+    }
+
+    #[test]
     fn the_strict_normalizer_keeps_neighbours_apart(made in made(), place in 0..6_usize, by in text()) {
         let mut other = made.clone();
         let (parts, domain, root, is_hashed) = &mut other;
@@ -256,6 +272,165 @@ proptest! {
             _ => *is_hashed = !*is_hashed,
         }
         prop_assert_eq!(made == other, strictly(&made) == strictly(&other));
+    }
+}
+
+fn count(count: u32) -> NonZeroU32 {
+    NonZeroU32::new(count).unwrap()
+}
+
+/// The text of the shared key that `normalizer` makes.
+fn shared(normalizer: &KeyNormalizer, key: impl Into<CacheKey>, of: u32) -> String {
+    normalizer.normalize(key.into().in_generations(count(of))).as_str().to_owned()
+}
+
+#[test]
+fn a_shared_generation_has_the_key_that_other_programs_compute() {
+    let (djblets, strict) = (KeyNormalizer::new, KeyNormalizer::strict);
+    let with_domain = |normalizer: KeyNormalizer| normalizer.domain("example.com").site_root("/r/");
+    let parts = || CacheKey::from(["url", "http://x"]);
+    // The numbers come from a program in Python that makes keys with hashlib and hmac alone.
+    for (normalizer, key, of, expected) in [
+        (djblets(), "url:http://x".into(), 4096, "url:%/4096/3699"),
+        (djblets(), "url:http://x".into(), 1, "url:%/1/0"),
+        (djblets(), "url:http://x".into(), u32::MAX, "url:%/4294967295/1946162030"),
+        (djblets(), "prices".into(), 4096, "%/4096/3528"),
+        (djblets(), ":a".into(), 4096, ":%/4096/2154"),
+        (djblets(), "user:a b".into(), 4096, "user:%/4096/3211"),
+        (djblets(), ["tenant", "a:b"].into(), 4096, "tenant:%/4096/1518"),
+        (djblets(), "größe:日本語\u{1f511}".into(), 4096, "größe:%/4096/1896"),
+        // Shortened first.
+        (djblets(), ("url:http://".to_owned() + &"x".repeat(300)).into(), 4096, "url:%/4096/300"),
+        (djblets(), ("url:".to_owned() + &"\u{1f511}".repeat(300)).into(), 4096, "url:%/4096/1316"),
+        (with_domain(djblets()), "url:http://x".into(), 4096, "example.com:%/4096/3221"),
+        (djblets().hmac_key(b"key"), "url:http://x".into(), 4096, "%/4096/2623"),
+        (strict(), "url:http://x".into(), 4096, "%/4096/3426"),
+        (strict(), parts(), 4096, "url:%/4096/2388"),
+        (with_domain(strict()), parts(), 4096, "example.com|/r/|url:%/4096/4002"),
+        (strict(), ["url".to_owned(), "x".repeat(300)].into(), 4096, "url:%/4096/1375"),
+        (strict().hmac_key(b"key"), parts(), 4096, "%/4096/1690"),
+        (strict(), CacheKey::raw("a b:c"), 4096, "a b:%/4096/696"),
+        // A family of 200 bytes, and of 201, in as few characters as there can be.
+        (djblets(), CacheKey::raw("ä".repeat(99) + "f:x"), 4096, &("ä".repeat(99) + "f:%/4096/660")),
+        (djblets(), CacheKey::raw("ä".repeat(100) + ":x"), 4096, "%/4096/4093"),
+        (djblets(), CacheKey::raw("k".repeat(1000)), u32::MAX, "%/4294967295/4152340792"),
+        // What looks like a shared key is a key like any other.
+        (djblets(), "url:%/4096/3699".into(), 4096, "url:%/4096/3879"),
+    ] {
+        assert_eq!(shared(&normalizer, &key, of), expected, "{normalizer:?} {key:?}");
+        // It does not matter when the key is normalized.
+        assert_eq!(shared(&normalizer, normalizer.normalize(&key), of), expected);
+        let table = Table::options().normalizer(normalizer).anonymous().unwrap();
+        let sync = GenerationSynchronizer::new(&table, key.in_generations(count(7)).in_generations(count(of))).unwrap();
+        assert_eq!(*sync.cache_key(), CacheKey::raw(expected));
+    }
+}
+
+#[test]
+fn the_python_of_the_documentation_finds_every_shared_generation() {
+    let chapter = include_str!("../docs/for-operators.md");
+    let (_, python) = chapter.split_once("```python\n").unwrap();
+    let (python, _) = python.split_once("```").unwrap();
+    let run = format!(
+        "{python}\nimport json, sys\nfor line in sys.stdin: print(json.dumps(shared_key(*json.loads(line))))\n"
+    );
+    let mut command = Command::new("python3");
+    command.args(["-I", "-S", "-B", "-c", &run]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut program = command.spawn().expect("this test runs the documentation's Python: it needs python3 in PATH");
+    let mut input = program.stdin.take().unwrap();
+    let cases: Vec<_> = nasty()
+        .into_iter()
+        .filter(|text| text.len() < 1000)
+        .flat_map(|text| ["", "url:", ":", "a b%", &"ä".repeat(99)].map(|start| start.to_owned() + &text))
+        .zip([1, 2, 3, 4096, 1_000_003, u32::MAX].into_iter().cycle())
+        .collect();
+    let lines: String = cases.iter().map(|case| serde_json::to_string(case).unwrap() + "\n").collect();
+    let writer = thread::spawn(move || input.write_all(lines.as_bytes()).unwrap());
+    let output = program.wait_with_output().unwrap();
+    writer.join().unwrap();
+    assert!(output.status.success());
+    let computed: Vec<String> =
+        str::from_utf8(&output.stdout).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(computed.len(), cases.len());
+    for ((text, of), computed) in cases.iter().zip(computed) {
+        let start: String = text.chars().take(100).collect();
+        assert_eq!(shared(&KeyNormalizer::new(), CacheKey::raw(text), *of), computed, "{start:?} of {of}");
+    }
+}
+
+#[test]
+fn any_number_of_keys_takes_no_more_slots_than_there_are_generations() {
+    let table = anonymous();
+    let sync =
+        |key: String| GenerationSynchronizer::new(&table, CacheKey::from(key).in_generations(count(16))).unwrap();
+    let syncs: Vec<_> = (0..5000).map(|number| sync(format!("url:http://x/{number}"))).collect();
+    assert_eq!(table.stats().keys, 16, "all of them are in use, and no other");
+    // An update expires all keys of its generation, and none besides.
+    let updated = syncs[0].cache_key().clone();
+    syncs[0].mark_updated().unwrap();
+    for sync in &syncs[1..] {
+        assert_eq!(sync.is_expired(), *sync.cache_key() == updated, "{}", sync.cache_key());
+    }
+    let expired = syncs[1..].iter().filter(|sync| sync.is_expired()).count();
+    assert!((200..450).contains(&expired), "{expired} of 4999 share one of 16 generations");
+    // Another family, another count, and a key of its own are others.
+    for key in ["user:1".into(), "url:http://x/0".into(), CacheKey::from("url:http://x/0").in_generations(count(17))] {
+        assert!(table.generation(&key).unwrap().is_none(), "{key:?}");
+    }
+    assert_eq!(
+        table.generation(CacheKey::from("url:http://x/0").in_generations(count(16))).unwrap(),
+        syncs[0].sync_gen()
+    );
+    assert_eq!(table.clear_matching(|slot| slot.label().starts_with("url:")).unwrap().len(), 16);
+    let empty = CacheKey::raw("").in_generations(count(16));
+    assert_eq!(*GenerationSynchronizer::new(&table, empty).unwrap_err().kind(), ErrorKind::EmptyKey);
+}
+
+#[test]
+fn updates_of_keys_that_share_a_generation_overlap_and_expire_each_other() {
+    support::tables(|table| {
+        let sync =
+            |key: &str| GenerationSynchronizer::new(table, CacheKey::from(key).in_generations(count(1))).unwrap();
+        let [one, other] = ["session:1", "session:2"].map(sync);
+        let watcher = sync("session:3");
+        let refresh = || [&one, &other, &watcher].map(|sync| sync.refresh().unwrap());
+        let expired = || [&one, &other, &watcher].map(GenerationSynchronizer::is_expired);
+        let [before, ..] = refresh();
+        // The process that updates one key has not loaded the other one anew.
+        one.update(|| Ok::<_, ()>(())).unwrap();
+        assert_eq!(expired(), [false, true, true]);
+        refresh();
+        one.update(|| other.update(|| Ok::<_, ()>(())).map_err(drop)).unwrap();
+        assert!(other.is_expired() && watcher.is_expired());
+        refresh();
+        update_all(&[&one, &other], || Ok::<_, ()>(())).unwrap();
+        assert!(watcher.is_expired());
+        assert_eq!(watcher.refresh().unwrap().get(), before.get() + 5);
+        assert_eq!(table.slot(watcher.cache_key()).unwrap().unwrap().pending(), 0);
+    });
+}
+
+#[test]
+fn shared_keys_are_short_and_are_those_of_one_family_count_and_index_only() {
+    for normalizer in [
+        KeyNormalizer::new(),
+        KeyNormalizer::new().domain("d".repeat(198)),
+        KeyNormalizer::new().domain("\u{10ffff}".repeat(50)).site_root(""),
+        KeyNormalizer::strict().domain("d".repeat(238)).site_root(":"),
+    ] {
+        for text in nasty().into_iter().filter(|text| text.len() < 1 << 17) {
+            for key in [CacheKey::from(&text), [text.as_str(), "b"].into(), [text.as_str(); 9].into()] {
+                let (whole, key) = (normalizer.normalize(&key), shared(&normalizer, key, u32::MAX));
+                assert!(key.len() <= 223, "{key}");
+                assert_eq!(key.bytes().find(|byte| *byte <= b' ' || *byte == 0x7f), None, "{key:?}");
+                // It can be taken apart again.
+                let at = key.rfind(':').map_or(0, |colon| colon + 1);
+                let (family, rest) = key.split_at(at);
+                assert!(whole.as_str().starts_with(family) && family.matches(':').count() <= 1, "{key}");
+                let index: u32 = rest.strip_prefix("%/4294967295/").unwrap().parse().unwrap();
+                assert!(index < u32::MAX);
+            }
+        }
     }
 }
 

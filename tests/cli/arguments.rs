@@ -86,6 +86,7 @@ fn each_command_says_how_it_is_used() {
 fn what_is_wrong_on_the_command_line_is_named_with_status_2() {
     let place = Place::with_keys(["a"]);
     let before = crate::tool::bytes(&place.path);
+    const DIGEST: &str = "00000000000000000000000000000000";
     for (arguments, expected) in [
         (&[][..], "Usage:"),
         (&["list"], "unrecognized subcommand 'list'"),
@@ -103,6 +104,16 @@ fn what_is_wrong_on_the_command_line_is_named_with_status_2() {
         (&["mark", "--all", "--create"], "cannot be used with"),
         (&["clear", "--all", "--part", "x"], "cannot be used with"),
         (&["clear", "[a"], "is not a glob"),
+        (&["mark", "--generations", "0", "a"], "expected the number of generations"),
+        (&["mark", "--generations=-1", "a"], "expected the number of generations"),
+        (&["get", "--generations", "4294967296", "a"], "for such keys, 1 to 4294967295"),
+        (&["mark", "--generations", "4096"], "required"),
+        (&["mark", "--generations", "4096", "--all"], "leave it out with --all and --digest"),
+        (&["get", "--generations", "4096", "--digest", DIGEST], "leave it out with --all and --digest"),
+        (&["mark", "--generations", "4096", "a", "u*"], "'u*' looks like a glob"),
+        (&["create", "--generations", "4096", "u*"], "use --part if the * belongs to the key"),
+        (&["wait", "--generations", "4096", ""], "the key is empty"),
+        (&["watch", "--generations", "4096", "a"], "unexpected argument '--generations'"),
         (&["create"], "required"),
         (&["wait"], "required"),
         (&["watch", "--exec"], "a value is required"),

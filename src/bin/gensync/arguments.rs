@@ -55,7 +55,7 @@ pub(crate) enum Command {
     Get(Get),
     /// Announce that the source behind keys was changed: every process loads it again
     #[command(
-        after_long_help = "Examples:\n  gensync mark siteconfig:1\n  gensync mark 'user:*'\n  gensync mark --create siteconfig:1"
+        after_long_help = "Examples:\n  gensync mark siteconfig:1\n  gensync mark 'user:*'\n  gensync mark --create siteconfig:1\n  gensync mark --generations 4096 url:http://x"
     )]
     Mark(Mark),
     /// Expire keys though nothing was changed: every process loads again
@@ -190,6 +190,11 @@ impl Get {
     /// By name, and by digest.
     pub(crate) fn keys(&self) -> Outcome<(Vec<CacheKey>, &[u128])> {
         Ok((self.options.keys(&self.texts)?, &self.digests.digest))
+    }
+
+    /// As [`KeyOptions::advice`].
+    pub(crate) fn advice(&self, key: &CacheKey) -> &'static str {
+        self.options.advice(&self.texts, key)
     }
 }
 

@@ -50,9 +50,11 @@ fn run(target: &Target, options: &Exec, output: &mut Output) -> Outcome {
     let mut missing = Vec::new();
     for key in &named {
         if table.generation(key)?.is_none() {
+            let advice = options.selection.advice(key);
             missing.push((
                 format!("{}: created, as no process has used it", printable(key.as_str().as_bytes())),
-                no_such_key(&table, key.as_str()),
+                advice,
+                no_such_key(&table, key, advice),
             ));
         }
     }
@@ -64,15 +66,15 @@ fn run(target: &Target, options: &Exec, output: &mut Output) -> Outcome {
                 Failure::Negative(text) => text.lines().next().unwrap_or_default().to_owned(),
                 _ => String::new(),
             };
-            missing.push((text, failure));
+            missing.push((text, "", failure));
         }
     }
     if options.must_exist {
-        Failure::all(missing.into_iter().map(|(_, failure)| failure).collect())?;
+        Failure::all(missing.into_iter().map(|(_, _, failure)| failure).collect())?;
     } else {
         // A deploy step is not left out because no process uses the key that it changes. As the key may be misspelt, say so.
-        for (text, _) in missing {
-            complain(&format!("{text}; the command is run (--must-exist refuses)"));
+        for (text, advice, _) in missing {
+            complain(&format!("{text}; the command is run (--must-exist refuses){advice}"));
         }
     }
     let keys = each(named.clone(), &choices, &table)?;

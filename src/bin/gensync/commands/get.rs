@@ -13,7 +13,7 @@ pub(crate) fn get(target: &Target, options: &Get, output: &mut Output) -> Outcom
     for key in &keys {
         match table.slot(key)? {
             Some(slot) => found.push(slot),
-            None => failures.push(no_such_key(&table, key.as_str())),
+            None => failures.push(no_such_key(&table, key, options.advice(key))),
         }
     }
     for digest in digests {

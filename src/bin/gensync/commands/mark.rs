@@ -24,7 +24,7 @@ fn change(target: &Target, selection: &Selection, create: bool, output: &mut Out
     let (mut changed, mut failures) = (Vec::new(), Vec::new());
     for key in keys {
         if !create && table.generation(&key)?.is_none() {
-            failures.push(no_such_key(&table, key.as_str()));
+            failures.push(no_such_key(&table, &key, selection.advice(&key)));
             continue;
         }
         changed.extend(mark_key(&table, &key)?);

@@ -12,7 +12,8 @@ use crate::printable::printable;
 use crate::target::Target;
 
 pub(crate) fn wait(target: &Target, options: &Wait, output: &mut Output) -> Outcome {
-    let keys = options.keys.keys()?;
+    // Each has its place in the order of --seen, also if it shares a generation with another one.
+    let keys = options.keys.in_order()?;
     if !options.seen.is_empty() && options.seen.len() != keys.len() {
         return Err(Failure::Usage(format!(
             "--seen is given {} times for {} keys; give it once for each, in their order",
@@ -24,7 +25,7 @@ pub(crate) fn wait(target: &Target, options: &Wait, output: &mut Output) -> Outc
     let mut missing = Vec::new();
     for key in &keys {
         if table.generation(key)?.is_none() {
-            missing.push(no_such_key(&table, key.as_str()));
+            missing.push(no_such_key(&table, key, options.keys.advice(key)));
         }
     }
     Failure::all(missing)?;
