@@ -2,47 +2,57 @@
 
 #![forbid(unsafe_code)]
 
+mod base;
 mod builder;
+mod cell;
 #[cfg(feature = "async")]
 mod changed;
+mod collected;
 mod counters;
+mod dependencies;
+mod dependency;
+#[cfg(feature = "future")]
+mod drive;
+#[cfg(feature = "future")]
+pub mod future;
 mod load;
+#[cfg(feature = "map")]
+mod map;
 mod period;
+mod policy;
 mod pollable;
 mod projection;
 mod reader;
+mod scope;
 mod single_flight;
 mod value;
 mod wait;
 mod waits;
 
 use std::fmt;
-use std::iter;
 use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use arc_swap::ArcSwapOption;
-
+use self::base::Base;
 pub use self::builder::CachedBuilder;
-use self::builder::{Policy, Verification};
 pub use self::counters::Counters;
-use self::counters::Metrics;
-use self::load::GetOptions;
-pub(crate) use self::value::Entry;
+pub use self::dependencies::{Tracked, depend_on};
+use self::load::{Call, GetOptions};
+#[cfg(feature = "map")]
+pub use self::map::{CachedMap, CachedMapBuilder};
+use self::policy::Policy;
+use self::value::Entry;
 pub use self::value::{Peek, Snapshot};
-use crate::count::Count;
-use crate::error::Error;
+use crate::error::{Error, ErrorKind, Source};
 use crate::generation::Generation;
-use crate::os::clock::{Deadline, coarse_now};
-use crate::os::fork::ForkLocal;
+use crate::os::clock::Deadline;
+use crate::synchronizer::GenerationSynchronizer;
 use crate::synchronizer::update::{Update, UpdateError};
-use crate::synchronizer::{GenerationSynchronizer, Ticket};
 #[cfg(feature = "async")]
 pub use changed::CachedChanged;
 pub use projection::{CachedProjection, Part};
 pub use reader::CachedReader;
-use single_flight::SingleFlight;
 
 /// A value that is loaded from a shared source, and loaded again when any process has updated the source.
 ///
@@ -82,24 +92,32 @@ use single_flight::SingleFlight;
 /// ([`stale_while_reloading`](CachedBuilder::stale_while_reloading), [`get_stale_ok`](Self::get_stale_ok)). A load that
 /// began after a call to `get` satisfies that call, even if the value was updated again during the load: it contains every update
 /// that was complete before the call. So a call to `get` waits for two loads at most, and runs one at most.
-// What a use of a fresh value reads and writes here stands first, in one cache line.
 #[repr(C, align(64))]
 pub struct Cached<T: ?Sized> {
-    sync: GenerationSynchronizer,
-    current: ArcSwapOption<Entry<T>>,
-    hits: Count,
-    /// Whether the generation of the key alone decides whether a value is fresh, and nothing else happens at a hit.
-    is_plain: bool,
-    // The fields from here on are used when a value is not fresh.
-    policy: Policy<T>,
-    single_flight: ForkLocal<SingleFlight>,
-    metrics: Metrics,
-    /// The last report to tasks.
-    #[cfg(feature = "async")]
-    reported: ArcSwapOption<period::Report>,
+    base: Base<T>,
+    loader: Loader<T>,
 }
 
-const _: () = assert!(std::mem::offset_of!(Cached<()>, is_plain) < 64);
+type Loader<T> = Box<dyn Fn() -> Result<Arc<T>, Source> + Send + Sync>;
+
+/// Why a load fails of a value that has no loader.
+fn no_loader() -> Source {
+    let (what, found) = ("the loader", "none".to_owned());
+    let expected = "one that was given when the cache was built, or a call to get_with, which is given one";
+    Arc::new(Error::from(ErrorKind::InvalidInput { what, found, expected }))
+}
+
+/// Calls `loader` as a `Loader` is called.
+fn call<T: ?Sized, A: Into<Arc<T>>, E>(loader: impl FnOnce() -> Result<A, E>) -> Result<Arc<T>, Source>
+where
+    E: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    loader().map(Into::into).map_err(source)
+}
+
+fn source(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Source {
+    Source::from(error.into())
+}
 
 // A loader or a callback that panics leaves the value in place whole, and lets the next thread load (see `Load`). The state that
 // a closure of the user captures cannot be seen through a `Cached`.
@@ -116,7 +134,70 @@ impl<T> Cached<T> {
     where
         E: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        Self::assemble(sync, Policy::new(loader))
+        Self::assemble(sync, Box::new(move || call(|| loader().map(Arc::new))), Policy::new())
+    }
+
+    /// A value without a loader of its own: each use gives one to [`get_with`](Self::get_with), which may borrow what it needs.
+    ///
+    /// Calls that would load by themselves, such as [`get`](Self::get) and [`wait`](Self::wait), fail if the value is not fresh.
+    #[must_use]
+    pub fn without_loader(sync: GenerationSynchronizer) -> Self {
+        Self::assemble(sync, Box::new(|| Err(no_loader())), Policy::new())
+    }
+
+    /// As [`without_loader`](Self::without_loader), with other options.
+    pub fn builder_without_loader(sync: GenerationSynchronizer) -> CachedBuilder<T> {
+        CachedBuilder::new(sync, Box::new(|| Err(no_loader())))
+    }
+
+    /// As [`get`](Self::get), but if this call loads, it loads with `loader`, which may borrow.
+    ///
+    /// Calls that wait for that load take its value, whichever loader they bring themselves: all loaders of one value must read the
+    /// same source.
+    ///
+    /// ```
+    /// use gensync::{Cached, GenerationSynchronizer, Table};
+    ///
+    /// # struct Database;
+    /// # impl Database { fn routes(&self) -> Result<Vec<String>, std::io::Error> { Ok(Vec::new()) } }
+    /// fn route_count(database: &Database, routes: &Cached<Vec<String>>) -> Result<usize, gensync::Error> {
+    ///     Ok(routes.get_with(|| database.routes())?.len())
+    /// }
+    ///
+    /// # fn main() -> Result<(), gensync::Error> {
+    /// let table = Table::options().anonymous()?;
+    /// let routes = Cached::without_loader(GenerationSynchronizer::new(&table, "routes")?);
+    /// assert_eq!(route_count(&Database, &routes)?, 0);
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`get`](Self::get).
+    ///
+    /// # Panics
+    ///
+    /// As [`get`](Self::get).
+    ///
+    /// # Progress
+    ///
+    /// As [`get`](Self::get).
+    #[inline]
+    pub fn get_with<E>(&self, loader: impl FnOnce() -> Result<T, E>) -> Result<Arc<T>, Error>
+    where
+        E: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        // The loader is used once: by the load of an expired value, or to verify a fresh one.
+        let loader = std::cell::Cell::new(Some(loader));
+        let load = || match loader.take() {
+            Some(loader) => call(|| loader().map(Arc::new)),
+            None => unreachable!("a call loads once"),
+        };
+        let verify = |entry: &Arc<Entry<T>>| load::verify(&self.base, entry, &load);
+        match self.base.fresh(Some(verify), |entry| entry.value()) {
+            Some(value) => Ok(value),
+            None => load::run(self.base.call(), load).map(|entry| entry.value()),
+        }
     }
 
     /// A builder, for a value with other options than those of [`new`](Self::new).
@@ -127,7 +208,7 @@ impl<T> Cached<T> {
     where
         E: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        CachedBuilder::new(sync, Policy::new(loader))
+        CachedBuilder::new(sync, Box::new(move || call(|| loader().map(Arc::new))))
     }
 }
 
@@ -155,7 +236,7 @@ impl<T: ?Sized> Cached<T> {
     where
         E: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        Self::assemble(sync, Policy::shared(loader))
+        Self::assemble(sync, Box::new(move || call(&loader)), Policy::new())
     }
 
     /// As [`builder`](Self::builder), with a loader as for [`new_shared`](Self::new_shared).
@@ -166,24 +247,11 @@ impl<T: ?Sized> Cached<T> {
     where
         E: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        CachedBuilder::new(sync, Policy::shared(loader))
+        CachedBuilder::new(sync, Box::new(move || call(&loader)))
     }
 
-    pub(crate) fn assemble(sync: GenerationSynchronizer, policy: Policy<T>) -> Self {
-        let single_flight = ForkLocal::new();
-        let sync = sync.without_following();
-        let (current, hits, metrics) = (ArcSwapOption::empty(), Count::default(), Metrics::default());
-        Self {
-            sync,
-            current,
-            hits,
-            is_plain: policy.is_plain(),
-            policy,
-            single_flight,
-            metrics,
-            #[cfg(feature = "async")]
-            reported: ArcSwapOption::empty(),
-        }
+    fn assemble(sync: GenerationSynchronizer, loader: Loader<T>, policy: Policy<T>) -> Self {
+        Self { base: Base::new(sync, policy), loader }
     }
 
     /// The fresh value: it contains every update that was complete before the call, unless this `Cached` was built to serve old
@@ -213,9 +281,9 @@ impl<T: ?Sized> Cached<T> {
     /// [`is_expired`](GenerationSynchronizer::is_expired). Blocking while the value is loaded.
     #[inline]
     pub fn get(&self) -> Result<Arc<T>, Error> {
-        match self.fresh(true, |entry| entry.value()) {
+        match self.fresh(|entry| entry.value()) {
             Some(value) => Ok(value),
-            None => self.get_slow(self.default_options()).map(|entry| entry.value()),
+            None => self.get_slow(self.base.options()).map(|entry| entry.value()),
         }
     }
 
@@ -232,10 +300,10 @@ impl<T: ?Sized> Cached<T> {
     ///
     /// As [`get`](Self::get); waits for another thread's load only if there is no value yet.
     pub fn get_stale_ok(&self) -> Result<Arc<T>, Error> {
-        match self.fresh(true, |entry| entry.value()) {
+        match self.fresh(|entry| entry.value()) {
             Some(value) => Ok(value),
             None => {
-                let options = GetOptions { stale_while_reloading: true, ..self.default_options() };
+                let options = GetOptions { stale_while_reloading: true, ..self.base.options() };
                 self.get_slow(options).map(|entry| entry.value())
             }
         }
@@ -254,7 +322,7 @@ impl<T: ?Sized> Cached<T> {
     ///
     /// As [`get`](Self::get).
     pub fn get_fresh(&self, deadline: Instant) -> Result<Arc<T>, Error> {
-        match self.fresh(true, |entry| entry.value()) {
+        match self.fresh(|entry| entry.value()) {
             Some(value) => Ok(value),
             None => {
                 let options = GetOptions { deadline: Some(Deadline::at(deadline)), ..GetOptions::FRESH };
@@ -272,7 +340,7 @@ impl<T: ?Sized> Cached<T> {
     #[inline]
     #[must_use]
     pub fn get_if_fresh(&self) -> Option<Arc<T>> {
-        self.fresh(false, |entry| entry.value())
+        self.base.get_if_fresh()
     }
 
     /// As [`get`](Self::get), with the generation that the value was loaded at.
@@ -285,9 +353,9 @@ impl<T: ?Sized> Cached<T> {
     ///
     /// As [`get`](Self::get).
     pub fn snapshot(&self) -> Result<Snapshot<T>, Error> {
-        match self.fresh(true, |entry| entry.snapshot()) {
+        match self.fresh(|entry| entry.snapshot()) {
             Some(snapshot) => Ok(snapshot),
-            None => self.get_slow(self.default_options()).map(|entry| entry.snapshot()),
+            None => self.get_slow(self.base.options()).map(|entry| entry.snapshot()),
         }
     }
 
@@ -315,11 +383,33 @@ impl<T: ?Sized> Cached<T> {
     /// As [`get`](Self::get) while the value is fresh.
     #[must_use]
     pub fn peek(&self) -> Peek<T> {
-        match &*self.current.load() {
-            None => Peek::Nothing,
-            Some(entry) if self.is_fresh(entry) => Peek::Fresh(entry.snapshot()),
-            Some(entry) => Peek::Expired(entry.snapshot()),
-        }
+        self.base.peek()
+    }
+
+    /// This value, to be read by the loader of another one, which then depends on it: on this value's key, and on all that this
+    /// value depends on itself, its age included. See [`depend_on`].
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    ///
+    /// use gensync::{Cached, GenerationSynchronizer, Table};
+    ///
+    /// # fn main() -> Result<(), gensync::Error> {
+    /// # fn load_prices() -> std::io::Result<Vec<u32>> { Ok(vec![1, 2]) }
+    /// let table = Table::options().anonymous()?;
+    /// let prices = Arc::new(Cached::new(GenerationSynchronizer::new(&table, "prices")?, load_prices));
+    /// let total = Cached::new(GenerationSynchronizer::new(&table, "total")?, {
+    ///     let prices = Arc::clone(&prices);
+    ///     move || Ok::<_, gensync::Error>(prices.tracked().get()?.iter().sum::<u32>())
+    /// });
+    /// assert_eq!(*total.get()?, 3);
+    /// prices.mark_updated()?; // in any process
+    /// assert!(total.get_if_fresh().is_none());
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn tracked(&self) -> Tracked<'_, Self> {
+        Tracked(self)
     }
 
     /// A view of the part of the value that `project` returns. See [`CachedProjection`].
@@ -328,9 +418,9 @@ impl<T: ?Sized> Cached<T> {
     }
 
     fn entry(&self) -> Result<Arc<Entry<T>>, Error> {
-        match self.fresh(true, Arc::clone) {
+        match self.fresh(Arc::clone) {
             Some(entry) => Ok(entry),
-            None => self.get_slow(self.default_options()),
+            None => self.get_slow(self.base.options()),
         }
     }
 
@@ -345,7 +435,7 @@ impl<T: ?Sized> Cached<T> {
     ///
     /// As [`GenerationSynchronizer::update`].
     pub fn update<R, E>(&self, commit: impl FnOnce() -> Result<R, E>) -> Result<R, UpdateError<E>> {
-        self.sync.update(commit)
+        self.base.sync.update(commit)
     }
 
     /// Begins a crash-safe update, to be finished when the source has been changed: see
@@ -360,7 +450,7 @@ impl<T: ?Sized> Cached<T> {
     ///
     /// As [`GenerationSynchronizer::begin_update`].
     pub fn begin_update(&self) -> Result<Update<'_>, Error> {
-        self.sync.begin_update()
+        self.base.sync.begin_update()
     }
 
     /// Announces that the source was updated, and returns the new generation: the value is expired in all processes, including
@@ -374,7 +464,7 @@ impl<T: ?Sized> Cached<T> {
     ///
     /// As [`GenerationSynchronizer::mark_updated`], and reads a clock each time.
     pub fn mark_updated(&self) -> Result<Generation, Error> {
-        self.sync.mark_updated()
+        self.base.sync.mark_updated()
     }
 
     /// Makes all processes load the value again although the source was not changed. For this process only, see
@@ -388,7 +478,7 @@ impl<T: ?Sized> Cached<T> {
     ///
     /// As [`mark_updated`](Self::mark_updated).
     pub fn clear(&self) -> Result<(), Error> {
-        self.sync.clear()
+        self.base.sync.clear()
     }
 
     /// Expires the value in this process only: the next call loads it, even if a load that is in flight ends first, and even
@@ -402,15 +492,7 @@ impl<T: ?Sized> Cached<T> {
     ///
     /// Takes a lock of this `Cached`, which is never held for long.
     pub fn invalidate(&self) {
-        let old = self.single_flight.get().invalidate(|| {
-            let entry = self.current.load_full()?;
-            let (value, dependencies, age) = (entry.value(), entry.dependencies.clone(), entry.age);
-            self.sync.adopt(Ticket::VOID);
-            self.current.swap(Some(Arc::new(Entry { value, ticket: Ticket::VOID, dependencies, age })))
-        });
-        // Not under the lock, as dropping an entry may run code of the user.
-        drop(old);
-        self.ring_alarms();
+        self.base.invalidate();
     }
 
     /// The synchronizer of the value's key. The generation that it has [seen](GenerationSynchronizer::sync_gen) is that of the
@@ -422,88 +504,33 @@ impl<T: ?Sized> Cached<T> {
     /// [`max_age`](CachedBuilder::max_age) into account: to wait for the value, use the methods of the `Cached`.
     #[must_use]
     pub fn synchronizer(&self) -> &GenerationSynchronizer {
-        &self.sync
+        &self.base.sync
     }
 
     /// What this `Cached` has done so far.
     #[must_use]
     pub fn counters(&self) -> Counters {
-        let Metrics { reloads, errors, stale, overtaken, unconfirmed, outage: _, longest } = &self.metrics;
-        Counters {
-            hits: self.hits.get(),
-            reloads: reloads.get(),
-            errors: errors.get(),
-            stale_answers: stale.get(),
-            overtaken: overtaken.get(),
-            unconfirmed: unconfirmed.get(),
-            longest_load: Duration::from_micros(longest.get()),
-        }
+        self.base.counters()
     }
 
-    fn default_options(&self) -> GetOptions {
-        GetOptions {
-            stale_while_reloading: self.policy.stale_while_reloading,
-            stale_after_failure: true,
-            deadline: None,
-        }
+    /// What a call returns that found no fresh value.
+    #[cold]
+    fn get_slow(&self, options: GetOptions) -> Result<Arc<Entry<T>>, Error> {
+        load::run(Call::new(&self.base, options), &self.loader)
     }
 
-    /// What `pick` returns for the entry in place, if the entry is fresh. The value is verified only if the call `may_load`.
+    /// What `pick` returns for the entry in place, if the entry is fresh.
     #[inline]
-    fn fresh<R>(&self, may_load: bool, pick: impl Fn(&Arc<Entry<T>>) -> R) -> Option<R> {
-        let current = self.current.load();
-        let entry = current.as_ref()?;
-        if !self.is_plain || !self.sync.is_unchanged(entry.ticket) {
-            return self.fresh_slow(entry, may_load, pick);
-        }
-        if !self.sync.spend() && !self.is_confirmed(entry) {
-            return None;
-        }
-        self.hits.add_one_or_so();
-        Some(pick(entry))
-    }
-
-    #[cold]
-    fn is_confirmed(&self, entry: &Entry<T>) -> bool {
-        self.sync.revalidate();
-        self.sync.confirms(entry.ticket)
-    }
-
-    #[cold]
-    fn fresh_slow<R>(&self, entry: &Arc<Entry<T>>, may_load: bool, pick: impl Fn(&Arc<Entry<T>>) -> R) -> Option<R> {
-        if !self.is_fresh(entry) {
-            return None;
-        }
-        self.hits.add_one();
-        let is_due = may_load && self.policy.verification.as_ref().is_some_and(Verification::is_due);
-        let loaded = if is_due { self.verify(entry) } else { None };
-        Some(pick(loaded.as_ref().unwrap_or(entry)))
-    }
-
-    /// The keys that expire the value: its own, and those that it depends on.
-    fn keys(&self) -> impl Iterator<Item = &GenerationSynchronizer> {
-        iter::once(&self.sync).chain(&self.policy.dependencies)
-    }
-
-    /// The keys that expire `entry`, each with the ticket that `entry` was loaded with.
-    fn tickets(&self, entry: &Entry<T>) -> impl Iterator<Item = (&GenerationSynchronizer, Ticket)> {
-        self.keys().zip(iter::once(entry.ticket).chain(entry.dependencies.iter().copied()))
-    }
-
-    fn is_fresh(&self, entry: &Entry<T>) -> bool {
-        self.tickets(entry).all(|(sync, ticket)| !sync.is_expired_since(ticket))
-            && (self.policy.max_age.is_none() || !entry.age.is_over(coarse_now()))
-    }
-
-    /// Whether one of the keys was updated since the load of `entry` began.
-    fn is_overtaken(&self, entry: &Entry<T>) -> bool {
-        let mut tickets = self.tickets(entry);
-        tickets.any(|(sync, ticket)| ticket.generation().is_some() && sync.is_expired_since(ticket))
+    fn fresh<R>(&self, pick: impl Fn(&Arc<Entry<T>>) -> R) -> Option<R> {
+        self.base.fresh(Some(|entry: &_| load::verify(&self.base, entry, &self.loader)), pick)
     }
 }
 
 impl<T: ?Sized> fmt::Debug for Cached<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Cached").field("sync", &self.sync).field("counters", &self.counters()).finish_non_exhaustive()
+        f.debug_struct("Cached")
+            .field("sync", &self.base.sync)
+            .field("counters", &self.counters())
+            .finish_non_exhaustive()
     }
 }

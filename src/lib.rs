@@ -20,8 +20,9 @@
 //! ```
 //!
 //! [`Cached`] keeps a value; [`GenerationSynchronizer`], which it is built on, reports when any other state is expired, and can
-//! [wait](GenerationSynchronizer::wait) until it is. See [which call to use](guide::which_call), and
-//! [what can go wrong](guide::what_can_go_wrong).
+//! [wait](GenerationSynchronizer::wait) until it is. With the feature `map`, `CachedMap` is a bounded cache of the values of many
+//! keys: users, tenants, pages. With the feature `future`, `future::Cached` and `future::CachedMap` do the same for tasks, and their
+//! loaders return futures. See [which call to use](guide::which_call), and [what can go wrong](guide::what_can_go_wrong).
 //!
 //! # Guarantees
 //!
@@ -41,8 +42,9 @@
 //! - A waiter is woken by each change that comes after the generation it has seen, without polling. An update makes a system
 //!   call for the wakeup only if there is a waiter for its key, or if a waiter was killed: that costs one call, once.
 //! - A child may be forked at any time, and may use what it inherits: no lock that a thread of the parent held stands in its
-//!   way. No thread is started, except one for each table that has [descriptors](GenerationSynchronizer::pollable) or waiting
-//!   tasks in this process; it ends with the last of them.
+//!   way. No thread is started, except one for each table that has [descriptors](GenerationSynchronizer::pollable), or tasks that
+//!   wait for an update or for a time, in this process; it ends with the last of them. A task that waits for the load of another
+//!   one needs none.
 //! - Where freshness cannot be known, the answer is "expired"; state that is loaded meanwhile counts as fresh for the
 //!   [`outage_ttl`](TableOptions::outage_ttl), a second unless set, so that not every use becomes a load.
 //! - Whatever another process writes into the file, it causes wrong answers at worst: no undefined behaviour and no panic. (The
@@ -52,6 +54,18 @@
 //!
 //! The section "Progress" of a call says what it may do besides computing. A call without that section neither sleeps nor
 //! touches files.
+//!
+//! # Features
+//!
+//! None is on unless asked for.
+//!
+//! - `map`: `CachedMap`, a bounded cache of the values of many keys.
+//! - `async`: futures and streams that wait for updates, in any runtime.
+//! - `future`: `async`, and the module `future`: cached values with asynchronous loaders, and updates in tasks. With `map` as well,
+//!   `future::CachedMap`.
+//! - `serde`: [`Generation`] and [`Counters`] in formats of your own.
+//! - `shm`: named POSIX segments as tables.
+//! - `cli`: the program `gensync`.
 //!
 //! # Memory ordering
 //!
@@ -141,6 +155,10 @@ mod tests;
 #[cfg(not(loom))]
 mod wait;
 
+#[cfg(all(feature = "future", not(loom)))]
+pub use cached::future;
+#[cfg(all(feature = "map", not(loom)))]
+pub use cached::{CachedMap, CachedMapBuilder};
 pub use error::{Error, ErrorKind};
 pub use generation::Generation;
 #[cfg(all(feature = "async", not(loom)))]
@@ -150,7 +168,9 @@ pub use {
 };
 #[cfg(not(loom))]
 pub use {
-    cached::{Cached, CachedBuilder, CachedProjection, CachedReader, Counters, Part, Peek, Snapshot},
+    cached::{
+        Cached, CachedBuilder, CachedProjection, CachedReader, Counters, Part, Peek, Snapshot, Tracked, depend_on,
+    },
     key::{CacheKey, KeyNormalizer},
     synchronizer::{GenerationSynchronizer, Ticket, Update, UpdateError, update_all},
     table::{Occupancy, OwnerCheck, SlotInfo, Stats, Table, TableInfo, TableOptions, TableState},

@@ -127,6 +127,26 @@ impl GenerationSynchronizer {
         Ok(Self::assemble(place, observed, table.clone(), key, Arc::new(PendingMonitor::new())))
     }
 
+    /// As [`new`](Self::new), for a `key` that is normalized already. If it cannot be attached to now, as the table was replaced or
+    /// as this process may not create it, the synchronizer keeps trying, as one does whose table was replaced.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::TableFull`].
+    #[cfg(feature = "map")]
+    pub(crate) fn new_or_unattached(table: &Table, key: CacheKey) -> Result<Self, Error> {
+        let (place, observed) = match table.attach(&key) {
+            Ok(place) => {
+                let observed = Observed::of(place.word());
+                (place, observed)
+            }
+            Err(error) if matches!(error.kind(), ErrorKind::TableFull { .. }) => return Err(error),
+            Err(_) => (Place::nowhere(table.latest()), Observed::NOTHING),
+        };
+        let sync = Self::assemble(place, observed, table.clone(), key, Arc::new(PendingMonitor::new()));
+        Ok(sync.without_following())
+    }
+
     fn assemble(place: Place, observed: Observed, table: Table, key: CacheKey, monitor: Arc<PendingMonitor>) -> Self {
         let (read_only, grant) = (table.is_read_only(), LastGrant::new());
         let (retry, tried, pace) = (Backoff::up_to(PAUSE), LastTried::default(), Pace::new());
@@ -213,6 +233,13 @@ impl GenerationSynchronizer {
     #[inline]
     pub(crate) fn is_unchanged(&self, ticket: Ticket) -> bool {
         ticket.observed.is(self.places.slot().word())
+    }
+
+    /// As [`is_unchanged`](Self::is_unchanged), for a ticket that may be of another place than the latest one.
+    #[inline]
+    pub(crate) fn is_unchanged_since(&self, ticket: Ticket) -> bool {
+        let slot = self.places.slot();
+        ticket.is_of(slot) && ticket.observed.is(slot.word())
     }
 
     /// Whether state that was loaded with `ticket` is fresh. The caller has spent the budget, or revalidated.

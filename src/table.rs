@@ -130,6 +130,11 @@ impl Table {
         self.0.source.path()
     }
 
+    /// Whether this is `other`, or a clone of it.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     pub(crate) fn is_read_only(&self) -> bool {
         self.0.options.file.read_only
     }
@@ -158,6 +163,7 @@ impl Table {
         Ok(self.0.options.normalizer.normalize(key))
     }
 
+    #[inline]
     pub(crate) fn latest(&self) -> &Arc<Incarnation> {
         self.0.incarnations.latest()
     }

@@ -239,8 +239,10 @@ fn sleep_on_key<'a>(awaited: &Awaited<'a>, limit: Duration, bits: &mut Vec<&'a P
 
 fn sleep_on_tables<'a>(awaited: &[Awaited<'a>], limit: Duration, bits: &mut Vec<&'a Place>) {
     let places: Vec<&'a Place> = awaited.iter().map(|awaited| awaited.sync.place()).collect();
+    // The place of a key that could not be attached to is retired though its table is live.
     let is_blind = |(awaited, place): (&Awaited<'_>, &&Place)| {
-        awaited.sync.table().is_read_only() || !place.owner().slots().header().is_live()
+        let is_live = place.owner().slots().header().is_live() && place.word().is_live();
+        awaited.sync.table().is_read_only() || !is_live
     };
     if awaited.is_empty() {
         return sleep(limit);

@@ -170,27 +170,6 @@ fn a_wait_keeps_no_old_value() {
     assert_eq!(Arc::strong_count(&value), 2);
 }
 
-/// Runs `work` in a process with a monotonic clock that was set back by ten minutes at its fork, as when a checkpoint is restored;
-/// `false` if the kernel refuses.
-fn after_the_clock_was_set_back(work: impl FnOnce()) -> bool {
-    use nix::sched::{CloneFlags, unshare};
-    let refused = &support::shared_words(1)[0];
-    support::in_child(|| {
-        let offset = || std::fs::write("/proc/self/timens_offsets", "monotonic -600 0\n");
-        // The flag for time namespaces, which nix has no name for. The process itself stays outside.
-        let new_time = CloneFlags::from_bits_retain(0x80);
-        match unshare(new_time).map_err(io::Error::from).and_then(|()| offset()) {
-            Ok(()) => support::in_child(work).succeeds(),
-            Err(error) => {
-                eprintln!("skipped: no time namespace can be made: {error}");
-                refused.store(1, SeqCst);
-            }
-        }
-    })
-    .succeeds();
-    refused.load(SeqCst) == 0
-}
-
 #[test]
 fn nothing_stands_still_when_the_clock_is_set_back() {
     let table = anonymous();
@@ -202,7 +181,7 @@ fn nothing_stands_still_when_the_clock_is_set_back() {
         .build()
         .unwrap();
     cached.get().unwrap();
-    let ran = after_the_clock_was_set_back(|| {
+    let ran = support::after_the_clock_was_set_back(|| {
         set(&source, Ok(2));
         assert!(!cached.peek().is_fresh(), "fresh for eleven minutes");
         assert_eq!(cached.wait_timeout(Duration::ZERO).unwrap().as_deref(), Some(&2));

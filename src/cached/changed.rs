@@ -4,10 +4,11 @@ use std::future::Future;
 use std::pin::Pin;
 use std::ptr;
 use std::sync::{Arc, Weak};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 
+use super::base::Base;
 use super::period::{Period, Report};
-use super::{Cached, Entry};
+use super::{Cached, Entry, cell};
 use crate::error::Error;
 use crate::os::clock::coarse_now;
 use crate::synchronizer::{GenerationSynchronizer, Ticket};
@@ -61,10 +62,11 @@ impl<T: ?Sized> Cached<T> {
     /// As [`GenerationSynchronizer::changed`](crate::GenerationSynchronizer::changed), for each key. A `poll` neither loads the
     /// value nor waits for a load.
     pub fn changed(&self) -> CachedChanged<'_, T> {
-        let known = self.current.load_full().as_ref().map_or_else(Weak::new, Arc::downgrade);
-        CachedChanged { cached: self, known, registrations: Vec::new() }
+        CachedChanged::new(&self.base)
     }
+}
 
+impl<T: ?Sized> Base<T> {
     /// The pause that must pass before the value in place may be reported to tasks: after a load that failed, or after a report
     /// of this value.
     fn pause_of_reports(&self, entry: Option<&Arc<Entry<T>>>) -> Option<Period> {
@@ -76,6 +78,35 @@ impl<T: ?Sized> Cached<T> {
     }
 }
 
+/// The registrations of one task for the keys of a value. Empty until they are set for the first time.
+#[derive(Default)]
+pub(super) struct Registrations(Vec<Registration>);
+
+impl Registrations {
+    /// Registers `waker`, to be called when one of the keys has another generation than its ticket, and at `due`. The caller must
+    /// check afterwards for what happened before this call. The keys must be the same ones each time.
+    pub(super) fn set(
+        &mut self,
+        awaited: Vec<(&GenerationSynchronizer, Ticket)>,
+        waker: &Waker,
+        due: Option<u64>,
+    ) -> Result<(), Error> {
+        if self.0.iter().any(Registration::is_inherited) {
+            self.0.clear();
+        }
+        if self.0.is_empty() {
+            let register = |(sync, ticket): &(&GenerationSynchronizer, Ticket)| {
+                Registration::new(sync, *ticket, Target::Task(None))
+            };
+            self.0 = awaited.iter().map(register).collect::<Result<_, _>>()?;
+        }
+        for ((_, ticket), registration) in awaited.into_iter().zip(&self.0) {
+            registration.set_waker(waker.clone(), ticket, due);
+        }
+        Ok(())
+    }
+}
+
 fn address<T: ?Sized>(entry: Option<&Arc<Entry<T>>>) -> usize {
     entry.map_or(0, |entry| Arc::as_ptr(entry).addr())
 }
@@ -83,11 +114,17 @@ fn address<T: ?Sized>(entry: Option<&Arc<Entry<T>>>) -> usize {
 /// The future of [`Cached::changed`].
 #[must_use = "futures do nothing unless they are polled"]
 pub struct CachedChanged<'a, T: ?Sized> {
-    cached: &'a Cached<T>,
+    base: &'a Base<T>,
     /// The entry that was in place at the call. It is weak, as a future that waits must not keep an old value alive.
     known: Weak<Entry<T>>,
-    /// One for each key; empty until the first `poll` that waits.
-    registrations: Vec<Registration>,
+    registrations: Registrations,
+}
+
+impl<'a, T: ?Sized> CachedChanged<'a, T> {
+    pub(super) fn new(base: &'a Base<T>) -> Self {
+        let known = base.current.load_full().as_ref().map_or_else(Weak::new, Arc::downgrade);
+        Self { base, known, registrations: Registrations::default() }
+    }
 }
 
 impl<T: ?Sized> Future for CachedChanged<'_, T> {
@@ -95,11 +132,11 @@ impl<T: ?Sized> Future for CachedChanged<'_, T> {
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
-        let (cached, sync) = (this.cached, &this.cached.sync);
-        let entry = cached.current.load_full();
+        let (base, sync) = (this.base, &this.base.sync);
+        let entry = base.current.load_full();
         let is_replaced = entry.as_ref().is_some_and(|entry| !ptr::eq(Arc::as_ptr(entry), this.known.as_ptr()));
-        let is_expired = || entry.as_ref().is_none_or(|entry| !cached.is_fresh(entry));
-        let pause = cached.pause_of_reports(entry.as_ref()).filter(|_| !is_replaced);
+        let is_expired = || entry.as_ref().is_none_or(|entry| !base.is_fresh(entry));
+        let pause = base.pause_of_reports(entry.as_ref()).filter(|_| !is_replaced);
         let report = || {
             if sync.pace().yields(false) {
                 context.waker().wake_by_ref();
@@ -107,8 +144,8 @@ impl<T: ?Sized> Future for CachedChanged<'_, T> {
             }
             sync.pace().continue_row();
             if !is_replaced {
-                let earlier = cached.reported.load_full();
-                cached.reported.store(Some(Arc::new(Report::after(earlier.as_deref(), address(entry.as_ref())))));
+                let earlier = base.reported.load_full();
+                base.reported.store(Some(Arc::new(Report::after(earlier.as_deref(), address(entry.as_ref())))));
             }
             Poll::Ready(Ok(()))
         };
@@ -117,40 +154,27 @@ impl<T: ?Sized> Future for CachedChanged<'_, T> {
         }
         // In a pause, what has happened so far was reported already: only a further update wakes the task.
         let awaited: Vec<(&GenerationSynchronizer, Ticket)> = match &entry {
-            Some(entry) if pause.is_none() => cached.tickets(entry).collect(),
-            _ => cached.keys().map(|sync| (sync, sync.ticket())).collect(),
+            Some(entry) if pause.is_none() => entry.freshness.tickets(sync).collect(),
+            Some(entry) => entry.freshness.tickets(sync).map(|(sync, _)| (sync, sync.ticket())).collect(),
+            None => cell::keys(base).map(|sync| (sync, sync.ticket())).collect(),
         };
-        if this.registrations.iter().any(Registration::is_inherited) {
-            this.registrations.clear();
-        }
-        if this.registrations.is_empty() {
-            for (sync, ticket) in &awaited {
-                match Registration::new(sync, *ticket, Target::Task(None)) {
-                    Ok(registration) => this.registrations.push(registration),
-                    Err(error) => {
-                        this.registrations.clear();
-                        return sync.fail(context, error);
-                    }
-                }
-            }
-        }
         let now = coarse_now();
         let soon = now + SLICE.as_millis() as u64;
         let due = match (&entry, pause) {
             // Another thread may load the value, which no key reports, so the task checks at least once a slice.
             (_, Some(pause)) => Some(pause.due().min(soon)),
-            (Some(entry), None) => cached.policy.max_age.map(|_| entry.age.due()),
+            (Some(entry), None) => Some(entry.freshness.age()).filter(|age| !age.is_endless()).map(Period::due),
             (None, None) => None,
         };
-        for ((_, ticket), registration) in awaited.into_iter().zip(&this.registrations) {
-            registration.set_waker(context.waker().clone(), ticket, due);
+        if let Err(error) = this.registrations.set(awaited, context.waker(), due) {
+            return sync.fail(context, error);
         }
         // An update just before the registration wakes no one, so it must be found here.
         if pause.is_none() && is_expired() {
             return report();
         }
         // So must an invalidation or a load, which puts another entry in place.
-        if address(cached.current.load_full().as_ref()) != address(entry.as_ref()) {
+        if address(base.current.load_full().as_ref()) != address(entry.as_ref()) {
             context.waker().wake_by_ref();
         }
         sync.pace().end_row();
@@ -160,6 +184,6 @@ impl<T: ?Sized> Future for CachedChanged<'_, T> {
 
 impl<T: ?Sized> std::fmt::Debug for CachedChanged<'_, T> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("CachedChanged").field("cached", self.cached).finish_non_exhaustive()
+        f.debug_struct("CachedChanged").field("sync", &self.base.sync).finish_non_exhaustive()
     }
 }

@@ -14,6 +14,23 @@ pub(super) struct Metrics {
     /// The unconfirmed loads in a row, up to the last load.
     pub(super) outage: Count,
     pub(super) longest: Count,
+    pub(super) too_heavy: Count,
+}
+
+impl Metrics {
+    pub(super) fn read(&self, hits: u64) -> Counters {
+        let Self { reloads, errors, stale, overtaken, unconfirmed, outage: _, longest, too_heavy } = self;
+        Counters {
+            hits,
+            reloads: reloads.get(),
+            errors: errors.get(),
+            stale_answers: stale.get(),
+            overtaken: overtaken.get(),
+            unconfirmed: unconfirmed.get(),
+            longest_load: Duration::from_micros(longest.get()),
+            too_heavy: too_heavy.get(),
+        }
+    }
 }
 
 /// Counts of what a [`Cached`](crate::Cached) has done in this process. A forked child continues from its parent's counts.
@@ -21,8 +38,8 @@ pub(super) struct Metrics {
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Counters {
-    /// Calls that returned a fresh value and did not load it themselves. Calls of several threads at the same moment may count as
-    /// one, as an exact count would make each call a fifth slower.
+    /// Calls that returned a fresh value and did not load it themselves, including those that waited for another call's load. Calls
+    /// of several threads at the same moment may count as one, as an exact count would make each call a fifth slower.
     pub hits: u64,
     /// Loads that succeeded, including the first one.
     pub reloads: u64,
@@ -38,4 +55,6 @@ pub struct Counters {
     pub unconfirmed: u64,
     /// The duration of the longest load, including loads that failed, to the microsecond.
     pub longest_load: Duration,
+    /// Values that a map did not keep, as they weigh more than a quarter of what it has room for. Each use loads such a value.
+    pub too_heavy: u64,
 }

@@ -1,13 +1,11 @@
 //! Waiting for a value in an event loop.
 
-use std::sync::Arc;
-
-use super::Cached;
+use super::base::Base;
+use super::{Cached, cell};
 use crate::error::Error;
 use crate::os::clock::coarse_now;
 #[cfg(feature = "async")]
 use crate::wait::notifier::Notifier;
-use crate::wait::notifier::Registration;
 use crate::wait::pollable::Pollable;
 
 impl<T: ?Sized> Cached<T> {
@@ -16,7 +14,9 @@ impl<T: ?Sized> Cached<T> {
     /// [age](crate::CachedBuilder::max_age); at once if the value is expired, or there is none. Several of these events may be
     /// reported as one.
     ///
-    /// It does not load. When a new value is loaded, the descriptor follows the age of that value.
+    /// It does not load. When a new value is loaded, the descriptor follows the age of that value. Of the keys that a loader
+    /// [finds](crate::depend_on), it follows those of the value that is in place when it is made: for such a value, make another
+    /// descriptor after each load.
     ///
     /// ```
     /// use gensync::{Cached, GenerationSynchronizer, Table};
@@ -51,10 +51,16 @@ impl<T: ?Sized> Cached<T> {
     ///
     /// As [`GenerationSynchronizer::pollable`](crate::GenerationSynchronizer::pollable), for each key.
     pub fn pollable(&self) -> Result<Pollable, Error> {
+        self.base.pollable()
+    }
+}
+
+impl<T: ?Sized> Base<T> {
+    fn pollable(&self) -> Result<Pollable, Error> {
         let entry = self.current.load_full();
         let keys = match &entry {
-            Some(entry) => self.tickets(entry).collect::<Vec<_>>(),
-            None => self.keys().map(|sync| (sync, sync.ticket())).collect(),
+            Some(entry) => entry.freshness.tickets(&self.sync).collect::<Vec<_>>(),
+            None => cell::keys(self).map(|sync| (sync, sync.ticket())).collect(),
         };
         let pollable = Pollable::of_keys(&keys)?;
         if let Some(registration) = pollable.first() {
@@ -64,21 +70,14 @@ impl<T: ?Sized> Cached<T> {
         match self.current.load_full() {
             None => pollable.make_readable(),
             Some(present) if entry.is_none() || !self.is_fresh(&present) => pollable.make_readable(),
-            Some(present) => self.set_alarms(present.age.due()),
+            Some(present) => self.single_flight.get().set_alarms(present.freshness.age().due()),
         }
         Ok(pollable)
     }
 
-    /// Makes all descriptors readable at `due`, in milliseconds of the coarse clock.
-    pub(super) fn set_alarms(&self, due: u64) {
-        let alarms: Vec<Arc<Registration>> = self.single_flight.get().alarms();
-        let due = (due < u64::MAX).then_some(due);
-        alarms.iter().for_each(|registration| registration.set_due(due));
-    }
-
     /// Notifies all descriptors and tasks now.
     pub(super) fn ring_alarms(&self) {
-        self.set_alarms(coarse_now());
+        self.single_flight.get().set_alarms(coarse_now());
         #[cfg(feature = "async")]
         self.sync.table().companion::<Notifier>().wake_tasks(self.sync.cache_key());
     }

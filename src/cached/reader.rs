@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::Cached;
 use crate::error::Error;
 use crate::os::clock::coarse_now;
-use crate::synchronizer::{CheckBudget, HeldTicket, LastGrant};
+use crate::synchronizer::{CheckBudget, HeldTicket, LastGrant, Ticket};
 
 /// A reader of a [`Cached`] for one thread, for values that are used many times between updates: a use costs only a check of the
 /// generation, while [`Cached::get`] also changes the reference count that all users of the value share.
@@ -63,7 +63,7 @@ const PAUSE: u32 = 100;
 impl<T: ?Sized, C: Deref<Target = Cached<T>>> CachedReader<T, C> {
     /// A reader of a `Cached`, given as a reference or as an `Arc`. Nothing is loaded yet.
     pub fn new(cached: C) -> Self {
-        let ticket = HeldTicket::void(cached.sync.place());
+        let ticket = HeldTicket::void(cached.base.sync.place());
         let (budget, grant) = (CheckBudget::new(), LastGrant::new());
         Self { value: None, ticket, budget, counted: 0, grant, uncounted: 0, cached }
     }
@@ -99,7 +99,7 @@ impl<T: ?Sized, C: Deref<Target = Cached<T>>> CachedReader<T, C> {
 
     #[cold]
     fn renew(&mut self) -> Result<(), Error> {
-        let sync = &self.cached.sync;
+        let sync = &self.cached.base.sync;
         let is_unchanged = self.ticket.is_unchanged();
         self.uncounted += u64::from(self.grant.spent(&self.budget));
         let now = coarse_now();
@@ -109,29 +109,30 @@ impl<T: ?Sized, C: Deref<Target = Cached<T>>> CachedReader<T, C> {
             self.counted = now as u32;
             self.count();
         }
-        if is_unchanged && self.cached.sync.confirms(self.ticket.ticket()) && self.has_value_in_place() {
+        if is_unchanged && self.cached.base.sync.confirms(self.ticket.ticket()) && self.has_value_in_place() {
             self.uncounted += 1;
             return Ok(());
         }
         // This counts the use.
         let entry = self.cached.entry()?;
         self.value = Some(entry.value());
-        if self.cached.is_plain {
-            self.ticket.set(entry.ticket, self.cached.sync.place());
-        }
+        // The key's generation may be that of the last value, whose ticket must not stay: if that value had no conditions, the
+        // ticket would do for this one.
+        let is_plain = entry.freshness.conditions.is_none();
+        self.ticket.set(if is_plain { entry.freshness.ticket } else { Ticket::VOID }, self.cached.base.sync.place());
         Ok(())
     }
 
     /// Whether the value of this reader is still in place: another thread may have replaced it, or invalidated it, which leaves the
     /// value and takes its ticket away.
     fn has_value_in_place(&self) -> bool {
-        let (current, ticket) = (self.cached.current.load(), self.ticket.ticket());
-        let present = current.as_ref().filter(|entry| entry.ticket == ticket).map(|entry| &entry.value);
+        let (current, ticket) = (self.cached.base.current.load(), self.ticket.ticket());
+        let present = current.as_ref().filter(|entry| entry.freshness.ticket == ticket).map(|entry| &entry.value);
         present.zip(self.value.as_ref()).is_some_and(|(present, value)| Arc::ptr_eq(present, value))
     }
 
     fn count(&mut self) {
-        self.cached.hits.add(std::mem::take(&mut self.uncounted));
+        self.cached.base.hits.add(std::mem::take(&mut self.uncounted));
     }
 }
 

@@ -1,16 +1,24 @@
-//! The loads of one value in one process: which thread loads, which threads wait for its load, and how the last load ended.
+//! The loads of one value in one process: which call loads, which calls wait for its load, and how the last load ended.
 //!
-//! The thread that loads is the *leader*. It stays the leader while it runs the callbacks after the load.
+//! The call that loads is the *leader*, and is known by the scope of its load. It stays the leader while it runs the callbacks
+//! after the load.
+//!
+//! Threads that wait sleep on a count of the changes of the state, and tasks leave their wakers. Both are woken at each change,
+//! all of them: one of them may have given up meanwhile, so that waking one would not be enough.
 //!
 //! No code of the user runs under the mutex, as it may ask for the value and would deadlock: errors are neither formatted nor
-//! dropped there, and values are not kept here.
+//! dropped there, wakers are neither called nor dropped there, and values are not kept here.
 
+#[cfg(feature = "future")]
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::thread::ThreadId;
+#[cfg(feature = "future")]
+use std::task::Waker;
 use std::time::Instant;
 
 use super::period::Period;
+use super::scope::{Scope, ScopeNumber};
 use super::waits::{Circle, Waiting};
 use crate::error::Source;
 use crate::os::clock::coarse_now;
@@ -19,6 +27,8 @@ use crate::protocol::atomic::AtomicU32;
 use crate::protocol::futex::{sleep_on, wake_all};
 use crate::wait::SLICE;
 use crate::wait::notifier::Registration;
+#[cfg(feature = "future")]
+use crate::wait::notifier::wake;
 
 pub(super) struct SingleFlight {
     process: u64,
@@ -30,10 +40,13 @@ pub(super) struct SingleFlight {
 
 #[derive(Default)]
 struct State {
-    /// The thread that is loading, or running the callbacks after a load.
-    leader: Option<ThreadId>,
+    /// The scope of the load that is under way, or whose callbacks are running.
+    leader: Option<ScopeNumber>,
     /// When the last load began, in milliseconds of the coarse clock.
     began: u64,
+    /// When the first of the loads began that were needed and after which none has succeeded: they may have failed, or ended
+    /// without an outcome.
+    unread_since: Option<u64>,
     /// The number of the last load that lasted longer than allowed.
     overdue: u64,
     /// How often the value was invalidated.
@@ -45,6 +58,11 @@ struct State {
     overtaken: u64,
     /// The failure of the last load, if it failed.
     failure: Option<Failure>,
+    /// The tasks that wait for the state to change, by the numbers of their [`Waiter`]s.
+    #[cfg(feature = "future")]
+    wakers: BTreeMap<u64, Waker>,
+    #[cfg(feature = "future")]
+    last_waiter: u64,
 }
 
 /// The numbers of the last loads that have begun, ended and succeeded. The first load is number 1.
@@ -81,14 +99,14 @@ pub(super) struct Failure {
 }
 
 /// What a call must do that found no fresh value.
-pub(super) enum Next<'a> {
+pub(super) enum Next {
     /// Check the value again: a load has ended meanwhile.
     Recheck,
-    /// Load the value: this thread is the leader now.
-    Load(Load<'a>),
+    /// Load the value: this call is the leader now.
+    Load(Load),
     /// Fail as the last load did.
     Fail(Failure),
-    /// Wait for another thread, which is the leader. `began` is when its load began, and `unread_since` since when the source has
+    /// Wait for another call, which is the leader. `began` is when its load began, and `unread_since` since when the source has
     /// not been read, both in milliseconds of the coarse clock.
     Wait { began: u64, unread_since: u64 },
     /// Take the value in place: the call comes from a callback.
@@ -117,18 +135,33 @@ impl SingleFlight {
         self.lock().failure.as_ref().map(|failure| failure.ended)
     }
 
+    /// Since when the source could not be read, in milliseconds of the coarse clock, and the pause before the next load; `None`
+    /// if the last load that was needed has succeeded.
+    #[cfg(feature = "map")]
+    pub(super) fn trouble(&self) -> Option<(u64, Option<Period>)> {
+        let state = self.lock();
+        Some((state.unread_since?, state.failure.as_ref().map(|failure| failure.retry)))
+    }
+
+    /// Whether no load is under way, and nothing of the last one is to be remembered.
+    #[cfg(feature = "map")]
+    pub(super) fn is_settled(&self) -> bool {
+        let state = self.lock();
+        state.leader.is_none() && state.unread_since.is_none() && state.failure.is_none() && state.overtaken == 0
+    }
+
     pub(super) fn log(&self) -> Log {
         self.lock().log
     }
 
     /// What a call must do that began at `before`, and found no fresh value after it had read the log as `seen`.
-    pub(super) fn next(&self, before: Log, seen: Log) -> Next<'_> {
+    pub(super) fn next(self: &Arc<Self>, before: Log, seen: Log) -> Next {
         let mut state = self.lock();
         if state.log.completed != seen.completed {
             return Next::Recheck;
         }
         let is_in_flight = state.log.is_in_flight();
-        let is_own = state.leader == Some(std::thread::current().id());
+        let is_own = state.leader.is_some_and(ScopeNumber::is_entered);
         if let Some(failure) = &state.failure {
             // A call that waited for the load that failed fails with it. Otherwise each of many waiting calls would load in turn,
             // and fail in turn.
@@ -138,31 +171,36 @@ impl SingleFlight {
             }
         }
         match state.leader {
-            None => Next::Load(self.start(&mut state)),
+            None => Next::Load(self.start(&mut state, true)),
             Some(_) if !is_own => {
                 let began = state.began;
-                Next::Wait { began, unread_since: state.failure.as_ref().map_or(began, |failure| failure.since) }
+                Next::Wait { began, unread_since: state.unread_since.unwrap_or(began) }
             }
             Some(_) if is_in_flight => Next::Recurse,
             Some(_) => Next::Rest,
         }
     }
 
-    /// Makes this thread the leader, if there is none.
-    pub(super) fn try_start(&self) -> Option<Load<'_>> {
+    /// Makes the caller the leader, if there is none. `is_needed` says that there is no fresh value.
+    pub(super) fn try_start(self: &Arc<Self>, is_needed: bool) -> Option<Load> {
         let mut state = self.lock();
-        state.leader.is_none().then(|| self.start(&mut state))
+        state.leader.is_none().then(|| self.start(&mut state, is_needed))
     }
 
-    fn start(&self, state: &mut State) -> Load<'_> {
-        state.leader = Some(std::thread::current().id());
+    fn start(self: &Arc<Self>, state: &mut State, is_needed: bool) -> Load {
+        let scope = Scope::new();
+        state.leader = Some(scope.number());
         state.began = coarse_now();
+        if is_needed {
+            state.unread_since.get_or_insert(state.began);
+        }
         state.log.begun += 1;
-        Load { single_flight: self, number: state.log.begun, invalidations: state.invalidations, past: None }
+        let (number, invalidations) = (state.log.begun, state.invalidations);
+        Load { single_flight: Arc::clone(self), scope, number, invalidations, past: None }
     }
 
-    /// The thread that a wait for the first load to end after `seen` still waits for; `None` if the wait is over.
-    pub(super) fn awaited(&self, seen: Log) -> Option<ThreadId> {
+    /// The load that a wait for the first load to end after `seen` still waits for; `None` if the wait is over.
+    pub(super) fn awaited(&self, seen: Log) -> Option<ScopeNumber> {
         self.lock().awaited(seen)
     }
 
@@ -205,6 +243,11 @@ impl SingleFlight {
         // state, which was changed under its lock before this.
         self.changes.fetch_add(1, Ordering::Release);
         wake_all(&self.changes);
+        #[cfg(feature = "future")]
+        {
+            let wakers = std::mem::take(&mut self.lock().wakers);
+            wakers.into_values().for_each(wake);
+        }
     }
 
     pub(super) fn add_alarm(&self, registration: &Arc<Registration>) {
@@ -213,8 +256,11 @@ impl SingleFlight {
         state.alarms.push(Arc::downgrade(registration));
     }
 
-    pub(super) fn alarms(&self) -> Vec<Arc<Registration>> {
-        self.lock().alarms.iter().filter_map(Weak::upgrade).collect()
+    /// Makes all descriptors readable at `due`, in milliseconds of the coarse clock.
+    pub(super) fn set_alarms(&self, due: u64) {
+        let alarms: Vec<Arc<Registration>> = self.lock().alarms.iter().filter_map(Weak::upgrade).collect();
+        let due = (due < u64::MAX).then_some(due);
+        alarms.iter().for_each(|registration| registration.set_due(due));
     }
 
     /// Notes that the load which is in flight in `seen` has lasted longer than allowed. Returns whether this call is the first to
@@ -227,6 +273,7 @@ impl SingleFlight {
     pub(super) fn invalidate<R>(&self, change: impl FnOnce() -> R) -> R {
         let mut state = self.lock();
         state.invalidations += 1;
+        state.unread_since = state.log.is_in_flight().then_some(state.began);
         let past = state.failure.take();
         let result = change();
         drop(state);
@@ -237,15 +284,83 @@ impl SingleFlight {
 }
 
 impl State {
-    fn awaited(&self, seen: Log) -> Option<ThreadId> {
+    fn awaited(&self, seen: Log) -> Option<ScopeNumber> {
         self.leader.filter(|_| self.log.completed == seen.completed)
+    }
+}
+
+/// A task that waits for the state to change. Dropping it ends the wait.
+#[cfg(feature = "future")]
+pub(super) struct Waiter {
+    single_flight: Arc<SingleFlight>,
+    number: u64,
+}
+
+#[cfg(feature = "future")]
+impl Waiter {
+    pub(super) fn new(single_flight: Arc<SingleFlight>) -> Self {
+        let number = if single_flight.is_inherited() {
+            0
+        } else {
+            let mut state = single_flight.lock();
+            state.last_waiter += 1;
+            state.last_waiter
+        };
+        Self { single_flight, number }
+    }
+
+    /// Whether the load is still awaited for which [`SingleFlight::awaited`] was asked. If so, `waker` is called at the next
+    /// change.
+    pub(super) fn awaits(&self, seen: Log, waker: &Waker) -> bool {
+        self.wait_while(waker, |state| state.awaited(seen).is_some())
+    }
+
+    /// Whether the last load failed. If so, `waker` is called at the next change.
+    pub(super) fn rests(&self, waker: &Waker) -> bool {
+        self.wait_while(waker, |state| state.failure.is_some())
+    }
+
+    /// Registers `waker`, to be called at the next change. The caller must check afterwards for what happened before this call.
+    pub(super) fn register(&self, waker: &Waker) {
+        self.wait_while(waker, |_| true);
+    }
+
+    pub(super) fn is_inherited(&self) -> bool {
+        self.single_flight.is_inherited()
+    }
+
+    /// Registers `waker` if `is_early`, and returns that. Both happen under the lock, so that no change comes in between. In a
+    /// forked child, where nothing here changes any more, it is not early.
+    fn wait_while(&self, waker: &Waker, is_early: impl FnOnce(&State) -> bool) -> bool {
+        if self.is_inherited() {
+            return false;
+        }
+        let waker = waker.clone();
+        let mut state = self.single_flight.lock();
+        let is_early = is_early(&state);
+        let unused = if is_early { state.wakers.insert(self.number, waker) } else { Some(waker) };
+        drop(state);
+        drop(unused);
+        is_early
+    }
+}
+
+#[cfg(feature = "future")]
+impl Drop for Waiter {
+    fn drop(&mut self) {
+        // In a forked child, the mutex may be held by a thread that does not exist there.
+        if !self.is_inherited() {
+            let waker = self.single_flight.lock().wakers.remove(&self.number);
+            drop(waker);
+        }
     }
 }
 
 /// A load that is under way, with the callbacks after it. Dropping it lets the next load begin, also when the loader or a
 /// callback panics.
-pub(super) struct Load<'a> {
-    single_flight: &'a SingleFlight,
+pub(super) struct Load {
+    single_flight: Arc<SingleFlight>,
+    scope: Arc<Scope>,
     number: u64,
     invalidations: u64,
     /// The failure that this load has replaced. It is a field so that it is dropped last, when the next load may already begin:
@@ -253,7 +368,11 @@ pub(super) struct Load<'a> {
     past: Option<Failure>,
 }
 
-impl Load<'_> {
+impl Load {
+    pub(super) fn scope(&self) -> &Arc<Scope> {
+        &self.scope
+    }
+
     pub(super) fn number(&self) -> u64 {
         self.number
     }
@@ -279,6 +398,7 @@ impl Load<'_> {
     pub(super) fn succeed(&mut self, is_overtaken: bool) -> Option<u64> {
         let (overtaken, past) = self.record(|state| {
             state.log.succeeded = state.log.begun;
+            state.unread_since = None;
             state.overtaken = if is_overtaken { state.overtaken + 1 } else { 0 };
             (state.overtaken, state.failure.take())
         })?;
@@ -315,7 +435,7 @@ impl Load<'_> {
     }
 }
 
-impl Drop for Load<'_> {
+impl Drop for Load {
     fn drop(&mut self) {
         self.record(|state| state.leader = None);
     }

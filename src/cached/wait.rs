@@ -1,18 +1,23 @@
 //! Waiting for the next value.
 
+use std::ops::Deref;
 use std::ptr;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
+use super::base::Base;
+use super::cell::Cell as _;
 use super::period::Period;
+use super::single_flight::SingleFlight;
 use super::{Cached, Entry, GetOptions};
 use crate::error::{Error, ErrorKind};
 use crate::os::clock::{Deadline, coarse_now};
+use crate::synchronizer::{GenerationSynchronizer, Ticket};
 use crate::wait::{Awaited, SLICE, wait_for_any};
 
 /// The least pause after a load that failed, so that a loop of waits does not keep the processor busy even if the `retry_pause`
 /// is zero.
-const SHORTEST_PAUSE: Duration = Duration::from_millis(10);
+pub(super) const SHORTEST_PAUSE: Duration = Duration::from_millis(10);
 
 impl<T: ?Sized> Cached<T> {
     /// Blocks until the value that is in place is expired, and returns the fresh one; if none is in place yet, loads it.
@@ -104,75 +109,172 @@ impl<T: ?Sized> Cached<T> {
     /// Waits until there is a fresh value other than `known`, or other than the value in place if `known` is `None`. Returns
     /// `None` at the deadline.
     fn wait_until(&self, known: Option<&Arc<T>>, deadline: Option<Deadline>) -> Result<Option<Arc<T>>, Error> {
-        // Weak, as a call that waits must not keep an old value alive.
-        let present = self.current.load_full().as_ref().map_or_else(Weak::new, Arc::downgrade);
-        let is_known = |entry: &Arc<Entry<T>>| match known {
-            Some(known) => Arc::ptr_eq(known, &entry.value),
-            None => ptr::eq(present.as_ptr(), Arc::as_ptr(entry)),
-        };
-        loop {
-            if let Some(entry) = self.current.load_full().filter(&is_known)
-                && !self.is_outlived(entry, deadline)
-            {
-                return Ok(None);
-            }
-            if !self.rest_after_failure(deadline) {
-                return Ok(None);
-            }
-            match self.get_slow(GetOptions { deadline, ..GetOptions::FRESH }) {
-                Ok(entry) if is_known(&entry) => {}
-                Ok(entry) => return Ok(Some(entry.value())),
-                Err(error) if *error.kind() == ErrorKind::Deadline => return Ok(None),
-                Err(error) => return Err(error),
-            }
-        }
+        let options = GetOptions { deadline, ..GetOptions::FRESH };
+        wait_until(&self.base, known, deadline, || self.get_slow(options))
+    }
+}
+
+/// What a wait asks of a value, which stands alone or is one of a map. A wait may last for ever: what it keeps while it sleeps is
+/// no more than what is returned here.
+pub(super) trait Waitable {
+    type Value: ?Sized;
+
+    /// The entry in place, expired or not.
+    fn present(&self) -> Option<Arc<Entry<Self::Value>>>;
+    /// Whether `entry` is the one that is `known`.
+    fn is_same(&self, known: &Known<Self::Value>, entry: &Arc<Entry<Self::Value>>) -> bool;
+    /// Whether the entry that is `known` was replaced or invalidated in this process, which no key reports.
+    fn is_replaced(&self, known: &Known<Self::Value>) -> bool;
+    /// The synchronizer of the value's key.
+    fn sync(&self) -> Result<impl Deref<Target = GenerationSynchronizer>, Error>;
+    fn single_flight(&self) -> Result<Arc<SingleFlight>, Error>;
+    fn retry_pause(&self) -> Duration;
+
+    /// A pause before the next load that no other load ends.
+    fn pause(&self) -> Option<Period> {
+        None
+    }
+}
+
+/// An entry that a wait knows, without keeping its value alive. While this exists, no other entry or value has its address.
+pub(super) struct Known<T: ?Sized> {
+    pub(super) entry: Weak<Entry<T>>,
+    #[cfg_attr(not(feature = "map"), expect(dead_code, reason = "entries of a map have no address that stays"))]
+    pub(super) value: Weak<T>,
+    #[cfg_attr(not(feature = "map"), expect(dead_code, reason = "entries of a map have no address that stays"))]
+    pub(super) ticket: Ticket,
+}
+
+impl<T: ?Sized> Known<T> {
+    pub(super) fn of(entry: &Arc<Entry<T>>) -> Self {
+        let ticket = entry.freshness.ticket;
+        Self { entry: Arc::downgrade(entry), value: Arc::downgrade(&entry.value), ticket }
+    }
+}
+
+impl<T: ?Sized> Waitable for Base<T> {
+    type Value = T;
+
+    fn present(&self) -> Option<Arc<Entry<T>>> {
+        self.current()
     }
 
-    /// Sleeps until `entry` is expired or no longer in place; returns `false` if it is neither at the deadline.
-    fn is_outlived(&self, entry: Arc<Entry<T>>, deadline: Option<Deadline>) -> bool {
-        let awaited: Vec<_> = self.tickets(&entry).map(|(sync, ticket)| Awaited { sync, ticket }).collect();
-        let age = self.policy.max_age.map(|_| entry.age);
-        let address = Arc::as_ptr(&entry);
-        drop(entry);
-        loop {
-            let now = coarse_now();
-            if age.is_some_and(|age| age.is_over(now)) {
-                return true;
-            }
-            let end = age.and_then(|age| age.end(now)).map(Deadline::at);
-            let end = deadline.into_iter().chain(end).chain(Deadline::after(SLICE)).min();
-            if wait_for_any(&awaited, end).is_changed() {
-                return true;
-            }
-            // Another thread may have loaded or invalidated the value, which no key reports.
-            if !self.current.load().as_ref().is_some_and(|entry| ptr::eq(Arc::as_ptr(entry), address)) {
-                return true;
-            }
-            if deadline.is_some_and(Deadline::is_reached) {
-                return age.is_some_and(|age| age.is_over(coarse_now()));
-            }
-        }
+    fn is_same(&self, known: &Known<T>, entry: &Arc<Entry<T>>) -> bool {
+        ptr::eq(known.entry.as_ptr(), Arc::as_ptr(entry))
     }
 
-    /// Sleeps until the load may be tried again after a failure, or another thread has loaded successfully; returns `false` if
-    /// the deadline comes first.
-    fn rest_after_failure(&self, deadline: Option<Deadline>) -> bool {
-        let single_flight = self.single_flight.get();
-        // Only the pause of this failure counts: threads that do not wait may fail again and again, and each failure would
-        // prolong it.
-        let Some(ended) = single_flight.last_failure() else { return true };
-        let pause = Period::new(ended, self.policy.retry_pause.max(SHORTEST_PAUSE));
-        while single_flight.last_failure().is_some() {
-            let now = coarse_now();
-            if pause.is_over(now) {
-                break;
-            }
-            if deadline.is_some_and(Deadline::is_reached) {
-                return false;
-            }
-            let end = deadline.map(|deadline| deadline.at).into_iter().chain(pause.end(now)).min();
-            single_flight.rest(end.or_else(|| Instant::now().checked_add(SLICE)));
+    fn is_replaced(&self, known: &Known<T>) -> bool {
+        !self.current.load().as_ref().is_some_and(|entry| self.is_same(known, entry))
+    }
+
+    fn sync(&self) -> Result<impl Deref<Target = GenerationSynchronizer>, Error> {
+        Ok(&self.sync)
+    }
+
+    fn single_flight(&self) -> Result<Arc<SingleFlight>, Error> {
+        Ok(self.single_flight.get())
+    }
+
+    fn retry_pause(&self) -> Duration {
+        self.policy.retry_pause
+    }
+}
+
+/// What tells the value that a wait is to end with from the one that is known already: `known`, or the value in place if that is
+/// `None`.
+pub(super) fn is_known<W: Waitable + ?Sized>(
+    place: &W,
+    known: Option<&Arc<W::Value>>,
+) -> impl Fn(&Arc<Entry<W::Value>>) -> bool {
+    let present = if known.is_none() { place.present().as_ref().map(Known::of) } else { None };
+    move |entry| match known {
+        Some(known) => Arc::ptr_eq(known, &entry.value),
+        None => present.as_ref().is_some_and(|present| place.is_same(present, entry)),
+    }
+}
+
+/// Blocks until there is a fresh value other than `known`, or other than the value in place if `known` is `None`; `load` returns
+/// the fresh entry. Returns `None` at the deadline.
+pub(super) fn wait_until<W: Waitable + ?Sized>(
+    place: &W,
+    known: Option<&Arc<W::Value>>,
+    deadline: Option<Deadline>,
+    load: impl Fn() -> Result<Arc<Entry<W::Value>>, Error>,
+) -> Result<Option<Arc<W::Value>>, Error> {
+    let is_known = is_known(place, known);
+    let mut awaited = place.present().filter(&is_known);
+    loop {
+        if let Some(entry) = awaited.take()
+            && !is_outlived(place, entry, deadline)?
+        {
+            return Ok(None);
         }
-        true
+        if !rest(place, deadline)? {
+            return Ok(None);
+        }
+        match load() {
+            Ok(entry) if is_known(&entry) => awaited = Some(entry),
+            Ok(entry) => return Ok(Some(entry.value())),
+            Err(error) if *error.kind() == ErrorKind::Deadline => return Ok(None),
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Sleeps until `entry` is expired or no longer in place; returns `false` if it is neither at the deadline.
+fn is_outlived<W: Waitable + ?Sized>(
+    place: &W,
+    entry: Arc<Entry<W::Value>>,
+    deadline: Option<Deadline>,
+) -> Result<bool, Error> {
+    // What decides is kept, but not the value.
+    let (freshness, known, sync) = (entry.freshness.clone(), Known::of(&entry), place.sync()?);
+    drop(entry);
+    let awaited: Vec<_> = freshness.tickets(&sync).map(|(sync, ticket)| Awaited { sync, ticket }).collect();
+    let age = Some(freshness.age()).filter(|age| !age.is_endless());
+    loop {
+        let now = coarse_now();
+        // Another thread may have loaded or invalidated the value, which no key reports.
+        if age.is_some_and(|age| age.is_over(now)) || place.is_replaced(&known) {
+            return Ok(true);
+        }
+        let end = age.and_then(|age| age.end(now)).map(Deadline::at);
+        let end = deadline.into_iter().chain(end).chain(Deadline::after(SLICE)).min();
+        if wait_for_any(&awaited, end).is_changed() {
+            return Ok(true);
+        }
+        if deadline.is_some_and(Deadline::is_reached) {
+            return Ok(age.is_some_and(|age| age.is_over(coarse_now())) || place.is_replaced(&known));
+        }
+    }
+}
+
+/// Sleeps until the value may be loaded again after a failure, or another thread has loaded successfully; returns `false` if the
+/// deadline comes first.
+fn rest<W: Waitable + ?Sized>(place: &W, deadline: Option<Deadline>) -> Result<bool, Error> {
+    let is_reached = || deadline.is_some_and(Deadline::is_reached);
+    let end = |pause: Period| deadline.map(|deadline| deadline.at).into_iter().chain(pause.end(coarse_now())).min();
+    if let Some(pause) = place.pause() {
+        while !pause.is_over(coarse_now()) {
+            if is_reached() {
+                return Ok(false);
+            }
+            let end = end(pause).map(|end| end.saturating_duration_since(Instant::now()));
+            std::thread::sleep(end.map_or(SLICE, |end| end.min(SLICE)));
+        }
+    }
+    // Only the pause of this failure counts: threads that do not wait may fail again and again, and each failure would prolong it.
+    let Some(ended) = place.single_flight()?.last_failure() else { return Ok(true) };
+    let pause = Period::new(ended, place.retry_pause().max(SHORTEST_PAUSE));
+    loop {
+        // Asked for each time: a map may have forgotten it meanwhile.
+        let single_flight = place.single_flight()?;
+        if single_flight.last_failure().is_none() || pause.is_over(coarse_now()) {
+            return Ok(true);
+        }
+        if is_reached() {
+            return Ok(false);
+        }
+        single_flight.rest(end(pause).or_else(|| Instant::now().checked_add(SLICE)));
     }
 }

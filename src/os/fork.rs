@@ -5,6 +5,9 @@
 
 #![expect(unsafe_code, reason = "wipes a page on fork, and closes descriptors in a forked child")]
 
+#[cfg(feature = "map")]
+mod carried;
+
 use std::any::Any;
 use std::fs::File;
 use std::mem::ManuallyDrop;
@@ -22,12 +25,15 @@ use nix::sys::stat::fstat;
 
 use crate::error::Error;
 use crate::os::identity::Identity;
+#[cfg(feature = "map")]
+pub(crate) use carried::ForkCarried;
 
 /// A number that differs from those of all processes that this one descends from by forks.
 ///
 /// # Progress
 ///
 /// Lock-free: two loads; the first call in a process makes a few system calls.
+#[inline]
 pub(crate) fn token() -> u64 {
     // ORDERING: acquire pairs with the release in `find_word`: the page was mapped, and marked to be wiped, before its address
     // was stored.
@@ -38,16 +44,19 @@ pub(crate) fn token() -> u64 {
     // ORDERING: relaxed, as are the addition and the exchange below: tokens are only compared, and guard no other memory. All
     // threads of a process agree on one token, because only one exchange finds zero.
     match word.load(Ordering::Relaxed) {
-        0 => {
-            // `LAST` is inherited by copy, and is never less than a token in use here or in an ancestor: so the next number
-            // differs from all of them.
-            let next = LAST.fetch_add(1, Ordering::Relaxed) + 1;
-            match word.compare_exchange(0, next, Ordering::Relaxed, Ordering::Relaxed) {
-                Ok(_) => next,
-                Err(another_thread) => another_thread,
-            }
-        }
+        0 => take_token(word),
         token => token,
+    }
+}
+
+#[cold]
+fn take_token(word: &AtomicU64) -> u64 {
+    // `LAST` is inherited by copy, and is never less than a token in use here or in an ancestor: so the next number
+    // differs from all of them.
+    let next = LAST.fetch_add(1, Ordering::Relaxed) + 1;
+    match word.compare_exchange(0, next, Ordering::Relaxed, Ordering::Relaxed) {
+        Ok(_) => next,
+        Err(another_thread) => another_thread,
     }
 }
 

@@ -40,6 +40,8 @@ use crate::protocol::directory::{Extent, Kind, Outline, SEGMENTS};
 use crate::protocol::fixed_header::FixedHeader;
 use crate::protocol::generation_word::GenerationWord;
 use crate::protocol::layout::{HEADER_WORDS_OFFSET, MAX_SIZE, STATE_OFFSET};
+#[cfg(feature = "map")]
+use crate::protocol::segment::SlotSegment;
 use crate::protocol::slots::Memory;
 use crate::protocol::version_1;
 pub(crate) use chain::{Chain, Places, SlotRef};
@@ -362,6 +364,31 @@ impl Mapping {
         self.find(word).is_some()
     }
 
+    /// The generation word at `address`, at which one was found in this mapping or in another one of this process. `None` if it is
+    /// not in this mapping.
+    #[inline]
+    #[cfg(feature = "map")]
+    pub(crate) fn generation_at(&self, address: usize) -> Option<&GenerationWord> {
+        let within = address.wrapping_sub(self.first.base.addr().get());
+        if within < self.first.length && address.is_multiple_of(size_of::<GenerationWord>()) {
+            // SAFETY: an aligned word, which begins within the first part, and so ends there, as the length of a part is a
+            // multiple of its size. It stays mapped as long as self lives, and is accessed by atomics only.
+            return Some(unsafe { self.first.base.add(within).cast::<GenerationWord>().as_ref() });
+        }
+        self.generation_behind(address)
+    }
+
+    /// As [`generation_at`](Self::generation_at), in the segments that were mapped later.
+    #[cold]
+    #[cfg(feature = "map")]
+    fn generation_behind(&self, address: usize) -> Option<&GenerationWord> {
+        let (segment, within) = self.find_address(address)?;
+        match self.slots(segment.extent.number) {
+            SlotSegment::Lanes(lanes) if within.is_multiple_of(8) => lanes.generations.get(within as usize / 8),
+            _ => None,
+        }
+    }
+
     /// Where in the file `word` is.
     pub(crate) fn offset_of(&self, word: &GenerationWord) -> u64 {
         let (segment, within) = self.find(word).expect("the word is in a segment");
@@ -370,7 +397,11 @@ impl Mapping {
 
     /// The segment that `word` is in, and at which offset there.
     fn find(&self, word: &GenerationWord) -> Option<(&Segment, u64)> {
-        let address = std::ptr::from_ref(word).addr();
+        self.find_address(std::ptr::from_ref(word).addr())
+    }
+
+    /// The segment that has `address`, and at which offset there.
+    fn find_address(&self, address: usize) -> Option<(&Segment, u64)> {
         // From the last on, as half of all words are in the last one.
         (0..self.mapped().slots).rev().find_map(|number| {
             let segment = self.of_kind(&self.slots, number);

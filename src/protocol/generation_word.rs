@@ -18,6 +18,12 @@ impl GenerationWord {
         Self(AtomicU64::new(0))
     }
 
+    /// The word of a slot that was never used in a table that has a successor.
+    #[cfg(all(feature = "map", not(loom)))]
+    pub(crate) const fn retired() -> Self {
+        Self(AtomicU64::new(RETIRED_BIT))
+    }
+
     /// The generation word: all that a check reads of shared memory.
     #[inline]
     pub(crate) fn word(&self) -> Word {

@@ -21,7 +21,7 @@ use crate::protocol::word::{RETIRED_BIT, WAITING_BIT, Word};
 /// | unconfirmed | time | 1 | 0 | time | generation |
 /// | nothing, or an outage | 1s | 1 | 1 | time | time |
 /// | a missing key | 0 | 1 | 1 | incarnation | incarnation |
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Observed(pub(super) u64);
 
 impl Observed {

@@ -209,6 +209,7 @@ impl<M: Memory> Slots<M> {
         Self { memory, capacity }
     }
 
+    #[inline]
     pub(crate) fn memory(&self) -> &M {
         &self.memory
     }

@@ -4,6 +4,8 @@ use crate::generation::Generation;
 use crate::protocol::generation_word::GenerationWord;
 use crate::protocol::observed::Observed;
 use crate::protocol::word::Word;
+#[cfg(feature = "map")]
+use crate::table::incarnation::Incarnation;
 use crate::table::incarnation::Place;
 
 /// The generation from before a load, to be [adopted](crate::GenerationSynchronizer::adopt) after it.
@@ -11,7 +13,7 @@ use crate::table::incarnation::Place;
 /// An update during the load changes the generation, so that state that was loaded with this ticket is expired from the start. A
 /// ticket is valid for synchronizers of one key and one [`Table`](crate::Table) (clones included): adopted by any other, it
 /// leaves the state expired.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[must_use = "a ticket does nothing until it is adopted"]
 pub struct Ticket {
     pub(super) observed: Observed,
@@ -35,6 +37,13 @@ impl Ticket {
 
     pub(crate) fn may_sleep_on(self, word: Word) -> bool {
         self.observed.may_sleep_on(word)
+    }
+
+    /// Whether the key has not been updated in `incarnation` since the ticket was taken there, and no update is pending.
+    #[cfg(feature = "map")]
+    #[inline]
+    pub(crate) fn is_unchanged_in(self, incarnation: &Incarnation) -> bool {
+        incarnation.mapping().generation_at(self.slot).is_some_and(|slot| self.observed.is(slot.word()))
     }
 
     /// Whether it was taken while freshness could not be known: state that is loaded with it counts as fresh for the

@@ -26,23 +26,24 @@
 //! overlap without end, and then there may never be a moment without one. So the resetting process also holds a lock on the
 //! header's state, and an update that is about to begin waits for a moment if it finds this lock held.
 
+mod beginning;
+#[cfg(feature = "future")]
+mod tasks;
+
 use std::any::Any;
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
+use self::beginning::{Beginning, COURTESY};
 use crate::error::{Error, ErrorKind};
 use crate::generation::Generation;
-use crate::os::clock::{Deadline, with_patience};
-use crate::os::lock::{Kind, RangeLock};
+use crate::os::lock::RangeLock;
 use crate::synchronizer::GenerationSynchronizer;
 use crate::table::incarnation::Place;
-use crate::table::retry::retry;
 
-/// How long an update that is about to begin waits for a process that is about to reset the table.
-///
-/// Not for ever: that process may be waiting for another update of this same thread to end.
-const COURTESY: Duration = Duration::from_millis(50);
+/// The pause between two attempts to begin an update.
+const MOMENT: Duration = Duration::from_millis(1);
 
 /// Why an update failed, and what that means for the source.
 #[derive(Debug)]
@@ -266,64 +267,13 @@ impl GenerationSynchronizer {
     }
 
     fn begin_update_within(&self, courtesy: Duration, limit: Duration) -> Result<Update<'_>, Error> {
-        self.check_writable()?;
-        let end = Deadline::after(limit);
-        let left = || end.map_or(limit, Deadline::left);
-        let locked = || self.error(ErrorKind::Locked { seconds: limit.as_secs() });
-        let lock = |place: &Place| {
-            let mapping = place.owner().mapping();
-            let is_let_in = with_patience(courtesy, || Ok::<_, Error>((!mapping.is_held_up()).then_some(())))?;
-            // A caller that has no time to wait for the reset must not begin ahead of it: callers that poll would keep it waiting
-            // for ever.
-            if is_let_in.is_none() && courtesy < COURTESY {
-                return Err(locked());
+        let mut beginning = Beginning::new(self, courtesy, limit)?;
+        loop {
+            if let Some(update) = beginning.attempt()? {
+                return Ok(update);
             }
-            // Only a process that resets the table or recovers an update holds the lock exclusively, and not for long.
-            with_patience(left(), || mapping.try_lock(place, Kind::Shared))?.ok_or_else(locked)
-        };
-        let (place, lock) = self.begin(lock, left)?;
-        Ok(Update { sync: self, place, lock: Some(lock) })
-    }
-
-    /// Counts an update as pending in the latest incarnation, after taking `lock` there. Returns the place and the lock.
-    ///
-    /// If the file of that incarnation is gone, this first waits for the updates in flight there, for as long as `patience`
-    /// says is left, so that this process can move on to the successor.
-    pub(crate) fn begin<L>(
-        &self,
-        lock: impl Fn(&Place) -> Result<L, Error>,
-        patience: impl Fn() -> Duration,
-    ) -> Result<(&Place, L), Error> {
-        // Whether the update begins in a file that is gone, as updates of this process that are in flight keep it there. Then
-        // `follow_update` announces it in the new file as well.
-        let mut stays = false;
-        let begun = retry(|| {
-            let place = self.places.latest();
-            // A process that retires a table excludes this lock while it does, so the table is not retired from here on.
-            let held = lock(place);
-            if !stays && place.owner().is_gone() {
-                // No process leaves a file while an update's lock is held there, so this lock would keep this process there.
-                drop(held);
-                stays = !self.table().leave_for_update(place.owner(), patience())?;
-                if !stays {
-                    self.move_on()?;
-                }
-                return Ok(None);
-            }
-            // The header is checked as well as the slot: a process that was retiring the table may have died after it marked the
-            // header and before it reached this slot.
-            if place.owner().slots().header().is_live() && place.word().is_live() {
-                // An error of the lock counts only here: a table that is retired may have no file left to lock.
-                let held = held?;
-                if place.begin_update().is_live() {
-                    place.owner().count_own_update();
-                    return Ok(Some((place, held)));
-                }
-            }
-            self.move_on()?;
-            Ok(None)
-        });
-        begun.map_err(|error| self.explain(error))
+            std::thread::sleep(MOMENT.min(limit));
+        }
     }
 
     /// Ends an update that was begun at `place`: it is pending no more, and is announced. The holder follows it if it `knows`

@@ -59,6 +59,7 @@ impl Incarnation {
         &self.slots
     }
 
+    #[inline]
     pub(crate) fn mapping(&self) -> &Mapping {
         self.slots.memory()
     }

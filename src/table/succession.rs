@@ -1,14 +1,13 @@
 //! Moving on from one incarnation of a table to the next.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::open::open;
 use super::retry::retry;
 use super::{Table, TableOptions};
 use crate::error::{Error, ErrorKind};
 use crate::key::CacheKey;
-use crate::os::clock::{coarse_now, precise_now, with_patience};
+use crate::os::clock::{coarse_now, precise_now};
 use crate::os::view::Presence;
 use crate::table::incarnation::Incarnation;
 
@@ -98,18 +97,12 @@ impl Table {
         true
     }
 
-    /// Moves on from `owner`, whose file is gone, before an update begins. Waits for updates in flight there, except for those
-    /// of this process, which may be the caller's own. `false` if the update must begin in `owner` because of those.
-    ///
-    /// # Errors
-    ///
-    /// [`ErrorKind::Locked`]: the updates there did not end in time.
-    pub(crate) fn leave_for_update(&self, owner: &Arc<Incarnation>, patience: Duration) -> Result<bool, Error> {
-        let left = with_patience(patience, || {
-            let has_left = !self.is_latest(owner) || self.leave(owner);
-            Ok::<_, Error>((has_left || owner.has_own_updates()).then_some(has_left))
-        })?;
-        left.ok_or_else(|| self.error(ErrorKind::Locked { seconds: patience.as_secs() }))
+    /// Moves on from `owner`, whose file is gone, before an update begins; `None` while other processes have updates in flight
+    /// there. `false` if the update must begin in `owner` because of updates in flight of this process, which may be the caller's
+    /// own.
+    pub(crate) fn leave_for_update(&self, owner: &Arc<Incarnation>) -> Option<bool> {
+        let has_left = !self.is_latest(owner) || self.leave(owner);
+        (has_left || owner.has_own_updates()).then_some(has_left)
     }
 
     /// To be called after an update was announced in `owner`: if the path names another file by now, the key is updated in that

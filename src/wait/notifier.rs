@@ -9,12 +9,16 @@
 //!
 //! A new registration need not wake the thread: it sets the waiting bit of its key itself. If the thread is asleep by then, the
 //! table's wake word is armed, and an update of the key wakes the thread. If the thread is awake, it scans all keys before it
-//! sleeps again. Only a registration with a due time wakes the thread, if the thread would sleep past that time.
+//! sleeps again. Only a registration with a due time, or a [`Timer`], wakes the thread, if the thread would sleep past that time.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
+#[cfg(feature = "future")]
+use std::future::poll_fn;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+#[cfg(feature = "future")]
+use std::task::Poll;
 use std::task::Waker;
 use std::time::Duration;
 
@@ -46,6 +50,10 @@ struct State {
     by_key: HashMap<CacheKey, usize>,
     /// The due times of registrations in milliseconds: by time and number, with the index of the group.
     timers: BTreeMap<(u64, u64), usize>,
+    /// The tasks that sleep until a time, by time and number, and how many tasks may sleep.
+    #[cfg(feature = "future")]
+    sleepers: BTreeMap<(u64, u64), Waker>,
+    alarms: usize,
     /// When the timers were last scanned.
     scanned: u64,
     /// Until when the thread sleeps if it is not woken.
@@ -160,6 +168,22 @@ impl State {
             let Members { sync, entries } = &mut **members;
             due.extend(entries.get_mut(&id).map(|entry| entry.take_target(sync)));
         }
+        #[cfg(feature = "future")]
+        while let Some(sleeper) = self.sleepers.first_entry().filter(|sleeper| sleeper.key().0 <= due_until) {
+            due.push(Target::Task(Some(sleeper.remove())));
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.by_key.is_empty() && self.alarms == 0
+    }
+
+    /// When a registration or a sleeper is next due.
+    fn next_due(&self) -> u64 {
+        let due = self.timers.first_key_value().map_or(u64::MAX, |(&(due, _), _)| due);
+        #[cfg(feature = "future")]
+        let due = self.sleepers.first_key_value().map_or(due, |(&(sleeper, _), _)| sleeper.min(due));
+        due
     }
 
     /// Sets the waiting bit, so that the next update notifies a registration. Returns the target if it is a descriptor and there
@@ -231,10 +255,14 @@ impl Target {
         match self {
             // This fails only if the count is at its maximum, 2^64 - 2, and then the descriptor is readable.
             Self::Descriptor(descriptor) => _ = descriptor.write(1),
-            // A panic of a runtime's waker must not end the thread, which other registrations rely on.
-            Self::Task(waker) => _ = catch_unwind(AssertUnwindSafe(|| waker.into_iter().for_each(Waker::wake))),
+            Self::Task(waker) => waker.into_iter().for_each(wake),
         }
     }
+}
+
+/// Calls `waker`. A panic of a runtime's waker must not end what calls it, which others rely on.
+pub(crate) fn wake(waker: Waker) {
+    let _ = catch_unwind(AssertUnwindSafe(|| waker.wake()));
 }
 
 impl Default for Notifier {
@@ -252,6 +280,15 @@ impl Notifier {
     /// nor dropped there.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Starts the thread if it does not run. To be called with the lock held, on what the lock guards.
+    fn ensure_running(self: &Arc<Self>, state: &mut State, table: &Table) -> Result<(), Error> {
+        if !state.is_running {
+            self.start(table).map_err(|error| table.explain(error))?;
+            state.is_running = true;
+        }
+        Ok(())
     }
 
     fn start(self: &Arc<Self>, table: &Table) -> Result<(), Error> {
@@ -281,6 +318,20 @@ impl Notifier {
         wakers.into_iter().for_each(Target::notify);
     }
 
+    /// Wakes the thread if it would sleep past the first due time.
+    fn wake_for_timers(&self, mut state: MutexGuard<'_, State>, table: &Table) {
+        let next = state.next_due();
+        let is_early = next < state.sleeps_until;
+        if is_early {
+            // Further registrations that are due no sooner than this one need not wake the thread once more.
+            state.sleeps_until = next;
+        }
+        drop(state);
+        if is_early {
+            table.wake_sleepers();
+        }
+    }
+
     fn run(&self, table: &Table) {
         loop {
             // The wake word is armed before the keys are scanned, so that an update which comes after its key was scanned ends
@@ -291,12 +342,12 @@ impl Notifier {
             let mut due = vec![];
             {
                 let mut state = self.lock();
-                if state.by_key.is_empty() {
+                if state.is_empty() {
                     state.is_running = false;
                     return;
                 }
                 state.scan(now, &mut due);
-                let next = state.timers.first_key_value().map_or(u64::MAX, |(&(due, _), _)| due);
+                let next = state.next_due();
                 state.sleeps_until = if due.is_empty() { next.min(now + SLICE.as_millis() as u64) } else { now };
                 limit = Duration::from_millis(state.sleeps_until - now);
             }
@@ -328,11 +379,10 @@ impl Registration {
             group.members.entries.insert(id, Entry { ticket, target, due: None });
         }
         let due = state.arm(id, group);
-        let started = if state.is_running { Ok(()) } else { notifier.start(&table) };
-        state.is_running |= started.is_ok();
+        let started = notifier.ensure_running(&mut state, &table);
         drop(state);
         let this = Self { notifier, table, group, id };
-        started.map_err(|error| this.table.explain(error))?;
+        started?;
         due.into_iter().for_each(Target::notify);
         Ok(this)
     }
@@ -355,7 +405,7 @@ impl Registration {
             std::mem::swap(&mut entry.target, &mut target);
         }
         let _ = state.arm(self.id, self.group);
-        self.wake_for_timers(state);
+        self.notifier.wake_for_timers(state, &self.table);
         drop(target);
     }
 
@@ -363,21 +413,7 @@ impl Registration {
     pub(crate) fn set_due(&self, due: Option<u64>) {
         let mut state = self.notifier.lock();
         state.set_timer(self.id, self.group, due);
-        self.wake_for_timers(state);
-    }
-
-    /// Wakes the thread if it would sleep past the first due time.
-    fn wake_for_timers(&self, mut state: MutexGuard<'_, State>) {
-        let next = state.timers.first_key_value().map_or(u64::MAX, |(&(due, _), _)| due);
-        let is_early = next < state.sleeps_until;
-        if is_early {
-            // Further registrations that are due no sooner than this one need not wake the thread once more.
-            state.sleeps_until = next;
-        }
-        drop(state);
-        if is_early {
-            self.table.wake_sleepers();
-        }
+        self.notifier.wake_for_timers(state, &self.table);
     }
 }
 
@@ -390,7 +426,7 @@ impl Drop for Registration {
         }
         let mut state = self.notifier.lock();
         let removed = state.remove(self.id, self.group);
-        let is_last = state.by_key.is_empty();
+        let is_last = state.is_empty();
         drop(state);
         // The waiting bit is cleared for descriptors only. A task often registers again soon, and would set the bit again.
         if let (Some(Entry { target: Target::Descriptor(_), .. }), Some(group)) = &removed
@@ -408,6 +444,92 @@ impl Drop for Registration {
 impl fmt::Debug for Registration {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Registration").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+/// Wakes a task at a time, until it is dropped.
+#[cfg(feature = "future")]
+pub(crate) struct Timer {
+    table: Table,
+    /// `None` until it is set for the first time.
+    alarm: Option<Alarm>,
+}
+
+/// What the notifier keeps for a timer.
+#[cfg(feature = "future")]
+struct Alarm {
+    notifier: Arc<Notifier>,
+    table: Table,
+    id: u64,
+    /// When it is due, if it is set.
+    due: u64,
+}
+
+#[cfg(feature = "future")]
+impl Timer {
+    pub(crate) fn new(table: &Table) -> Self {
+        Self { table: table.clone(), alarm: None }
+    }
+
+    /// Calls `waker` at `due`, in milliseconds of the coarse clock, and perhaps sooner: if the clock is set back. What was set
+    /// before does not count any more.
+    pub(crate) fn set(&mut self, waker: &Waker, due: u64) -> Result<(), Error> {
+        let waker = waker.clone();
+        self.alarm.take_if(|alarm| alarm.notifier.is_inherited());
+        let alarm = self.alarm.get_or_insert_with(|| Alarm::new(&self.table));
+        let mut state = alarm.notifier.lock();
+        alarm.notifier.ensure_running(&mut state, &self.table)?;
+        let before = state.sleepers.remove(&(alarm.due, alarm.id));
+        alarm.due = due;
+        let replaced = state.sleepers.insert((due, alarm.id), waker);
+        alarm.notifier.wake_for_timers(state, &self.table);
+        drop((before, replaced));
+        Ok(())
+    }
+
+    /// Sleeps for `length` milliseconds of the coarse clock, or until the clock is set back.
+    pub(crate) async fn sleep(&mut self, length: u64) -> Result<(), Error> {
+        let start = coarse_now();
+        poll_fn(|context| match coarse_now().wrapping_sub(start) >= length {
+            true => Poll::Ready(Ok(())),
+            false => match self.set(context.waker(), start + length) {
+                Ok(()) => Poll::Pending,
+                Err(error) => Poll::Ready(Err(error)),
+            },
+        })
+        .await
+    }
+}
+
+#[cfg(feature = "future")]
+impl Alarm {
+    fn new(table: &Table) -> Self {
+        let notifier: Arc<Notifier> = table.companion();
+        let mut state = notifier.lock();
+        (state.last, state.alarms) = (state.last + 1, state.alarms + 1);
+        let id = state.last;
+        drop(state);
+        Self { notifier, table: table.clone(), id, due: 0 }
+    }
+}
+
+#[cfg(feature = "future")]
+impl Drop for Alarm {
+    fn drop(&mut self) {
+        if self.notifier.is_inherited() {
+            // As for registrations.
+            std::mem::forget(Arc::clone(&self.notifier));
+            return;
+        }
+        let mut state = self.notifier.lock();
+        let waker = state.sleepers.remove(&(self.due, self.id));
+        state.alarms -= 1;
+        let is_last = state.is_empty();
+        drop(state);
+        drop(waker);
+        if is_last {
+            self.table.wake_sleepers();
+        }
     }
 }
 

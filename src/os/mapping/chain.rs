@@ -28,6 +28,13 @@ impl<O: AsRef<Mapping>> SlotRef<O> {
         assert!(mapping.contains(slot), "a slot of another mapping");
         Self { slot: NonNull::from(slot), owner: Arc::clone(owner) }
     }
+
+    /// The place of a key that has none: its word says that the table has a successor, where the key may be found.
+    #[cfg(feature = "map")]
+    pub(crate) fn nowhere(owner: &Arc<O>) -> Self {
+        static NOWHERE: GenerationWord = GenerationWord::retired();
+        Self { slot: NonNull::from(&NOWHERE), owner: Arc::clone(owner) }
+    }
 }
 
 impl<O> SlotRef<O> {
@@ -47,7 +54,8 @@ impl<O> std::ops::Deref for SlotRef<O> {
 
     #[inline]
     fn deref(&self) -> &GenerationWord {
-        // SAFETY: `new` found the slot in the owner's mapping, which this value keeps in place; only its atomics change.
+        // SAFETY: `new` found the slot in the owner's mapping, which this value keeps in place, or it is a static; only its atomics
+        // change.
         unsafe { self.slot.as_ref() }
     }
 }
@@ -143,6 +151,21 @@ impl<T> Chain<T> {
         // SAFETY: the head is never null, was complete before it was published, and is freed by `drop` alone. `previous` is
         // null or such a link too, and does not change after its own link was published.
         unsafe { (*self.head.get()).previous.as_ref() }.map(|link| &link.value)
+    }
+
+    /// Appends `value` if `latest` is the latest, and drops it otherwise.
+    #[cfg(feature = "map")]
+    pub(crate) fn append_to(&self, latest: &T, value: T) {
+        let head = self.head.get();
+        // SAFETY: as in `latest`.
+        if !std::ptr::eq(unsafe { &(*head).value }, latest) {
+            return;
+        }
+        let link = Box::into_raw(Box::new(Link { value, previous: head }));
+        if !self.head.replace(head, link) {
+            // SAFETY: it was made just now, and was not published.
+            drop(unsafe { Box::from_raw(link) });
+        }
     }
 
     pub(crate) fn append(&self, value: T) {
