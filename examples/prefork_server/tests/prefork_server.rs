@@ -1,12 +1,13 @@
 //! Guards against stale answers of the `prefork_server` example: over HTTP, from several workers, which are killed; and
 //! against a server that does not end, or leaves something behind.
 
+#[path = "../../support/mod.rs"]
+mod support;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead as _, BufReader};
 use std::net::TcpStream;
-use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::SeqCst};
 use std::thread::{scope, sleep};
 use std::time::{Duration, Instant};
@@ -14,31 +15,11 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
+use support::{LIMIT, NOTICED, client, eventually, program};
 use ureq::Agent;
 use ureq::http::StatusCode;
 
 const WORKERS: usize = 4;
-/// A limit for what takes much less time: a test fails after it rather than hangs.
-const LIMIT: Duration = Duration::from_secs(30);
-/// More than the millisecond after a look at the lock in which a worker need not look again.
-const NOTICED: Duration = Duration::from_millis(2);
-
-/// The example, built once, as `cargo test --test` does not.
-fn program() -> &'static Path {
-    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
-    PROGRAM.get_or_init(|| {
-        let test = std::env::current_exe().unwrap();
-        let profile = test.parent().unwrap().parent().unwrap();
-        let mut cargo = Command::new(env!("CARGO"));
-        cargo.current_dir(env!("CARGO_MANIFEST_DIR")).args(["build", "--quiet", "--example", "prefork_server"]);
-        cargo.arg("--target-dir").arg(profile.parent().unwrap());
-        if profile.ends_with("release") {
-            cargo.arg("--release");
-        }
-        assert!(cargo.status().unwrap().success(), "the example does not build");
-        profile.join("examples/prefork_server")
-    })
-}
 
 /// The example, running; killed if the test ends before it does.
 struct Server {
@@ -51,7 +32,7 @@ struct Server {
 impl Server {
     fn start(options: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let mut process = Command::new(program())
+        let mut process = Command::new(program("prefork_server"))
             .env("TMPDIR", folder.path())
             .args(["--workers", &WORKERS.to_string()])
             .args(options)
@@ -130,12 +111,6 @@ impl Answer {
         let settings: Value = serde_json::from_str(&self.text).unwrap();
         settings["version"].as_i64().unwrap()
     }
-}
-
-/// A client with no connection yet, which keeps the one it makes.
-fn client() -> Agent {
-    let config = Agent::config_builder().proxy(None).http_status_as_error(false).timeout_global(Some(LIMIT));
-    config.build().new_agent()
 }
 
 /// What the clients know of the server: the newest version that a `PUT` was answered with.
@@ -258,17 +233,6 @@ fn has_ended(pid: u32) -> bool {
 
 fn await_end(pid: u32) {
     eventually("a worker that was killed lives", || has_ended(pid).then_some(()));
-}
-
-fn eventually<T>(otherwise: &str, mut find: impl FnMut() -> Option<T>) -> T {
-    let end = Instant::now() + LIMIT;
-    loop {
-        if let Some(found) = find() {
-            return found;
-        }
-        assert!(Instant::now() < end, "{otherwise}");
-        sleep(Duration::from_millis(1));
-    }
 }
 
 #[test]
