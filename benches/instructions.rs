@@ -12,16 +12,17 @@ use std::collections::HashMap;
 use std::hint::black_box;
 use std::io;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use arc_swap::ArcSwapOption;
-use gensync::{Cached, CachedReader, GenerationSynchronizer, Table};
+use gensync::{Cached, CachedMap, CachedReader, GenerationSynchronizer, Table};
 
 use callgrind::Costs;
 
 /// The instructions of each operation of `counted`, its return included, with Rust 1.95 on x86-64. After another compiler or an
 /// intended change, write down what the table of `cargo bench --bench instructions` says.
-const EXPECTED: [(&str, u32); 15] = [
+const EXPECTED: [(&str, u32); 17] = [
     ("load", 2),
     ("load_and_compare", 4),
     ("fetch_add", 3),
@@ -37,6 +38,8 @@ const EXPECTED: [(&str, u32); 15] = [
     ("cached_get", 97),
     ("cached_get_if_fresh", 97),
     ("cached_reader_get", 26),
+    ("quick_cache_get", 84),
+    ("cached_map_get", 183),
 ];
 
 /// Two more, or three in a hundred of long ones, may come from the compiler's choices.
@@ -54,7 +57,8 @@ mod counted {
     use std::sync::atomic::{AtomicU64, Ordering::*};
 
     use arc_swap::ArcSwapOption;
-    use gensync::{Cached, CachedReader, Error, Generation, GenerationSynchronizer, Ticket};
+    use gensync::{Cached, CachedMap, CachedReader, Error, Generation, GenerationSynchronizer, Ticket};
+    use quick_cache::sync::Cache;
 
     type Reader<'a> = CachedReader<u64, &'a Cached<u64>>;
 
@@ -74,6 +78,8 @@ mod counted {
         cached_get(cached: &Cached<u64>) -> Result<Arc<u64>, Error> = cached.get();
         cached_get_if_fresh(cached: &Cached<u64>) -> Option<Arc<u64>> = cached.get_if_fresh();
         cached_reader_get(reader: &mut Reader<'_>) -> u64 = reader.get().map_or(0, |value| *value);
+        quick_cache_get(cache: &Cache<u64, Arc<u64>>, key: &u64) -> Option<Arc<u64>> = cache.get(key);
+        cached_map_get(map: &CachedMap<u64, u64>, key: &u64) -> Result<Arc<u64>, Error> = map.get(key);
     }
 }
 
@@ -117,6 +123,14 @@ fn operate() {
     let mut reader = CachedReader::new(&fresh);
     (0..WARM_UP).for_each(|_| _ = reader.get().expect("a value"));
     repeat(|| counted::cached_reader_get(black_box(&mut reader)));
+
+    let cache = quick_cache::sync::Cache::new(100);
+    cache.insert(1, Arc::new(1));
+    repeat(|| counted::quick_cache_get(black_box(&cache), black_box(&1)));
+    let key = |key: &u64| key.to_string().into();
+    let map = CachedMap::builder(&table, key, |key: &u64| Ok::<_, io::Error>(*key)).max_entries(100).build();
+    (0..WARM_UP).for_each(|_| _ = map.get(&1).expect("a value"));
+    repeat(|| counted::cached_map_get(black_box(&map), black_box(&1)));
 }
 
 fn busy(sync: GenerationSynchronizer) -> GenerationSynchronizer {
