@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use gensync::{Cached, CachedMap, CachedMapBuilder, ErrorKind, GenerationSynchronizer, Peek, Table};
 use map::{Database, key, must_end};
 use support::source::{HOUR, anonymous};
-use support::{alone, in_child};
+use support::{alone, in_child, is_recursion};
 
 /// A map that its own loader, callbacks and values know.
 struct Cyclic<V>(Arc<OnceLock<CachedMap<u64, V>>>);
@@ -48,17 +48,6 @@ impl<V> Itself<V> {
     fn with<R>(&self, work: impl FnOnce(&CachedMap<u64, V>) -> R) -> Option<R> {
         self.0.upgrade().map(|map| work(map.get().unwrap()))
     }
-}
-
-fn is_recursion(error: &gensync::Error) -> bool {
-    let mut next: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(cause) = next {
-        if cause.downcast_ref::<gensync::Error>().is_some_and(|error| *error.kind() == ErrorKind::Recursion) {
-            return true;
-        }
-        next = cause.source();
-    }
-    false
 }
 
 /// Uses its map in every way when it is dropped, if it is armed, and has another thread do so as well.

@@ -22,7 +22,7 @@ use map::{Database, key, must_end};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::time::{ClockId, clock_gettime};
 use support::source::{HOUR, anonymous};
-use support::{in_child, path};
+use support::{in_child, is_recursion, path};
 
 const TIME: Duration = Duration::from_millis(100);
 
@@ -41,17 +41,6 @@ fn reading(
         read()?;
         Ok::<_, gensync::Error>(loads.fetch_add(1, SeqCst) + 1)
     }))
-}
-
-fn is_recursion(error: &gensync::Error) -> bool {
-    let mut next: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(cause) = next {
-        if cause.downcast_ref::<gensync::Error>().is_some_and(|error| *error.kind() == ErrorKind::Recursion) {
-            return true;
-        }
-        next = cause.source();
-    }
-    false
 }
 
 #[test]

@@ -28,7 +28,7 @@ use std::time::Duration;
 use gensync::future::Cached;
 use gensync::{ErrorKind, GenerationSynchronizer, Table, depend_on};
 use support::source::{anonymous, sync};
-use support::{LIMIT, in_child, path};
+use support::{LIMIT, in_child, is_recursion, path};
 use tokio::sync::Semaphore;
 
 fn attach(table: &Table, key: &str) -> GenerationSynchronizer {
@@ -391,17 +391,6 @@ fn circle(length: usize) -> Values {
     values
 }
 
-fn has_recursion(error: &gensync::Error) -> bool {
-    let mut error: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(present) = error {
-        if present.downcast_ref::<gensync::Error>().is_some_and(|error| *error.kind() == ErrorKind::Recursion) {
-            return true;
-        }
-        error = present.source();
-    }
-    false
-}
-
 #[test]
 fn loads_in_tasks_that_wait_for_each_other_get_an_error() {
     for length in 1..=4 {
@@ -425,7 +414,7 @@ fn loads_in_tasks_that_wait_for_each_other_get_an_error() {
             errors.into_iter().flatten().collect::<Vec<_>>()
         });
         assert_eq!(errors.len(), length);
-        assert!(errors.iter().all(has_recursion), "{errors:?}");
+        assert!(errors.iter().all(is_recursion), "{errors:?}");
 
         let values = circle(length);
         threads_of_tokio().block_on(within_limit(async {
@@ -434,7 +423,7 @@ fn loads_in_tasks_that_wait_for_each_other_get_an_error() {
                 tokio::spawn(async move { value.get().await.unwrap_err() })
             };
             for task in (0..length).map(spawn).collect::<Vec<_>>() {
-                assert!(has_recursion(&task.await.unwrap()));
+                assert!(is_recursion(&task.await.unwrap()));
             }
         }));
     }
@@ -552,8 +541,8 @@ fn a_call_that_a_loader_takes_over_is_found_in_its_circle() {
     let mut load_one = Polled::new(one.get_with(async || call.as_mut().await.map(|value| *value)));
     assert!(load_one.poll().is_pending());
     gate.add_permits(1);
-    assert!(has_recursion(&load_other.finish().unwrap_err()));
-    assert!(has_recursion(&load_one.finish().unwrap_err()));
+    assert!(is_recursion(&load_other.finish().unwrap_err()));
+    assert!(is_recursion(&load_one.finish().unwrap_err()));
 }
 
 #[test]

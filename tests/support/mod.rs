@@ -298,3 +298,15 @@ pub(crate) fn after_the_clock_was_set_back(work: impl FnOnce()) -> bool {
     .succeeds();
     refused.load(SeqCst) == 0
 }
+
+/// Whether a load that waits for itself is among the causes of `error`.
+pub(crate) fn is_recursion(error: &gensync::Error) -> bool {
+    let mut next: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(cause) = next {
+        if cause.downcast_ref::<gensync::Error>().is_some_and(|error| *error.kind() == gensync::ErrorKind::Recursion) {
+            return true;
+        }
+        next = cause.source();
+    }
+    false
+}
