@@ -406,9 +406,7 @@ pub(super) fn run<C: Cell + ?Sized>(
         match call.next() {
             Step::Return(result) => return result,
             Step::Load(attempt) => {
-                let entered = attempt.scope().enter();
-                let outcome = loader();
-                drop(entered);
+                let outcome = in_scope(attempt.scope(), loader);
                 return call.finish(attempt, outcome);
             }
             Step::Wait { end } => {
@@ -430,8 +428,11 @@ pub(super) fn verify<C: Cell + ?Sized>(
     loader: impl FnOnce() -> Result<Arc<C::Value>, Source>,
 ) -> Option<Arc<Entry<C::Value>>> {
     let attempt = Attempt::verify(cell, entry)?;
-    let entered = attempt.scope().enter();
-    let outcome = loader();
-    drop(entered);
+    let outcome = in_scope(attempt.scope(), loader);
     attempt.end(outcome).ok()
+}
+
+fn in_scope<R>(scope: &Arc<Scope>, loader: impl FnOnce() -> R) -> R {
+    let _entered = scope.enter();
+    loader()
 }

@@ -3,16 +3,22 @@
 use std::fmt;
 use std::hash::Hash;
 
-use super::core::{Core, MAX_ENTRIES, Options};
+use super::core::Options;
 use super::many::{self, Absent};
 use super::{BulkLoader, CachedMap, Loader};
 use crate::cached::policy::policy_methods;
 use crate::cached::source;
-use crate::error::Error;
 
-/// The methods by which a builder says what a map is like, which maps of both faces have.
+/// The methods of the builders of maps of both faces, except those that take a loader.
 macro_rules! map_options {
     () => {
+        /// How many entries a map has room for unless it is said.
+        pub const MAX_ENTRIES: usize = $crate::cached::map::core::MAX_ENTRIES;
+
+        pub(super) fn new(options: $crate::cached::map::core::Options<K, V>, loader: Loader<K, V>) -> Self {
+            Self { options, loader, bulk_loader: None, absent: None }
+        }
+
         /// How many entries there may be at most; [`MAX_ENTRIES`](Self::MAX_ENTRIES) unless set. It may be a few less, as the cache
         /// consists of parts of equal size, and a part may be full while another one is not.
         ///
@@ -102,6 +108,31 @@ macro_rules! map_options {
             self.options.policy.verification = Some($crate::cached::policy::Verification::new(every, report));
             self
         }
+
+        /// Builds the map. Nothing is loaded before the first use.
+        ///
+        /// # Panics
+        ///
+        /// If an option is invalid: where options come from outside of the program, call [`try_build`](Self::try_build).
+        #[track_caller]
+        pub fn build(self) -> CachedMap<K, V> {
+            match self.try_build() {
+                Ok(map) => map,
+                Err(error) => panic!("{error}"),
+            }
+        }
+
+        /// As [`build`](Self::build), but returns an error if an option is invalid.
+        ///
+        /// # Errors
+        ///
+        /// [`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput) if there is no room for an entry, if the number of generations
+        /// is 0, if the jitter is not from 0 to 1 or is given without a [`max_age`](Self::max_age), or if the `every` of
+        /// [`verify`](Self::verify) is 0.
+        pub fn try_build(self) -> Result<CachedMap<K, V>, $crate::Error> {
+            let Self { options, loader, bulk_loader, absent } = self;
+            Ok(CachedMap { core: $crate::cached::map::core::Core::new(options)?, loader, bulk_loader, absent })
+        }
     };
 }
 #[cfg_attr(not(feature = "future"), expect(unused_imports, reason = "the other face uses it"))]
@@ -141,13 +172,6 @@ pub struct CachedMapBuilder<K, V> {
 }
 
 impl<K: Clone + Eq + Hash, V> CachedMapBuilder<K, V> {
-    /// How many entries a map has room for unless it is said.
-    pub const MAX_ENTRIES: usize = MAX_ENTRIES;
-
-    pub(super) fn new(options: Options<K, V>, loader: Loader<K, V>) -> Self {
-        Self { options, loader, bulk_loader: None, absent: None }
-    }
-
     map_options!();
 
     /// Sets a loader of several values at once, for [`get_many`](CachedMap::get_many). It returns pairs of a key and its value, in
@@ -163,31 +187,6 @@ impl<K: Clone + Eq + Hash, V> CachedMapBuilder<K, V> {
     }
 
     policy_methods!(options.policy);
-
-    /// Builds the map. Nothing is loaded before the first use.
-    ///
-    /// # Panics
-    ///
-    /// If an option is invalid: where options come from outside of the program, call [`try_build`](Self::try_build).
-    #[track_caller]
-    pub fn build(self) -> CachedMap<K, V> {
-        match self.try_build() {
-            Ok(map) => map,
-            Err(error) => panic!("{error}"),
-        }
-    }
-
-    /// As [`build`](Self::build), but returns an error if an option is invalid.
-    ///
-    /// # Errors
-    ///
-    /// [`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput) if there is no room for an entry, if the number of generations
-    /// is 0, if the jitter is not from 0 to 1 or is given without a [`max_age`](Self::max_age), or if the `every` of
-    /// [`verify`](Self::verify) is 0.
-    pub fn try_build(self) -> Result<CachedMap<K, V>, Error> {
-        let Self { options, loader, bulk_loader, absent } = self;
-        Ok(CachedMap { core: Core::new(options)?, loader, bulk_loader, absent })
-    }
 }
 
 impl<K, V> fmt::Debug for CachedMapBuilder<K, V> {

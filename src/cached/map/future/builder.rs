@@ -6,11 +6,10 @@ use std::hash::Hash;
 
 use super::{BulkLoader, CachedMap, Loader};
 use crate::cached::map::builder::map_options;
-use crate::cached::map::core::{Core, MAX_ENTRIES, Options};
+use crate::cached::map::core::Options;
 use crate::cached::map::many::{self, Absent};
 use crate::cached::policy::policy_methods;
 use crate::cached::source;
-use crate::error::Error;
 
 /// Builds a [`CachedMap`]; made by [`CachedMap::builder`].
 ///
@@ -47,13 +46,6 @@ pub struct CachedMapBuilder<K, V> {
 }
 
 impl<K: Clone + Eq + Hash, V> CachedMapBuilder<K, V> {
-    /// How many entries a map has room for unless it is said.
-    pub const MAX_ENTRIES: usize = MAX_ENTRIES;
-
-    pub(super) fn new(options: Options<K, V>, loader: Loader<K, V>) -> Self {
-        Self { options, loader, bulk_loader: None, absent: None }
-    }
-
     map_options!();
 
     policy_methods!(options.policy);
@@ -71,29 +63,6 @@ impl<K: Clone + Eq + Hash, V> CachedMapBuilder<K, V> {
             Box::pin(async move { loading.await.map(many::collect).map_err(source) })
         }));
         self
-    }
-
-    /// Builds the map. Nothing is loaded before the first use.
-    ///
-    /// # Panics
-    ///
-    /// If an option is invalid: where options come from outside of the program, call [`try_build`](Self::try_build).
-    #[track_caller]
-    pub fn build(self) -> CachedMap<K, V> {
-        match self.try_build() {
-            Ok(map) => map,
-            Err(error) => panic!("{error}"),
-        }
-    }
-
-    /// As [`build`](Self::build), but returns an error if an option is invalid.
-    ///
-    /// # Errors
-    ///
-    /// As [`gensync::CachedMapBuilder::try_build`](crate::CachedMapBuilder::try_build).
-    pub fn try_build(self) -> Result<CachedMap<K, V>, Error> {
-        let Self { options, loader, bulk_loader, absent } = self;
-        Ok(CachedMap { core: Core::new(options)?, loader, bulk_loader, absent })
     }
 }
 
